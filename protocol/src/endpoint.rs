@@ -1,0 +1,158 @@
+//! The QUIC endpoint that every part uses: one place for the transport's bounds.
+//!
+//! Owns quinn's configuration; does not own what travels. Bounds that quinn
+//! leaves unlimited or huge are set here, by name and unit.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{ClientConfig, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
+
+use crate::tls::{self, Peer};
+use crate::trust::TrustError;
+
+/// A session with nothing heard for this long is over. Live migration can black
+/// a guest out for 9 s.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often a quiet session says that it lives.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Handshakes that a listener has open at a time.
+pub const MAX_INCOMING: usize = 1024;
+/// Bytes of connection attempts that are buffered before they are accepted.
+pub const MAX_INCOMING_BUFFER_BYTES: u64 = 16 * 1024 * 1024;
+
+/// The bounds of one session, by what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bidirectional streams that the peer may have open.
+    pub peer_streams: u32,
+    /// Bytes that the peer may have on its way on one stream.
+    pub stream_window: u32,
+    /// Bytes that the peer may have on its way in all.
+    pub receive_window: u32,
+    /// Bytes that we keep for what the peer has not acknowledged.
+    pub send_window: u64,
+}
+
+impl Bounds {
+    /// The Protection Server's end of a scan session: many streams with content.
+    pub const SCAN_SERVER: Self = Self {
+        peer_streams: 128,
+        stream_window: 1024 * 1024,
+        receive_window: 8 * 1024 * 1024,
+        send_window: 1024 * 1024,
+    };
+    /// The agent's end of a scan session: it receives verdicts, and is light.
+    pub const SCAN_AGENT: Self = Self {
+        peer_streams: 0,
+        stream_window: 64 * 1024,
+        receive_window: 256 * 1024,
+        send_window: 1024 * 1024,
+    };
+    /// Either end of a control session.
+    pub const CONTROL: Self = Self {
+        peer_streams: 4,
+        stream_window: 1024 * 1024,
+        receive_window: 1024 * 1024,
+        send_window: 2 * 1024 * 1024,
+    };
+}
+
+/// Why an endpoint cannot be opened, or a peer cannot be named.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The address cannot be bound.
+    #[error("cannot open UDP {address}: {source}")]
+    Bind {
+        /// Which address.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The TLS configuration is unusable for QUIC.
+    #[error("the TLS configuration is unusable: {0}")]
+    Tls(String),
+    /// The peer is not who it should be.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The session has no TLS identity.
+    #[error("the session carries no certificates")]
+    NoIdentity,
+}
+
+fn transport(bounds: Bounds) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(bounds.peer_streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(bounds.stream_window))
+        .receive_window(VarInt::from_u32(bounds.receive_window))
+        .send_window(bounds.send_window)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        // Some virtio devices answer segmentation offload with EIO.
+        .enable_segmentation_offload(false);
+    transport
+}
+
+/// Opens a listening endpoint.
+///
+/// # Errors
+/// [`EndpointError::Bind`] or [`EndpointError::Tls`].
+pub fn listen(
+    address: SocketAddr,
+    tls: rustls::ServerConfig,
+    bounds: Bounds,
+) -> Result<Endpoint, EndpointError> {
+    let crypto =
+        QuicServerConfig::try_from(tls).map_err(|error| EndpointError::Tls(error.to_string()))?;
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(Arc::new(transport(bounds)))
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size_total(MAX_INCOMING_BUFFER_BYTES)
+        .migration(true);
+    Endpoint::server(config, address).map_err(|source| EndpointError::Bind { address, source })
+}
+
+/// Opens a connecting endpoint on a free port.
+///
+/// # Errors
+/// [`EndpointError::Bind`].
+pub fn dialler(local: SocketAddr) -> Result<Endpoint, EndpointError> {
+    Endpoint::client(local).map_err(|source| EndpointError::Bind {
+        address: local,
+        source,
+    })
+}
+
+/// A connecting side's QUIC configuration.
+///
+/// # Errors
+/// [`EndpointError::Tls`].
+pub fn client(tls: rustls::ClientConfig, bounds: Bounds) -> Result<ClientConfig, EndpointError> {
+    let crypto =
+        QuicClientConfig::try_from(tls).map_err(|error| EndpointError::Tls(error.to_string()))?;
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(transport(bounds)));
+    Ok(config)
+}
+
+/// The name that is sent as SNI: peers are told apart by SPIFFE id, not by name.
+pub const SERVER_NAME: &str = "palisade.invalid";
+
+/// Who is at the other end.
+///
+/// # Errors
+/// [`EndpointError::NoIdentity`] or [`EndpointError::Trust`].
+pub fn peer(connection: &quinn::Connection) -> Result<Peer, EndpointError> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(EndpointError::NoIdentity)?;
+    Ok(tls::peer_of(&chain)?)
+}

@@ -1,0 +1,232 @@
+//! Messages of the scan protocol (ALPN `palisade-scan/1`): agent ↔ Protection Server.
+//!
+//! ```text
+//!  agent                                     Protection Server
+//!    │ first stream ── Hello ────────────────► │
+//!    │ ◄─────────────────────────── Welcome ── │   stream ends
+//!    │                                         │
+//!    │ a stream each ── Scan, Outline* ──────► │   content is known:
+//!    │ ◄──────────────────────────── Verdict ── │   stream ends, 0 content bytes
+//!    │                                         │
+//!    │ ◄─────────────────────────────── Need ── │   else, once or more
+//!    │ ── Fragment* ─────────────────────────► │
+//!    │ ◄──────────────────────────── Verdict ── │
+//! ```
+//!
+//! `Busy` or `Refused` may come in place of `Need` or `Verdict`, and end the
+//! stream. `Outline` frames follow a `Scan` for contents of more than one
+//! fragment ([`content::has_outline`](crate::content::has_outline)), in order,
+//! as many as the size makes; the Protection Server verifies them against the
+//! content id before it asks for anything.
+//!
+//! Versions: 1, the first.
+
+use serde::{Deserialize, Serialize};
+
+use crate::bounded::{List, Text};
+use crate::codec::Message;
+use crate::content::{ChainingValue, ContentId, FRAGMENT_BYTES};
+use crate::verdict::{Generations, Verdict};
+
+/// ALPN names in order of preference; the first that both sides have is spoken.
+pub const ALPN: &[&[u8]] = &[b"palisade-scan/1"];
+
+/// Chaining values in one `Outline` frame: 1,024, which describe 256 MiB.
+pub const MAX_OUTLINE_VALUES: usize = 1024;
+/// Ranges in one `Need` frame; a content with more gaps is asked for in rounds.
+pub const MAX_NEED_RANGES: usize = 256;
+
+/// From the agent to the Protection Server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToSvm {
+    /// Opens the session, on the first stream.
+    Hello(Hello),
+    /// Asks for a verdict.
+    Scan(ScanRequest),
+    /// The next chaining values of the content.
+    Outline(List<ChainingValue, MAX_OUTLINE_VALUES>),
+    /// One fragment that was asked for.
+    Fragment(Fragment),
+}
+
+impl Message for ToSvm {
+    const MAX_BYTES: usize = FRAGMENT_BYTES as usize + 64;
+}
+
+/// From the Protection Server to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// Answers `Hello`.
+    Welcome(Welcome),
+    /// Asks for fragments.
+    Need(List<FragmentRange, MAX_NEED_RANGES>),
+    /// The verdict; ends the stream.
+    Verdict(ScanResult),
+    /// No capacity now; ask again later. Ends the stream.
+    Busy {
+        /// Milliseconds to wait before asking again.
+        retry_after_ms: u32,
+    },
+    /// The request cannot be served as it is. Ends the stream.
+    Refused(Refusal),
+}
+
+impl Message for ToAgent {
+    const MAX_BYTES: usize = 8 * 1024;
+}
+
+/// What an agent says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The agent's version, for logs and support.
+    pub version: Text<64>,
+}
+
+/// What a Protection Server says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The Protection Server's version.
+    pub version: Text<64>,
+    /// Contents above this many bytes are not scanned and need not be hashed.
+    pub max_scan_bytes: u64,
+    /// Requests that one agent may have open at a time.
+    pub max_requests: u32,
+    /// The definitions in force.
+    pub generations: Generations,
+    /// Load at this moment.
+    pub load: LoadHint,
+}
+
+/// Asks for one content's verdict.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanRequest {
+    /// The content's hash: a hint where to look, never evidence.
+    pub content: ContentId,
+    /// The content's size in bytes: a claim until the last fragment verified.
+    pub size: u64,
+    /// Why it is asked.
+    pub class: ScanClass,
+    /// Milliseconds until the answer is of no more use; 0 for no such moment.
+    pub deadline_ms: u32,
+    /// What to look into.
+    pub options: ScanOptions,
+}
+
+/// Why a scan is asked for; on-access goes before on-demand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum ScanClass {
+    /// Someone waits in `open` or `exec`.
+    OnAccess,
+    /// A task, an administrator's command, a deferred check.
+    OnDemand,
+}
+
+/// What to look into; part of the cache's key, since it changes verdicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ScanOptions {
+    /// Look into archives and other containers.
+    pub archives: bool,
+    /// Report heuristic findings as suspicious.
+    pub heuristics: bool,
+    /// Report potentially unwanted applications.
+    pub pua: bool,
+}
+
+impl Default for ScanOptions {
+    fn default() -> Self {
+        Self {
+            archives: true,
+            heuristics: true,
+            pua: false,
+        }
+    }
+}
+
+/// `count` fragments from `first` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FragmentRange {
+    /// Index of the first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+/// One fragment's bytes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fragment {
+    /// Which, counted from the content's start.
+    pub index: u32,
+    /// Its bytes: [`FRAGMENT_BYTES`], or fewer at the content's end.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for Fragment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Guests' content does not belong into logs.
+        write!(
+            f,
+            "Fragment {{ index: {}, bytes: {} }}",
+            self.index,
+            self.bytes.len()
+        )
+    }
+}
+
+/// A verdict and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanResult {
+    /// What it ended in.
+    pub verdict: Verdict,
+    /// Where it came from.
+    pub source: VerdictSource,
+    /// SHA-256 of the content, as the Protection Server hashed it; for findings.
+    pub sha256: Option<[u8; 32]>,
+    /// The definitions that gave it.
+    pub generations: Generations,
+    /// Load at this moment, for the choice of Protection Server.
+    pub load: LoadHint,
+}
+
+/// Where a verdict came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum VerdictSource {
+    /// This request's fragments were scanned.
+    Scanned,
+    /// The SharedCache had it.
+    SharedCache,
+    /// Another request for the same content was in flight.
+    Coalesced,
+}
+
+/// How busy a Protection Server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct LoadHint {
+    /// Busy workers and queue, in thousandths of capacity; above 1,000 work queues up.
+    pub load_permille: u16,
+    /// Milliseconds that a new on-access request waits for a worker.
+    pub queue_wait_ms: u32,
+}
+
+/// Why a request cannot be served as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The kind, for programs.
+    pub code: RefusalCode,
+    /// What is wrong and what helps, for people.
+    pub message: Text<512>,
+}
+
+/// The kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RefusalCode {
+    /// The bytes or chaining values are not those of the content id: the file
+    /// changed, or the peer lies. Hash again and ask again.
+    ContentMismatch,
+    /// The message does not fit the protocol's order.
+    Protocol,
+    /// More requests, streams or bytes than this agent may have.
+    OverLimit,
+    /// The Protection Server holds no definitions, or is stopping.
+    Unavailable,
+}

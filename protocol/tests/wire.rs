@@ -1,0 +1,353 @@
+//! The bytes of each message are pinned; what is too long, cut short, followed by
+//! more, or unknown is refused; nothing a peer sends panics.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a panic fails the test"
+)]
+
+use std::fmt::Debug;
+
+use palisade_protocol::bounded::{List, PathBytes, Text};
+use palisade_protocol::codec::{self, CodecError, Message};
+use palisade_protocol::content::{ContentId, FRAGMENT_BYTES};
+use palisade_protocol::control::{self, ControlFrame, FromServer, ToServer};
+use palisade_protocol::frame::{self, FrameError};
+use palisade_protocol::ids::{DetectionId, SvmId, TenantId};
+use palisade_protocol::scan::{self, ToAgent, ToSvm};
+use palisade_protocol::token::JoinToken;
+use palisade_protocol::verdict::{EngineGeneration, Generation, NotScanned, Verdict, VerdictKind};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn generations() -> List<EngineGeneration, 8> {
+    List::cut([EngineGeneration {
+        engine: Text::cut("libclamav"),
+        generation: Generation(7),
+        fingerprint: [9; 16],
+    }])
+}
+
+fn to_svm() -> Vec<ToSvm> {
+    vec![
+        ToSvm::Hello(scan::Hello {
+            version: Text::cut("0.1.0"),
+        }),
+        ToSvm::Scan(scan::ScanRequest {
+            content: ContentId([1; 32]),
+            size: 300_000,
+            class: scan::ScanClass::OnAccess,
+            deadline_ms: 5000,
+            options: scan::ScanOptions::default(),
+        }),
+        ToSvm::Outline(List::cut([[2; 32], [3; 32]])),
+        ToSvm::Fragment(scan::Fragment {
+            index: 1,
+            bytes: vec![0xaa; 4],
+        }),
+    ]
+}
+
+fn to_agent() -> Vec<ToAgent> {
+    let load = scan::LoadHint {
+        load_permille: 250,
+        queue_wait_ms: 3,
+    };
+    let result = |verdict| {
+        ToAgent::Verdict(scan::ScanResult {
+            verdict,
+            source: scan::VerdictSource::SharedCache,
+            sha256: Some([4; 32]),
+            generations: generations(),
+            load,
+        })
+    };
+    vec![
+        ToAgent::Welcome(scan::Welcome {
+            version: Text::cut("0.1.0"),
+            max_scan_bytes: 512 << 20,
+            max_requests: 64,
+            generations: generations(),
+            load,
+        }),
+        ToAgent::Need(List::cut([scan::FragmentRange { first: 0, count: 2 }])),
+        result(Verdict::Clean),
+        result(Verdict::Malware {
+            name: Text::cut("Eicar-Test-Signature"),
+            engine: Text::cut("libclamav"),
+        }),
+        result(Verdict::NotScanned(NotScanned::LimitHit {
+            limit: Text::cut("MaxRecursion"),
+        })),
+        ToAgent::Busy {
+            retry_after_ms: 100,
+        },
+        ToAgent::Refused(scan::Refusal {
+            code: scan::RefusalCode::ContentMismatch,
+            message: Text::cut("hash again"),
+        }),
+    ]
+}
+
+fn report() -> control::SvmReport {
+    control::SvmReport {
+        addresses: List::cut([control::SvmAddress {
+            network: Text::cut("agents"),
+            address: "127.0.0.1:7443".parse().unwrap(),
+        }]),
+        path: control::InfrastructurePath {
+            datacenter: Text::cut("dc1"),
+            cluster: Text::cut("c1"),
+            hypervisor: Text::cut("h1"),
+        },
+        licence: control::LicenceState::Valid,
+        average_load: scan::LoadHint::default(),
+        agents: 3,
+        generations: generations(),
+        draining: false,
+        tags: List::cut([Text::cut("gold")]),
+    }
+}
+
+fn to_server() -> Vec<ToServer> {
+    vec![
+        ToServer::Hello(control::Hello {
+            version: Text::cut("0.1.0"),
+            host: control::HostFacts {
+                hostname: Text::cut("guest-1"),
+                product_uuid: Some(Uuid::from_u128(5)),
+                boot_id: None,
+                kernel: Text::cut("6.1.0"),
+            },
+        }),
+        ToServer::SvmReport(report()),
+        ToServer::AgentReport(control::AgentReport {
+            protection: control::Protection::Off {
+                reason: Text::cut("not root"),
+            },
+            svm: Some(SvmId(Uuid::from_u128(6))),
+            events: control::EventCounters {
+                seen: 3,
+                scanned: 2,
+                cached: 1,
+                ..Default::default()
+            },
+            clock_ms: 1_700_000_000_000,
+        }),
+        ToServer::Detections(List::cut([control::Detection {
+            id: DetectionId(Uuid::from_u128(7)),
+            time_ms: 1_700_000_000_000,
+            tenant: TenantId::default_tenant(),
+            path: PathBytes::from_path("/tmp/e".as_ref()),
+            verdict: VerdictKind::Malware,
+            name: Text::cut("Eicar-Test-Signature"),
+            engine: Text::cut("libclamav"),
+            action: control::Action::Blocked,
+            class: scan::ScanClass::OnAccess,
+            blake3: [1; 32],
+            sha256: None,
+            size: 68,
+            pid: 42,
+        }])),
+        ToServer::GetSvmList { etag: 9 },
+        ToServer::Renew {
+            csr: List::cut([1, 2, 3]),
+        },
+    ]
+}
+
+fn from_server() -> Vec<FromServer> {
+    vec![
+        FromServer::Welcome(control::Welcome {
+            version: Text::cut("0.1.0"),
+            epoch: 12,
+            server_time_ms: 1_700_000_000_000,
+            report_every_s: 300,
+        }),
+        FromServer::Ack,
+        FromServer::SvmList(control::SvmList {
+            etag: 9,
+            own_path: control::InfrastructurePath::default(),
+            own_tags: List::default(),
+            svms: List::cut([control::SvmEntry {
+                id: SvmId(Uuid::from_u128(6)),
+                name: Text::cut("svm-1"),
+                report: report(),
+            }]),
+        }),
+        FromServer::NotModified,
+        FromServer::Denied(control::Denied {
+            code: control::DeniedCode::SpentToken,
+            message: Text::cut("spent"),
+        }),
+    ]
+}
+
+fn pinned<M: Message + PartialEq + Debug>(messages: &[M]) -> Vec<String> {
+    messages
+        .iter()
+        .map(|message| {
+            let bytes = codec::encode(message).unwrap();
+            assert_eq!(&codec::decode::<M>(&bytes).unwrap(), message);
+            hex::encode(bytes)
+        })
+        .collect()
+}
+
+#[test]
+fn the_bytes_of_each_message_are_pinned() {
+    insta::assert_json_snapshot!("to_svm", pinned(&to_svm()));
+    insta::assert_json_snapshot!("to_agent", pinned(&to_agent()));
+    insta::assert_json_snapshot!("to_server", pinned(&to_server()));
+    insta::assert_json_snapshot!("from_server", pinned(&from_server()));
+    assert_eq!(scan::ALPN, [b"palisade-scan/1"]);
+    assert_eq!(control::ALPN, [b"palisade-control/1"]);
+}
+
+#[test]
+fn every_cut_and_every_addition_is_refused() {
+    fn check<M: Message + Debug>(messages: &[M]) {
+        for message in messages {
+            let bytes = codec::encode(message).unwrap();
+            for end in 0..bytes.len() {
+                assert!(
+                    codec::decode::<M>(&bytes[..end]).is_err(),
+                    "{message:?} cut at {end}"
+                );
+            }
+            let more = [bytes.as_slice(), &[0]].concat();
+            assert!(matches!(
+                codec::decode::<M>(&more),
+                Err(CodecError::Trailing(1))
+            ));
+        }
+    }
+    check(&to_svm());
+    check(&to_agent());
+    check(&to_server());
+    check(&from_server());
+}
+
+#[test]
+fn unknown_variants_are_refused() {
+    assert!(codec::decode::<ToSvm>(&[200]).is_err());
+    assert!(codec::decode::<ToAgent>(&[200]).is_err());
+    assert!(codec::decode::<ToServer>(&[200]).is_err());
+    assert!(codec::decode::<FromServer>(&[200]).is_err());
+    assert!(codec::decode::<ControlFrame>(&[200]).is_err());
+}
+
+#[test]
+fn oversize_is_refused_at_encode_and_at_decode() {
+    let fits = ToSvm::Fragment(scan::Fragment {
+        index: 8191,
+        bytes: vec![0; FRAGMENT_BYTES as usize],
+    });
+    let bytes = codec::encode(&fits).unwrap();
+    assert_eq!(codec::decode::<ToSvm>(&bytes).unwrap(), fits);
+    let over = ToSvm::Fragment(scan::Fragment {
+        index: 0,
+        bytes: vec![0; ToSvm::MAX_BYTES],
+    });
+    assert!(matches!(
+        codec::encode(&over),
+        Err(CodecError::TooLarge { .. })
+    ));
+    let wire = vec![0; ToSvm::MAX_BYTES + 1];
+    assert!(matches!(
+        codec::decode::<ToSvm>(&wire),
+        Err(CodecError::TooLarge { .. })
+    ));
+    // A bounded list and a bounded text refuse on their own, within a small frame.
+    let values = bincode::serde::encode_to_vec(
+        (2u32, vec![[0u8; 32]; scan::MAX_OUTLINE_VALUES + 1]),
+        bincode::config::standard(),
+    )
+    .unwrap();
+    assert!(matches!(
+        codec::decode::<ToSvm>(&values),
+        Err(CodecError::Malformed(_))
+    ));
+}
+
+#[tokio::test]
+async fn a_frame_that_claims_too_much_is_refused_before_it_is_read() {
+    let mut stream: &[u8] = &u32::MAX.to_le_bytes();
+    let read = frame::read::<ToSvm>(&mut stream).await;
+    assert!(matches!(
+        read,
+        Err(FrameError::Codec(CodecError::TooLarge { .. }))
+    ));
+}
+
+#[tokio::test]
+async fn frames_are_read_until_the_stream_ends() {
+    let mut wire = Vec::new();
+    for message in to_svm() {
+        frame::write(&mut wire, &message).await.unwrap();
+    }
+    let mut stream = wire.as_slice();
+    for message in to_svm() {
+        assert_eq!(
+            frame::read::<ToSvm>(&mut stream).await.unwrap(),
+            Some(message)
+        );
+    }
+    assert_eq!(frame::read::<ToSvm>(&mut stream).await.unwrap(), None);
+    let mut cut = &wire[..wire.len() - 1];
+    for _ in 0..to_svm().len() - 1 {
+        frame::read::<ToSvm>(&mut cut).await.unwrap();
+    }
+    assert!(matches!(
+        frame::read::<ToSvm>(&mut cut).await,
+        Err(FrameError::Io(_))
+    ));
+    assert!(frame::read::<ToSvm>(&mut &wire[..2]).await.is_err());
+}
+
+fn survives(bytes: &[u8]) {
+    let _ = codec::decode::<ToSvm>(bytes);
+    let _ = codec::decode::<ToAgent>(bytes);
+    let _ = codec::decode::<ToServer>(bytes);
+    let _ = codec::decode::<FromServer>(bytes);
+    let _ = codec::decode::<ControlFrame>(bytes);
+    let _ = codec::decode::<JoinToken>(bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = text.parse::<JoinToken>();
+        let _ = text.parse::<palisade_protocol::spiffe::SpiffeId>();
+    }
+}
+
+proptest! {
+    #[test]
+    fn random_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+        survives(&bytes);
+    }
+
+    #[test]
+    fn mutated_messages_do_not_panic(pick: prop::sample::Index, at: prop::sample::Index, value: u8, cut: prop::sample::Index) {
+        let mut all: Vec<Vec<u8>> = to_svm().iter().map(|m| codec::encode(m).unwrap()).collect();
+        all.extend(to_agent().iter().map(|m| codec::encode(m).unwrap()));
+        all.extend(to_server().iter().map(|m| codec::encode(m).unwrap()));
+        all.extend(from_server().iter().map(|m| codec::encode(m).unwrap()));
+        let mut bytes = pick.get(&all).clone();
+        let index = at.index(bytes.len());
+        bytes[index] = value;
+        survives(&bytes);
+        bytes.truncate(cut.index(bytes.len() + 1));
+        survives(&bytes);
+    }
+
+    #[test]
+    fn ids_have_one_spelling(deployment in "[a-z0-9]{1,8}", tenant in "[a-z0-9]([a-z0-9-]{0,6}[a-z0-9])?", id: u128) {
+        let id = palisade_protocol::ids::AgentId(Uuid::from_u128(id));
+        let spiffe = palisade_protocol::spiffe::SpiffeId::agent(
+            &deployment.parse().unwrap(), &tenant.parse().unwrap(), id);
+        let text = spiffe.to_string();
+        prop_assert_eq!(&text.parse::<palisade_protocol::spiffe::SpiffeId>().unwrap(), &spiffe);
+        let upper = text.to_uppercase();
+        prop_assert!(upper.parse::<palisade_protocol::spiffe::SpiffeId>().is_err());
+        let slash = format!("{text}/");
+        prop_assert!(slash.parse::<palisade_protocol::spiffe::SpiffeId>().is_err());
+    }
+}
