@@ -1,0 +1,139 @@
+//! An engine that does what it is told by the content that it scans: the tests'
+//! stand-in for an engine that crashes, hangs, or has been taken over.
+//!
+//! Content is a command: `clean`, `find NAME`, `crash`, `hang`, `spin`, `exit N`,
+//! `members N SIZE`, `error`, `limit`, `pid`, `fds`. `--load fail|exit|hang|threads` and
+//! `--canary miss|late` misbehave earlier.
+
+#![forbid(unsafe_code)]
+
+use palisade_worker::args::{Args, ArgsError};
+use palisade_worker::content::SealedContent;
+use palisade_worker::message::{DefinitionProblem, NotScanned, Outcome, ScanOptions};
+use palisade_worker::zygote::{self, Engine, LoadReport, MemberSink, check_canary, problem};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+struct Planted {
+    canary: String,
+    scans: u32,
+}
+
+impl Engine for Planted {
+    fn enter_worker(&mut self, scratch: &Path) -> Result<(), String> {
+        std::fs::write(scratch.join("here"), "").map_err(|error| error.to_string())
+    }
+
+    fn canary(&mut self) -> Result<(), String> {
+        match (self.canary.as_str(), self.scans) {
+            ("miss", _) => check_canary(self, b"clean", "Planted.Canary"),
+            // Fine at first, missed once the engine has worked.
+            ("late", 1..) => check_canary(self, b"clean", "Planted.Canary"),
+            _ => check_canary(self, b"find Planted.Canary", "Planted.Canary"),
+        }
+    }
+
+    fn scan(
+        &mut self,
+        content: &SealedContent,
+        options: &ScanOptions,
+        members: &mut MemberSink<'_>,
+    ) -> Outcome {
+        let Ok(bytes) = content.to_vec() else {
+            return Outcome::engine_error("unreadable");
+        };
+        let command = String::from_utf8_lossy(&bytes).into_owned();
+        let words: Vec<&str> = command.split(' ').collect();
+        let outcome = match words.as_slice() {
+            ["find", name] => Outcome::found([(*name).into()], false),
+            ["pid"] => Outcome::found([std::process::id().to_string().as_str().into()], false),
+            ["fds"] => Outcome::found([open_descriptors().as_str().into()], false),
+            ["crash"] => std::process::abort(),
+            ["exit", code] => std::process::exit(code.parse().unwrap_or(1)),
+            ["hang"] => loop {
+                std::thread::sleep(Duration::from_secs(1));
+            },
+            ["spin"] => loop {
+                std::hint::spin_loop();
+            },
+            ["error"] => Outcome::engine_error("as told"),
+            ["limit"] => Outcome::NotScanned {
+                reason: NotScanned::Limit {
+                    which: "AsTold".into(),
+                },
+            },
+            ["members", count, size] if members.wanted() == options.members => {
+                let content = vec![b'm'; size.parse().unwrap_or(0)];
+                for n in 0..count.parse().unwrap_or(0) {
+                    members.member(format!("member-{n}").as_str().into(), &content);
+                }
+                Outcome::Clean
+            }
+            _ => Outcome::Clean,
+        };
+        self.scans += 1;
+        outcome
+    }
+}
+
+/// The numbers of this process's descriptors.
+fn open_descriptors() -> String {
+    let mut numbers: Vec<u32> = std::fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    numbers
+        .iter()
+        .map(u32::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+fn load(how: &str, canary: &str) -> Result<LoadReport<Planted>, Vec<DefinitionProblem>> {
+    match how {
+        "fail" => {
+            let rules = Path::new("/planted/rules.yar");
+            return Err(vec![problem(rules, Some(7), "told to fail\u{7}")]);
+        }
+        "exit" => std::process::exit(9),
+        "hang" => std::thread::sleep(Duration::from_secs(3600)),
+        "threads" => {
+            std::thread::spawn(|| std::thread::sleep(Duration::from_secs(3600)));
+        }
+        _ => {}
+    }
+    Ok(LoadReport {
+        engine: Planted {
+            canary: canary.to_owned(),
+            scans: 0,
+        },
+        version: "0".to_owned(),
+        signatures: 1,
+        warnings: Vec::new(),
+    })
+}
+
+fn main() -> ExitCode {
+    let parsed = Args::parse(std::env::args_os().skip(1), &["--load", "--canary"])
+        .and_then(|args| Ok((args.settings()?, args)));
+    let (settings, args): (_, Args) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return usage(&error),
+    };
+    let text = |option| {
+        args.get(option)
+            .and_then(|value| value.to_str())
+            .unwrap_or("")
+    };
+    zygote::run("planted", &settings, || {
+        load(text("--load"), text("--canary"))
+    })
+}
+
+fn usage(error: &ArgsError) -> ExitCode {
+    eprintln!("palisade-planted-engine: {error}");
+    ExitCode::from(2)
+}

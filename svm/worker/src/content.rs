@@ -1,0 +1,224 @@
+//! Content between processes: memory files that nobody can change any more.
+//!
+//! ```text
+//! MemFile::create ──write_at──► MemFile ──seal──► SealedContent ──► other process
+//!                                                      ▲               │
+//!                                                      └─── verify ◄───┘
+//! ```
+//!
+//! A reader that maps or parses content while its sender shrinks it would die of
+//! SIGBUS, and one that reads it twice could be shown two contents; the seals rule
+//! out both, and [`SealedContent::verify`] rules out a sender that did not seal.
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// What must be impossible before content is read.
+const SEALS: SealFlag = SealFlag::F_SEAL_WRITE
+    .union(SealFlag::F_SEAL_SHRINK)
+    .union(SealFlag::F_SEAL_GROW);
+
+/// Why a descriptor is not sealed content.
+#[derive(Debug, thiserror::Error)]
+pub enum ContentError {
+    /// It can still be changed, or is no memory file at all.
+    #[error("the content is not sealed")]
+    NotSealed,
+    /// Its length is not the one that was announced (bytes).
+    #[error("the content has {actual} bytes, {announced} were announced")]
+    WrongSize {
+        /// Length that the sender gave (bytes).
+        announced: u64,
+        /// Length of the file (bytes).
+        actual: u64,
+    },
+    /// The kernel would not say.
+    #[error("the content cannot be examined: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A memory file of a fixed size that is still being filled, by one or more
+/// writers at once.
+#[derive(Debug)]
+pub struct MemFile {
+    file: File,
+    size: u64,
+}
+
+impl MemFile {
+    /// Makes a file of `size` bytes, all zero. Pages are taken as they are written.
+    pub fn create(size: u64) -> io::Result<Self> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let no_exec = MFdFlags::from_bits_retain(nix::libc::MFD_NOEXEC_SEAL);
+        let fd = match memfd_create(c"palisade-content", flags | no_exec) {
+            // Kernels before 6.3 do not know the flag.
+            Err(Errno::EINVAL) => memfd_create(c"palisade-content", flags)?,
+            other => other?,
+        };
+        let file = File::from(fd);
+        file.set_len(size)?;
+        // Writers may not move the end: a wrong offset is an error, not a growth.
+        fcntl(
+            &file,
+            FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
+        )?;
+        Ok(Self { file, size })
+    }
+
+    /// Length (bytes).
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Writes all of `bytes` at `offset` (bytes); fails if they do not fit.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let fits = offset
+            .checked_add(bytes.len() as u64)
+            .is_some_and(|end| end <= self.size);
+        if !fits {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a write past the end of the content",
+            ));
+        }
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Seals the content: from here on nobody can change it.
+    pub fn seal(self) -> io::Result<SealedContent> {
+        fcntl(
+            &self.file,
+            FcntlArg::F_ADD_SEALS(SEALS | SealFlag::F_SEAL_SEAL),
+        )?;
+        Ok(SealedContent {
+            file: self.file,
+            size: self.size,
+        })
+    }
+}
+
+/// Content that cannot change, of a known length.
+#[derive(Debug)]
+pub struct SealedContent {
+    file: File,
+    size: u64,
+}
+
+impl SealedContent {
+    /// Sealed content of these bytes.
+    pub fn from_bytes(bytes: &[u8]) -> io::Result<Self> {
+        let file = MemFile::create(bytes.len() as u64)?;
+        file.write_at(bytes, 0)?;
+        file.seal()
+    }
+
+    /// Accepts a descriptor from another process, if it is sealed and has the
+    /// announced size (bytes).
+    pub fn verify(fd: OwnedFd, announced: u64) -> Result<Self, ContentError> {
+        let seals = match fcntl(&fd, FcntlArg::F_GET_SEALS) {
+            Ok(bits) => SealFlag::from_bits_truncate(bits),
+            Err(Errno::EINVAL) => return Err(ContentError::NotSealed),
+            Err(errno) => return Err(ContentError::Io(errno.into())),
+        };
+        if !seals.contains(SEALS) {
+            return Err(ContentError::NotSealed);
+        }
+        let file = File::from(fd);
+        let actual = file.metadata()?.len();
+        if actual != announced {
+            return Err(ContentError::WrongSize { announced, actual });
+        }
+        Ok(Self { file, size: actual })
+    }
+
+    /// Length (bytes).
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Fills `buffer` from `offset` (bytes).
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    /// All of the content, in memory.
+    pub fn to_vec(&self) -> io::Result<Vec<u8>> {
+        let size = usize::try_from(self.size).map_err(io::Error::other)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(size).map_err(io::Error::other)?;
+        bytes.resize(size, 0);
+        self.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
+    /// Another descriptor of the same content.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            size: self.size,
+        })
+    }
+}
+
+impl AsFd for SealedContent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sealed_content_cannot_change_and_is_accepted() {
+        let file = MemFile::create(6).unwrap();
+        file.write_at(b"def", 3).unwrap();
+        file.write_at(b"abc", 0).unwrap();
+        assert!(file.write_at(b"x", 6).is_err());
+        assert!(file.write_at(b"x", u64::MAX).is_err());
+        let sealed = file.seal().unwrap();
+        assert_eq!(sealed.to_vec().unwrap(), b"abcdef");
+        assert!(sealed.file.write_all_at(b"x", 0).is_err());
+        assert!(sealed.file.set_len(1).is_err());
+        let fd = sealed.as_fd().try_clone_to_owned().unwrap();
+        assert_eq!(SealedContent::verify(fd, 6).unwrap().size(), 6);
+    }
+
+    #[test]
+    fn what_is_not_sealed_or_not_as_long_is_refused() {
+        let open = MemFile::create(3).unwrap();
+        let fd = open.file.as_fd().try_clone_to_owned().unwrap();
+        assert!(matches!(
+            SealedContent::verify(fd, 3),
+            Err(ContentError::NotSealed)
+        ));
+
+        let disk = tempfile::tempfile().unwrap();
+        assert!(matches!(
+            SealedContent::verify(disk.into(), 0),
+            Err(ContentError::NotSealed)
+        ));
+
+        let (pipe, _other) = nix::unistd::pipe().unwrap();
+        assert!(matches!(
+            SealedContent::verify(pipe, 0),
+            Err(ContentError::NotSealed)
+        ));
+
+        let sealed = SealedContent::from_bytes(b"abc").unwrap();
+        let fd = sealed.as_fd().try_clone_to_owned().unwrap();
+        assert!(matches!(
+            SealedContent::verify(fd, 4),
+            Err(ContentError::WrongSize {
+                announced: 4,
+                actual: 3
+            })
+        ));
+    }
+}
