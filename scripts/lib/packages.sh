@@ -1,0 +1,81 @@
+# shellcheck shell=bash disable=SC2034 # sourced: the lists are used by whoever sources
+# What Palisade needs of a Debian 12 machine besides Rust, and why; installs what is missing.
+# Sourced by scripts/up and scripts/test; owns nothing else.
+
+# package|why, one a line
+build_packages='
+gcc|links Rust programs, compiles the C parts of crates
+libc6-dev|headers for the same
+pkg-config|finds the libraries below
+libclamav-dev|the ClamAV engine that the Protection Server runs
+libvirt-dev|the Integration Server reads the inventory through libvirt
+'
+
+test_packages='
+clamav|clamscan, the peer that scan results are compared with
+clamav-testfiles|44 packed and archived test files
+zip|makes archives with markers in them
+p7zip-full|makes 7z archives with markers in them
+libvirt-daemon-system|libvirtd, for a real qemu:///system inventory
+libvirt-clients|virsh, which checks the inventory from outside
+qemu-system-x86|domains for that inventory, by emulation
+nftables|counts bytes on the wire from outside
+iproute2|network namespaces and links for tests
+shellcheck|checks the scripts
+'
+
+# install_packages LIST: installs those of the list that are missing, saying which and why.
+install_packages() {
+    local package why missing=()
+    while IFS='|' read -r package why; do
+        [ -n "$package" ] || continue
+        if ! dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed'; then
+            echo "needs $package: $why" >&2
+            missing+=("$package")
+        fi
+    done <<<"$1"
+    [ ${#missing[@]} -gt 0 ] || return 0
+    local as_root=()
+    if [ "$(id -u)" -ne 0 ]; then
+        if ! command -v sudo >/dev/null; then
+            echo "Not root, and no sudo. Run as root: apt-get install ${missing[*]}" >&2
+            return 3
+        fi
+        as_root=(sudo)
+    fi
+    echo "installing: ${missing[*]}" >&2
+    if ! "${as_root[@]}" apt-get update -qq >&2 ||
+        ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+            --no-install-recommends "${missing[@]}" >&2; then
+        echo "apt-get could not install: ${missing[*]}" >&2
+        return 3
+    fi
+}
+
+# need_rust: Rust is the one thing that is expected to be there.
+need_rust() {
+    if ! command -v cargo >/dev/null; then
+        echo "Rust is not installed (cargo is not found); install it with rustup, version $(rust_version) or later." >&2
+        return 3
+    fi
+}
+
+rust_version() {
+    sed -n 's/^channel = "\(.*\)"/\1/p' "$(dirname "${BASH_SOURCE[0]}")/../../rust-toolchain.toml"
+}
+
+# need_nextest: the test runner, from the same registry as every crate.
+need_nextest() {
+    if ! cargo nextest --version >/dev/null 2>&1; then
+        echo "needs cargo-nextest: runs the tests, each in a process of its own" >&2
+        cargo install --locked cargo-nextest --version 0.9.143 >&2
+    fi
+}
+
+# need_deny: checks licences, sources and banned crates by deny.toml.
+need_deny() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        echo "needs cargo-deny: checks licences, sources and banned crates" >&2
+        cargo install --locked cargo-deny --version 0.20.2 >&2
+    fi
+}
