@@ -1,0 +1,163 @@
+//! Errors as RFC 9457 problem details: the one place that maps them to status
+//! codes. What a caller may know stands in `detail`; what only the operator may
+//! know goes to the log.
+
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::store::StoreError;
+
+/// A problem, as it is sent (`application/problem+json`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// The kind of problem, for programs: `urn:palisade:problem:…`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind of problem, for people.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What is wrong here, and what helps.
+    pub detail: String,
+}
+
+/// Why a request is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No token, or not a valid one.
+    #[error("a valid API token is needed: Authorization: Bearer …; the first one is in the server's state folder, in admin.token")]
+    Unauthorized,
+    /// The request makes no sense.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The body is not JSON of the expected shape.
+    #[error("{0}")]
+    Unprocessable(String),
+    /// The body is larger than allowed.
+    #[error("the request's body is over {} bytes", super::MAX_BODY_BYTES)]
+    TooLarge,
+    /// The body is not declared as JSON.
+    #[error("the request's body must be application/json")]
+    NotJson,
+    /// The object does not exist.
+    #[error("there is no {kind} {id}")]
+    NotFound {
+        /// What kind of object.
+        kind: &'static str,
+        /// Which.
+        id: String,
+    },
+    /// The path leads nowhere.
+    #[error("there is no resource {0}; /api/v1/openapi.json lists them")]
+    NoResource(String),
+    /// The resource does not take the method.
+    #[error("{0} does not take this method; /api/v1/openapi.json lists the ones it takes")]
+    NoMethod(String),
+    /// It took too long.
+    #[error("the server took too long; ask again")]
+    TimedOut,
+    /// The store failed.
+    #[error("the server cannot reach its database now; its log says why")]
+    Store(#[from] StoreError),
+    /// Anything else that is not the caller's fault.
+    #[error("the server failed; its log says why")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl ApiError {
+    fn parts(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Unauthorized => {
+                (StatusCode::UNAUTHORIZED, "unauthorized", "A valid token is needed")
+            }
+            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request", "Bad request"),
+            Self::Unprocessable(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "bad-body", "The body is not as expected")
+            }
+            Self::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large")
+            }
+            Self::NotJson => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "The body is not JSON")
+            }
+            Self::NotFound { .. } => (StatusCode::NOT_FOUND, "not-found", "Not found"),
+            Self::NoResource(_) => (StatusCode::NOT_FOUND, "no-resource", "No such resource"),
+            Self::NoMethod(_) => {
+                (StatusCode::METHOD_NOT_ALLOWED, "no-method", "Method not allowed")
+            }
+            Self::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "timed-out", "Timed out"),
+            Self::Store(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "store", "The database cannot be used")
+            }
+            Self::Internal(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The server failed")
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        match &self {
+            Self::Store(error) => tracing::error!(%error, "an API request cannot be served"),
+            Self::Internal(error) => tracing::error!(%error, "an API request failed"),
+            _ => {}
+        }
+        let (status, kind, title) = self.parts();
+        let problem = Problem {
+            kind: format!("urn:palisade:problem:{kind}"),
+            title: title.to_owned(),
+            status: status.as_u16(),
+            detail: self.to_string(),
+        };
+        let mut response = (status, axum::Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        }
+        response
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Self::TooLarge,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE => Self::NotJson,
+            StatusCode::UNPROCESSABLE_ENTITY => Self::Unprocessable(rejection.body_text()),
+            _ => Self::BadRequest(rejection.body_text()),
+        }
+    }
+}
+
+impl From<QueryRejection> for ApiError {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::BadRequest(rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for ApiError {
+    fn from(rejection: PathRejection) -> Self {
+        Self::BadRequest(rejection.body_text())
+    }
+}
+
+/// Answers for paths that lead nowhere.
+pub async fn no_such_resource(uri: Uri) -> ApiError {
+    ApiError::NoResource(uri.path().to_owned())
+}
+
+/// Answers for methods that a resource does not take.
+pub async fn no_such_method(uri: Uri) -> ApiError {
+    ApiError::NoMethod(uri.path().to_owned())
+}

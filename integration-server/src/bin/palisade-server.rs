@@ -1,0 +1,74 @@
+//! `palisade-server`: the Integration Server.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use palisade_daemon::cli::{Common, exit};
+use palisade_daemon::logging;
+use palisade_integration_server::api::{self, auth};
+use palisade_integration_server::server::Server;
+use palisade_integration_server::settings::Settings;
+use palisade_integration_server::store::sqlite::SqliteStore;
+use palisade_integration_server::time::now_ms;
+
+/// The Integration Server of a Palisade site
+#[derive(Parser)]
+#[command(name = "palisade-server", version)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve agents, Protection Servers and the API (the default)
+    Run,
+    /// Read the settings, say what is wrong with them, and end
+    CheckConfig,
+    /// Make a new admin token; the one before is void
+    NewAdminToken,
+    /// Print the API's specification (OpenAPI 3.1)
+    Openapi,
+}
+
+fn main() -> ExitCode {
+    let Arguments { common, command } = Arguments::parse();
+    logging::start(common.log_format, "info");
+    let settings = match Settings::load(&common, std::env::vars_os()) {
+        Ok(settings) => settings,
+        Err(error) => return fail(exit::USAGE, &error.into()),
+    };
+    let done = match command.unwrap_or(Command::Run) {
+        Command::Run => block_on(async { Server::start(settings, &common).await?.run().await }),
+        Command::CheckConfig => {
+            println!("{}: ok", common.settings("server").display());
+            Ok(())
+        }
+        Command::NewAdminToken => block_on(new_admin_token(settings, common)),
+        Command::Openapi => api::document_text().map(|text| print!("{text}")).map_err(Into::into),
+    };
+    match done {
+        Ok(()) => ExitCode::from(exit::FINE),
+        Err(error) => fail(exit::FAILED, &error),
+    }
+}
+
+async fn new_admin_token(settings: Settings, common: Common) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let store = SqliteStore::open(&settings.database_file(&state)).await?;
+    auth::new_admin_token(&store, &state, now_ms()).await?;
+    println!("{}", auth::admin_token_file(&state).display());
+    store.close().await;
+    Ok(())
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("palisade-server: {error:#}");
+    ExitCode::from(code)
+}

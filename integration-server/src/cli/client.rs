@@ -1,0 +1,208 @@
+//! Requests to the API, and what an error means for the person who asked.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use palisade_protocol::tls;
+use rustls::CertificateError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use ureq::http::{Response, StatusCode};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::{Agent, Body, Error};
+
+use super::target::{CA, TOKEN, Target, URL};
+use crate::api::page::Page;
+use crate::api::problem::Problem;
+
+/// How long a request may take.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest answer, in bytes.
+const MAX_ANSWER_BYTES: u64 = 256 * 1024 * 1024;
+
+/// A client of one server.
+#[derive(Debug)]
+pub struct Client {
+    agent: Agent,
+    target: Target,
+}
+
+impl Client {
+    /// A client that trusts the target's root and no other.
+    ///
+    /// # Errors
+    /// None is known; the result leaves room for one.
+    pub fn new(target: Target) -> anyhow::Result<Self> {
+        let root = Certificate::from_der(&target.root).to_owned();
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(tls::provider())
+            .root_certs(RootCerts::Specific(Arc::new(vec![root])))
+            .build();
+        let agent = Agent::config_builder()
+            .tls_config(tls)
+            .https_only(true)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .timeout_global(Some(TIMEOUT))
+            .user_agent(concat!("palisade/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Ok(Self { agent, target })
+    }
+
+    /// Reads a resource.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps.
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let request = self.agent.get(self.url(path)).header("authorization", self.bearer());
+        self.read(request.call())
+    }
+
+    /// Reads a list, page after page, up to a number of items.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps.
+    pub fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        page_size: Option<usize>,
+        most: usize,
+    ) -> anyhow::Result<Vec<T>> {
+        let mut items = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let left = most - items.len();
+            let mut query = Vec::new();
+            if let Some(size) = page_size {
+                query.push(format!("limit={}", size.min(left)));
+            }
+            if let Some(cursor) = &cursor {
+                query.push(format!("cursor={cursor}"));
+            }
+            let separator = if query.is_empty() { "" } else { "?" };
+            let page: Page<T> = self.get(&format!("{path}{separator}{}", query.join("&")))?;
+            items.extend(page.items.into_iter().take(left));
+            cursor = page.next;
+            if cursor.is_none() || items.len() >= most {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps.
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let request = self.agent.post(self.url(path)).header("authorization", self.bearer());
+        self.read(request.send_json(body))
+    }
+
+    /// Removes an object.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps.
+    pub fn delete(&self, path: &str) -> anyhow::Result<()> {
+        let request = self.agent.delete(self.url(path)).header("authorization", self.bearer());
+        self.check(request.call()).map(drop)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/api/v1/{path}", self.target.url)
+    }
+
+    fn bearer(&self) -> String {
+        format!("Bearer {}", self.target.token)
+    }
+
+    fn read<T: DeserializeOwned>(
+        &self,
+        answer: Result<Response<Body>, Error>,
+    ) -> anyhow::Result<T> {
+        let mut response = self.check(answer)?;
+        response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_json().with_context(|| {
+            format!(
+                "{} answers with something else than this version of palisade expects; use the palisade of the server's version",
+                self.target.url
+            )
+        })
+    }
+
+    fn check(&self, answer: Result<Response<Body>, Error>) -> anyhow::Result<Response<Body>> {
+        let mut response = answer.map_err(|error| self.explain(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            bail!(
+                "{} does not accept the token; set {TOKEN} to the text of a valid one (the first is in admin.token in the server's state folder)",
+                self.target.url
+            );
+        }
+        match response.body_mut().read_json::<Problem>() {
+            Ok(problem) => bail!("{}", super::table::safe(&problem.detail)),
+            Err(_) => bail!(
+                "{} answers {status}, and is no Palisade server; check {URL}",
+                self.target.url
+            ),
+        }
+    }
+
+    fn explain(&self, error: Error) -> anyhow::Error {
+        let url = &self.target.url;
+        if let Some(certificate) = certificate_error(&error) {
+            let root = self.target.root_file.display();
+            return match certificate {
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => anyhow!(
+                    "the server at {url} is not of the site whose CA is {root}; set {CA} to that site's ca/root.pem, or {URL} to the right server"
+                ),
+                CertificateError::NotValidForName
+                | CertificateError::NotValidForNameContext { .. } => anyhow!(
+                    "the certificate of {url} is not for that name; use a name that it is for, or add the name to api_names in server.toml and restart the server"
+                ),
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => anyhow!(
+                    "the certificate of {url} is not valid now; check the clocks of both machines, and restart the server"
+                ),
+                other => anyhow!("the certificate of {url} is not accepted: {other}"),
+            };
+        }
+        match error {
+            Error::Io(source) if source.kind() == ErrorKind::ConnectionRefused => anyhow!(
+                "nothing listens at {url}: is palisade-server running? Start it, or set {URL} to where it is"
+            ),
+            Error::ConnectionFailed | Error::Timeout(_) => anyhow!(
+                "no server answers at {url}: check that palisade-server runs there and that its TCP port is reachable"
+            ),
+            Error::HostNotFound => {
+                anyhow!("the host of {url} is unknown; set {URL} to where palisade-server is")
+            }
+            other => anyhow!("{url} cannot be asked: {other}"),
+        }
+    }
+}
+
+/// The reason for which rustls does not accept the server's certificate, if it is that.
+fn certificate_error(error: &Error) -> Option<CertificateError> {
+    let tls = match error {
+        Error::Rustls(error) => error,
+        Error::Io(error) => error.get_ref()?.downcast_ref::<rustls::Error>()?,
+        _ => return None,
+    };
+    match tls {
+        rustls::Error::InvalidCertificate(error) => Some(error.clone()),
+        _ => None,
+    }
+}

@@ -1,0 +1,169 @@
+//! The `palisade` command: a client of the public API, and no more.
+//!
+//! ```text
+//!   arguments ─► Target (URL, token, CA) ─► Client ─► resource's command ─► table | JSON
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`target`] | where the server is and how it is trusted: environment, or the site's files |
+//! | [`client`] | requests, and what an error means for the person who asked |
+//! | [`resources`] | one function a noun and verb: which columns, which JSON |
+//! | [`table`] | columns for people, with nothing in them that drives a terminal |
+
+pub mod client;
+pub mod resources;
+pub mod table;
+pub mod target;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use palisade_daemon::cli::{Common, Output, exit};
+use uuid::Uuid;
+
+use crate::api::tokens::Component;
+use crate::interval::Interval;
+use client::Client;
+use target::Target;
+
+/// Look at a Palisade site and let components join it
+///
+/// On the server's own machine it finds everything by itself. Elsewhere set
+/// PALISADE_URL, PALISADE_TOKEN and PALISADE_CA (a file with the site's root
+/// certificate, ca/root.pem in the server's state folder).
+///
+/// Exit codes: 0 fine, 2 wrong usage, 3 could not do it.
+#[derive(Debug, Parser)]
+#[command(name = "palisade", version, verbatim_doc_comment)]
+pub struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    /// How results are written
+    #[arg(short, long, value_enum, default_value_t, global = true)]
+    output: Output,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// The site on one screen
+    Status,
+    /// Protection Servers
+    #[command(subcommand)]
+    Svm(Members),
+    /// Light Agents
+    #[command(subcommand)]
+    Agent(Members),
+    /// Hypervisors and their domains
+    #[command(subcommand)]
+    Inventory(Inventory),
+    /// What agents found
+    #[command(subcommand)]
+    Detection(Detections),
+    /// Join tokens
+    #[command(subcommand)]
+    Token(Tokens),
+}
+
+#[derive(Debug, Subcommand)]
+enum Members {
+    /// List all, by name
+    List,
+    /// Cut one off; it can join again with a new token only
+    Revoke {
+        /// Its id
+        id: Uuid,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Inventory {
+    /// List all hosts with their domains
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum Detections {
+    /// List detections, newest first
+    List {
+        /// How many at the most
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Tokens {
+    /// Make a join token and print it, alone
+    Create {
+        /// What may join with it
+        #[arg(long, value_enum, default_value = "agent")]
+        component: Component,
+        /// The tenant that agents join
+        #[arg(long, default_value = "default")]
+        tenant: palisade_protocol::ids::TenantId,
+        /// How often it may be used
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(crate::api::tokens::MAX_USES)))]
+        uses: u32,
+        /// How long it may be used: 30s, 5m, 1h, 7d
+        #[arg(long, default_value = "1h")]
+        expires: Interval,
+    },
+    /// List join tokens, without their secrets
+    List,
+    /// Make a join token void; who joined with it stays
+    Revoke {
+        /// Its id
+        id: Uuid,
+    },
+}
+
+/// Runs the command; for `main`.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(text) => match std::io::stdout().lock().write_all(text.as_bytes()) {
+            Ok(()) => ExitCode::from(exit::FINE),
+            // A reader that has enough, like `head`, is no failure.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Err(error) => fail(&anyhow::Error::from(error)),
+        },
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("palisade: {error:#}");
+    ExitCode::from(exit::FAILED)
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<String> {
+    let target = Target::find(&arguments.common, std::env::vars_os())?;
+    let client = Client::new(target)?;
+    let output = arguments.output;
+    match &arguments.noun {
+        Noun::Status => resources::status(&client, output),
+        Noun::Svm(Members::List) => resources::svms(&client, output),
+        Noun::Svm(Members::Revoke { id }) => resources::revoke(&client, "svms", *id, output),
+        Noun::Agent(Members::List) => resources::agents(&client, output),
+        Noun::Agent(Members::Revoke { id }) => resources::revoke(&client, "agents", *id, output),
+        Noun::Inventory(Inventory::List) => resources::inventory(&client, output),
+        Noun::Detection(Detections::List { limit }) => {
+            resources::detections(&client, *limit, output)
+        }
+        Noun::Token(Tokens::List) => resources::tokens(&client, output),
+        Noun::Token(Tokens::Revoke { id }) => resources::revoke(&client, "tokens", *id, output),
+        Noun::Token(Tokens::Create { component, tenant, uses, expires }) => {
+            let new = crate::api::tokens::NewToken {
+                component: *component,
+                tenant: Some(tenant.to_string()),
+                uses: *uses,
+                expires_in: expires.to_string(),
+            };
+            resources::create_token(&client, &new, output)
+        }
+    }
+}

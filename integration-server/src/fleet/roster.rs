@@ -1,0 +1,268 @@
+//! The Protection Servers that agents choose from. Pure; time is an argument.
+//!
+//! ```text
+//!               connected ──────────► Connected ◄──┐
+//!   add (known)      │                    │ gone   │ connected
+//!        └──► Gone{since} ◄───────────────┘        │
+//!                │      └──────────────────────────┘
+//!                └─ since + lost_after ─► not listed (still known)
+//! ```
+//!
+//! An entry is listed when it has reported and is connected, or was until
+//! recently: agents may reach a Protection Server that the server has just lost.
+
+use std::collections::BTreeMap;
+
+use palisade_protocol::bounded::{List, Text};
+use palisade_protocol::control::{InfrastructurePath, MAX_SVMS, SvmEntry, SvmReport};
+use palisade_protocol::ids::SvmId;
+use palisade_protocol::trust::sha256;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// A load that moved by this much, in thousandths, is worth telling agents.
+pub const LOAD_STEP_PERMILLE: u16 = 100;
+/// A queue wait that moved by this much is worth telling agents.
+pub const QUEUE_STEP_MS: u32 = 100;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Presence {
+    Connected,
+    Gone { since_ms: u64 },
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    name: String,
+    product_uuid: Option<Uuid>,
+    presence: Presence,
+    /// As agents were told: load moves in steps.
+    report: Option<SvmReport>,
+    listed: bool,
+}
+
+/// The list's source.
+#[derive(Debug)]
+pub struct Roster {
+    lost_after_ms: u64,
+    svms: BTreeMap<SvmId, Known>,
+}
+
+impl Roster {
+    /// An empty roster; who is gone for `lost_after_ms` is not listed.
+    pub fn new(lost_after_ms: u64) -> Self {
+        Self { lost_after_ms, svms: BTreeMap::new() }
+    }
+
+    /// Takes in what the store knows, as gone since now: it may come back.
+    pub fn add(
+        &mut self,
+        id: SvmId,
+        name: String,
+        product_uuid: Option<Uuid>,
+        report: Option<SvmReport>,
+        now_ms: u64,
+    ) {
+        let presence = Presence::Gone { since_ms: now_ms };
+        let listed = report.is_some();
+        self.svms.insert(id, Known { name, product_uuid, presence, report, listed });
+    }
+
+    /// A session began. True when agents' lists change.
+    pub fn connected(&mut self, id: SvmId, name: &str, product_uuid: Option<Uuid>) -> bool {
+        let known = self.svms.entry(id).or_insert_with(|| Known {
+            name: name.to_owned(),
+            product_uuid,
+            presence: Presence::Connected,
+            report: None,
+            listed: false,
+        });
+        let moved = known.product_uuid != product_uuid;
+        known.presence = Presence::Connected;
+        known.product_uuid = product_uuid;
+        let appears = known.report.is_some() && !known.listed;
+        known.listed = known.report.is_some();
+        appears || (moved && known.listed)
+    }
+
+    /// A report came. True when it says something that agents care about.
+    pub fn reported(&mut self, id: SvmId, report: SvmReport) -> bool {
+        let Some(known) = self.svms.get_mut(&id) else { return false };
+        let listed = std::mem::replace(&mut known.listed, true);
+        match &mut known.report {
+            Some(told) if listed && !differs(told, &report) => {
+                told.agents = report.agents;
+                false
+            }
+            told => {
+                *told = Some(report);
+                true
+            }
+        }
+    }
+
+    /// A session ended. Lists do not change before `lost_after`.
+    pub fn gone(&mut self, id: SvmId, now_ms: u64) -> bool {
+        if let Some(known) = self.svms.get_mut(&id) {
+            known.presence = Presence::Gone { since_ms: now_ms };
+        }
+        false
+    }
+
+    /// Forgets a Protection Server. True when lists change.
+    pub fn remove(&mut self, id: SvmId) -> bool {
+        self.svms.remove(&id).is_some_and(|known| known.listed)
+    }
+
+    /// Time passed. True when lists change.
+    pub fn tick(&mut self, now_ms: u64) -> bool {
+        let mut changed = false;
+        for known in self.svms.values_mut().filter(|known| known.listed) {
+            if let Presence::Gone { since_ms } = known.presence
+                && now_ms.saturating_sub(since_ms) >= self.lost_after_ms
+            {
+                known.listed = false;
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// The list, with the places that the inventory knows filled in where a
+    /// Protection Server does not say its own.
+    pub fn entries(
+        &self,
+        place_of: impl Fn(Uuid) -> Option<InfrastructurePath>,
+    ) -> List<SvmEntry, MAX_SVMS> {
+        List::cut(self.svms.iter().filter(|(_, known)| known.listed).filter_map(|(id, known)| {
+            let mut report = known.report.clone()?;
+            // Not agents' concern, and would make equal lists differ.
+            report.agents = 0;
+            if report.path == InfrastructurePath::default()
+                && let Some(place) = known.product_uuid.and_then(&place_of)
+            {
+                report.path = place;
+            }
+            Some(SvmEntry { id: *id, name: Text::cut(&known.name), report })
+        }))
+    }
+}
+
+fn differs(told: &SvmReport, new: &SvmReport) -> bool {
+    let (old_load, load) = (told.average_load, new.average_load);
+    let without_load = |report: &SvmReport| SvmReport {
+        average_load: Default::default(),
+        agents: 0,
+        ..report.clone()
+    };
+    without_load(told) != without_load(new)
+        || old_load.load_permille.abs_diff(load.load_permille) >= LOAD_STEP_PERMILLE
+        || old_load.queue_wait_ms.abs_diff(load.queue_wait_ms) >= QUEUE_STEP_MS
+}
+
+/// A list's version: of its content alone, so that equal servers and restarts give
+/// equal lists the same one. Never 0.
+pub fn etag(svms: &List<SvmEntry, MAX_SVMS>, own_path: &InfrastructurePath) -> u64 {
+    #[derive(Serialize)]
+    struct Content<'a> {
+        svms: &'a [SvmEntry],
+        own_path: &'a InfrastructurePath,
+    }
+    let bytes = serde_json::to_vec(&Content { svms, own_path }).unwrap_or_default();
+    let hash = sha256(&bytes);
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash[..8]);
+    u64::from_le_bytes(first).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_protocol::control::{LicenceState, SvmAddress};
+    use palisade_protocol::scan::LoadHint;
+
+    use super::*;
+
+    fn report(load_permille: u16) -> SvmReport {
+        SvmReport {
+            addresses: List::cut([SvmAddress {
+                network: Text::default(),
+                address: ([127, 0, 0, 1], 7443).into(),
+            }]),
+            path: InfrastructurePath::default(),
+            licence: LicenceState::Valid,
+            average_load: LoadHint { load_permille, queue_wait_ms: 0 },
+            agents: 0,
+            generations: List::default(),
+            draining: false,
+            tags: List::default(),
+        }
+    }
+
+    fn version(roster: &Roster) -> u64 {
+        etag(&roster.entries(|_| None), &InfrastructurePath::default())
+    }
+
+    #[test]
+    fn an_svm_is_listed_once_it_reported_and_until_it_is_lost() {
+        let id = SvmId::random();
+        let mut roster = Roster::new(1000);
+        assert!(!roster.connected(id, "svm-1", None));
+        assert!(roster.entries(|_| None).is_empty(), "nothing to offer yet");
+        assert!(roster.reported(id, report(0)));
+        assert_eq!(roster.entries(|_| None).len(), 1);
+        assert!(!roster.gone(id, 5000));
+        assert!(!roster.tick(5999));
+        assert!(roster.tick(6000));
+        assert!(roster.entries(|_| None).is_empty());
+        assert!(!roster.tick(9000), "said once");
+        assert!(roster.connected(id, "svm-1", None), "back with its last report");
+        assert_eq!(roster.entries(|_| None).len(), 1);
+    }
+
+    #[test]
+    fn only_what_agents_care_about_is_a_change() {
+        let id = SvmId::random();
+        let mut roster = Roster::new(1000);
+        roster.connected(id, "svm-1", None);
+        roster.reported(id, report(0));
+        let first = version(&roster);
+        assert!(!roster.reported(id, SvmReport { agents: 40, ..report(LOAD_STEP_PERMILLE - 1) }));
+        assert_eq!(version(&roster), first);
+        assert!(roster.reported(id, report(LOAD_STEP_PERMILLE)));
+        assert_ne!(version(&roster), first);
+        assert!(roster.reported(id, SvmReport { draining: true, ..report(LOAD_STEP_PERMILLE) }));
+        assert!(roster.remove(id));
+        assert!(!roster.reported(id, report(0)), "a removed one stays away");
+    }
+
+    #[test]
+    fn equal_lists_have_equal_versions_after_a_restart() {
+        let id = SvmId::random();
+        let mut first = Roster::new(1000);
+        first.connected(id, "svm-1", None);
+        first.reported(id, report(7));
+        let mut second = Roster::new(1000);
+        second.add(id, "svm-1".to_owned(), None, Some(report(7)), 99);
+        assert_eq!(version(&first), version(&second));
+        assert_ne!(version(&first), 0);
+    }
+
+    #[test]
+    fn a_place_is_filled_in_from_the_inventory_unless_the_svm_says_its_own() {
+        let id = SvmId::random();
+        let uuid = Uuid::from_u128(1);
+        let place = InfrastructurePath {
+            datacenter: Text::cut("dc"),
+            cluster: Text::default(),
+            hypervisor: Text::cut("hv1"),
+        };
+        let mut roster = Roster::new(1000);
+        roster.connected(id, "svm-1", Some(uuid));
+        roster.reported(id, report(0));
+        let known = |asked: Uuid| (asked == uuid).then(|| place.clone());
+        assert_eq!(roster.entries(known)[0].report.path, place);
+        let own = InfrastructurePath { hypervisor: Text::cut("hv9"), ..Default::default() };
+        roster.reported(id, SvmReport { path: own.clone(), ..report(0) });
+        assert_eq!(roster.entries(known)[0].report.path, own);
+    }
+}

@@ -1,0 +1,291 @@
+//! One enrolled member's session: its sockets, its queue, its time limits.
+//!
+//! ```text
+//!   reader:  frame ─► Conversation ─► Fleet::answer ─► queue (bounded)
+//!   writer:  queue, "lists may have changed" ─► Sealer ─► frame
+//! ```
+//!
+//! Both run in one task. The writer alone seals, so that sequences on the wire are
+//! in order. A peer that does not take what it is sent stops its own reader by the
+//! full queue, and is cut after [`WRITE_TIMEOUT`].
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use palisade_protocol::control::{ControlFrame, Denied, FromServer, Hello};
+use palisade_protocol::envelope::{Envelope, Sealer};
+use palisade_protocol::frame::{self, FrameError};
+use palisade_protocol::spiffe::SpiffeId;
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::conversation::{Asked, Conversation, Member};
+use super::sessions::Cut;
+use super::{EXPIRY_GRACE, Fleet};
+use crate::time;
+
+/// How long the greeting may take.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one frame may take to be sent.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers that may wait to be sent.
+const MAX_QUEUED: usize = 16;
+/// Changes of the list that come together are one push.
+const DEBOUNCE: Duration = Duration::from_millis(300);
+/// How long a refusal may take to reach the peer.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What the writer sends.
+enum Outgoing {
+    /// Begins an epoch; pushes follow.
+    Welcome { epoch: u64, answers: u64 },
+    /// An answer.
+    Answer { message: FromServer, answers: u64 },
+    /// A refusal; the session ends.
+    Denied(Denied),
+}
+
+/// One session, seen by both its halves.
+struct Session<'a> {
+    fleet: &'a Fleet,
+    connection: &'a Connection,
+    peer: SpiffeId,
+    member: Member,
+    /// The version of the list that the agent has; 0 when it has none.
+    list: AtomicU64,
+}
+
+/// Serves a session until it ends.
+pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: Member) {
+    let opened = tokio::time::timeout(GREETING_TIMEOUT, connection.accept_bi()).await;
+    let Ok(Ok((send, receive))) = opened else {
+        return Cut::Silent.close(&connection);
+    };
+    let own = fleet.own.identity();
+    let sealer = match Sealer::new(own.clone(), peer.clone(), 0) {
+        Ok(sealer) => sealer,
+        Err(error) => {
+            tracing::error!(%error, "the server's own key cannot sign");
+            return Cut::Refused.close(&connection);
+        }
+    };
+    let trust = fleet.authority.trust();
+    trust.grace.set(EXPIRY_GRACE);
+    let conversation =
+        Conversation::new(member.clone(), peer.clone(), own.id().clone(), trust);
+    let session =
+        Session { fleet, connection: &connection, peer, member, list: AtomicU64::new(0) };
+    let (queue, queued) = mpsc::channel(MAX_QUEUED);
+    tokio::join!(
+        async {
+            // The queue's end is dropped with the reader, and ends the writer.
+            let queue = queue;
+            session.read(conversation, receive, &queue).await;
+        },
+        session.write(sealer, send, queued),
+    );
+    session.ended();
+}
+
+impl Session<'_> {
+    async fn read(
+        &self,
+        mut conversation: Conversation,
+        mut receive: RecvStream,
+        queue: &mpsc::Sender<Outgoing>,
+    ) {
+        let Some(product_uuid) = self.greet(&mut conversation, &mut receive, queue).await else {
+            return;
+        };
+        let patience = match self.member {
+            Member::Agent { .. } => self.fleet.settings.agent_lost_after,
+            Member::Svm(_) => self.fleet.settings.svm_lost_after,
+        };
+        loop {
+            let Some(envelope) = self.next(&mut receive, patience.get(), queue).await else {
+                return;
+            };
+            let now_ms = time::now_ms();
+            let (asked, answers) = match conversation.take(&envelope, now_ms) {
+                Ok(taken) => taken,
+                Err(refused) => return self.refuse(refused.denied(), queue).await,
+            };
+            let held = match &asked {
+                Asked::List { etag } => Some(*etag),
+                _ => None,
+            };
+            let message = self.fleet.answer(&self.peer, product_uuid, asked, now_ms).await;
+            match (&message, held) {
+                (FromServer::SvmList(list), _) => self.list.store(list.etag, Ordering::Relaxed),
+                (FromServer::NotModified, Some(etag)) => self.list.store(etag, Ordering::Relaxed),
+                _ => {}
+            }
+            if queue.send(Outgoing::Answer { message, answers }).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes the greeting; gives the product UUID that the member claims.
+    async fn greet(
+        &self,
+        conversation: &mut Conversation,
+        receive: &mut RecvStream,
+        queue: &mpsc::Sender<Outgoing>,
+    ) -> Option<Option<Uuid>> {
+        let envelope = self.next(receive, GREETING_TIMEOUT, queue).await?;
+        let now_ms = time::now_ms();
+        let (hello, answers) = match conversation.take(&envelope, now_ms) {
+            Ok((Asked::Hello(hello), answers)) => (hello, answers),
+            // `take` lets nothing but Hello through here.
+            Ok(_) => return None,
+            Err(refused) => {
+                self.refuse(refused.denied(), queue).await;
+                return None;
+            }
+        };
+        // Entered before it is admitted: a revocation that comes meanwhile finds it.
+        self.fleet.sessions.begin(self.member.uuid(), self.connection);
+        let admitted = match self.fleet.admit(&self.member, &hello, now_ms).await {
+            Ok(admitted) => admitted,
+            Err(denied) => {
+                self.refuse(denied, queue).await;
+                return None;
+            }
+        };
+        conversation.greeted(admitted.epoch);
+        self.began(&hello, &admitted.name);
+        let welcome = Outgoing::Welcome { epoch: admitted.epoch, answers };
+        queue.send(welcome).await.ok()?;
+        Some(hello.host.product_uuid)
+    }
+
+    /// The next envelope; `None` when the session is over.
+    async fn next(
+        &self,
+        receive: &mut RecvStream,
+        patience: Duration,
+        queue: &mpsc::Sender<Outgoing>,
+    ) -> Option<Envelope> {
+        // Cancelled reads lose their place, and a cancelled one ends the session.
+        match tokio::time::timeout(patience, frame::read::<ControlFrame>(receive)).await {
+            Ok(Ok(Some(ControlFrame::Envelope(envelope)))) => Some(envelope),
+            Ok(Ok(None) | Err(FrameError::Io(_))) => None,
+            Ok(Ok(Some(_))) => {
+                let why = "an enrolled session carries envelopes only";
+                self.refuse(super::conversation::Refused::Order(why).denied(), queue).await;
+                None
+            }
+            Ok(Err(FrameError::Codec(error))) => {
+                tracing::warn!(peer = %self.peer, %error, "malformed frame");
+                let why = "a frame is malformed";
+                self.refuse(super::conversation::Refused::Order(why).denied(), queue).await;
+                None
+            }
+            Err(_) => {
+                tracing::info!(peer = %self.peer, "silent for too long");
+                Cut::Silent.close(self.connection);
+                None
+            }
+        }
+    }
+
+    async fn refuse(&self, denied: Denied, queue: &mpsc::Sender<Outgoing>) {
+        tracing::warn!(peer = %self.peer, code = ?denied.code, "session refused: {}", denied.message);
+        // An error means that the writer has ended the session already.
+        let _ = queue.send(Outgoing::Denied(denied)).await;
+    }
+
+    async fn write(
+        &self,
+        mut sealer: Sealer,
+        mut send: SendStream,
+        mut queued: mpsc::Receiver<Outgoing>,
+    ) {
+        let mut changes = self.fleet.changes();
+        let mut product_uuid = None;
+        let mut pushes = false;
+        loop {
+            let frame = tokio::select! {
+                outgoing = queued.recv() => match outgoing {
+                    Some(Outgoing::Welcome { epoch, answers }) => {
+                        sealer.set_epoch(epoch);
+                        pushes = matches!(self.member, Member::Agent { .. });
+                        product_uuid = self.product_uuid().await;
+                        let welcome = self.fleet.welcome(epoch, time::now_ms());
+                        self.seal(&mut sealer, &FromServer::Welcome(welcome), Some(answers))
+                    }
+                    Some(Outgoing::Answer { message, answers }) => {
+                        self.seal(&mut sealer, &message, Some(answers))
+                    }
+                    Some(Outgoing::Denied(denied)) => Some(ControlFrame::Denied(denied)),
+                    None => break,
+                },
+                Ok(()) = changes.changed(), if pushes => {
+                    tokio::time::sleep(DEBOUNCE).await;
+                    changes.mark_unchanged();
+                    match self.changed_list(product_uuid) {
+                        Some(list) => self.seal(&mut sealer, &list, None),
+                        None => continue,
+                    }
+                }
+            };
+            let Some(frame) = frame else { return Cut::Refused.close(self.connection) };
+            match tokio::time::timeout(WRITE_TIMEOUT, frame::write(&mut send, &frame)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Cut::Done.close(self.connection),
+                Err(_) => {
+                    tracing::warn!(peer = %self.peer, "too slow; the session is cut");
+                    return Cut::Slow.close(self.connection);
+                }
+            }
+        }
+        if send.finish().is_ok() {
+            let _ = tokio::time::timeout(LAST_WORDS, send.stopped()).await;
+        }
+        Cut::Done.close(self.connection);
+    }
+
+    fn seal(
+        &self,
+        sealer: &mut Sealer,
+        message: &FromServer,
+        answers: Option<u64>,
+    ) -> Option<ControlFrame> {
+        match sealer.seal(message, answers, time::now_ms()) {
+            Ok((envelope, _)) => Some(ControlFrame::Envelope(envelope)),
+            Err(error) => {
+                tracing::error!(peer = %self.peer, %error, "a message cannot be sent");
+                None
+            }
+        }
+    }
+
+    /// The agent's list, if it is not the one that it has.
+    fn changed_list(&self, product_uuid: Option<Uuid>) -> Option<FromServer> {
+        let list = self.fleet.list_for(product_uuid);
+        (self.list.swap(list.etag, Ordering::Relaxed) != list.etag)
+            .then_some(FromServer::SvmList(list))
+    }
+
+    async fn product_uuid(&self) -> Option<Uuid> {
+        let Member::Agent { id, .. } = &self.member else { return None };
+        self.fleet.store.agent(*id).await.ok().flatten()?.product_uuid
+    }
+
+    fn began(&self, hello: &Hello, name: &str) {
+        if let Member::Svm(id) = &self.member {
+            self.fleet.svm_connected(*id, name, hello.host.product_uuid);
+        }
+        tracing::info!(peer = %self.peer, %name, version = %hello.version.escape_debug(), "session began");
+    }
+
+    fn ended(&self) {
+        let last = self.fleet.sessions.end(self.member.uuid(), self.connection);
+        if let (true, Member::Svm(id)) = (last, &self.member) {
+            self.fleet.svm_gone(*id, time::now_ms());
+        }
+        tracing::info!(peer = %self.peer, "session ended");
+    }
+}

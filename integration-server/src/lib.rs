@@ -1,0 +1,40 @@
+//! The Integration Server: the site's certificate authority, inventory and fleet,
+//! its REST API, and the `palisade` command that speaks it.
+//!
+//! ```text
+//!   agents, SVMs ──QUIC──► fleet ──► store (SQLite) ◄── api ◄──HTTPS── palisade, console
+//!                            ▲                           ▲
+//!   libvirt ──► inventory ───┴───────────────────────────┘
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`settings`] | `server.toml` |
+//! | [`ca`] | keys and certificates |
+//! | [`store`] | what must not be forgotten |
+//! | [`fleet`] | enrolment and control sessions |
+//! | [`libvirt`] | the only code that touches libvirt |
+//! | [`inventory`] | hosts and domains, and what changed (pure) |
+//! | [`api`] | the REST API |
+//! | [`server`] | composition: start, run, stop |
+//! | [`cli`] | the `palisade` command |
+//! | [`secret`], [`interval`], [`time`] | secrets that are handed out, durations as people write them, the clock |
+//!
+//! **Invariant:** what a peer was told is stored was committed before.
+//! **Invariant:** unsafe code is in `libvirt/events.rs` and nowhere else.
+
+#![deny(unsafe_code)]
+
+pub mod api;
+pub mod ca;
+pub mod cli;
+pub mod fleet;
+pub mod interval;
+pub mod inventory;
+
+pub mod libvirt;
+pub mod secret;
+pub mod server;
+pub mod settings;
+pub mod store;
+pub mod time;

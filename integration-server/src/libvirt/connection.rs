@@ -1,0 +1,90 @@
+//! A read-only connection that is closed when it is dropped, and one whole
+//! reading of its host.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::{Error, ErrorNumber};
+use virt::sys;
+
+use crate::inventory::{DomainFacts, DomainState, HostFacts};
+
+/// A remote host that does not answer for this long is gone: interval in seconds
+/// and unanswered probes.
+const KEEP_ALIVE: (i32, u32) = (5, 3);
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Connection(Connect);
+
+impl Connection {
+    /// Connects.
+    ///
+    /// # Errors
+    /// libvirt's.
+    pub fn open(uri: &str) -> Result<Self, Error> {
+        let connection = Self(Connect::open_read_only(Some(uri))?);
+        // Drivers within the process have no keep-alive and need none.
+        let _ = connection.0.set_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1);
+        Ok(connection)
+    }
+
+    /// libvirt's own handle.
+    pub(super) fn inner(&self) -> &Connect {
+        &self.0
+    }
+
+    /// Whether the other end is still there, as far as this one knows.
+    pub fn is_alive(&self) -> bool {
+        self.0.is_alive().unwrap_or(false)
+    }
+
+    /// Reads the host and all its domains.
+    ///
+    /// # Errors
+    /// libvirt's. A domain that vanishes while it is read is left out.
+    pub fn read(&self) -> Result<HostFacts, Error> {
+        let hostname = self.0.get_hostname()?;
+        let all =
+            sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE | sys::VIR_CONNECT_LIST_DOMAINS_INACTIVE;
+        let mut domains = BTreeMap::new();
+        for domain in self.0.list_all_domains(all)? {
+            match facts(&domain) {
+                Ok((uuid, facts)) => {
+                    domains.insert(uuid, facts);
+                }
+                Err(error) if error.code() == ErrorNumber::NoDomain => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(HostFacts { hostname, domains })
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // A dead connection cannot be closed politely; libvirt frees it all the same.
+        let _ = self.0.close();
+    }
+}
+
+fn facts(domain: &Domain) -> Result<(Uuid, DomainFacts), Error> {
+    let uuid = Uuid::from_bytes(*domain.get_uuid()?.as_bytes());
+    let name = domain.get_name()?;
+    let (state, _reason) = domain.get_state()?;
+    Ok((uuid, DomainFacts { name, state: state_of(state) }))
+}
+
+fn state_of(state: sys::virDomainState) -> DomainState {
+    match state {
+        sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => DomainState::Running,
+        sys::VIR_DOMAIN_PAUSED => DomainState::Paused,
+        sys::VIR_DOMAIN_SHUTDOWN => DomainState::ShuttingDown,
+        sys::VIR_DOMAIN_SHUTOFF => DomainState::ShutOff,
+        sys::VIR_DOMAIN_CRASHED => DomainState::Crashed,
+        sys::VIR_DOMAIN_PMSUSPENDED => DomainState::Suspended,
+        _ => DomainState::Unknown,
+    }
+}

@@ -1,0 +1,313 @@
+//! `server.toml`: every key, its default, and what is checked before a start.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use palisade_daemon::cli::Common;
+use palisade_daemon::settings::{self, SettingsError};
+use palisade_daemon::site::Component;
+use palisade_protocol::ids::{DeploymentId, ServerName};
+use palisade_protocol::{DEFAULT_API_PORT, DEFAULT_CONTROL_PORT};
+use serde::Deserialize;
+
+use crate::interval::Interval;
+
+/// The server's name within a site: its settings, state and run files.
+pub const COMPONENT: Component = "server";
+
+/// Most addresses that one join token carries.
+const MAX_ADVERTISED: usize = 8;
+
+/// What can be set.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// The deployment: the trust domain of every identity. Fixed at first start.
+    pub deployment: DeploymentId,
+    /// This server among equals.
+    pub server_name: ServerName,
+    /// UDP address on which agents and Protection Servers connect.
+    pub listen_control: SocketAddr,
+    /// TCP address of the REST API.
+    pub listen_api: SocketAddr,
+    /// Control addresses that join tokens carry; by default `listen_control`, or
+    /// with an unspecified address the machine's own ones.
+    pub advertise_control: Vec<SocketAddr>,
+    /// DNS names and IP addresses in the API's certificate, beside the defaults.
+    pub api_names: Vec<String>,
+    /// Where state is kept, instead of the site's own folder.
+    pub state_dir: Option<PathBuf>,
+    /// The database: `sqlite:PATH`, by default `palisade.db` in the state folder.
+    pub database: Option<String>,
+    /// Hypervisor connections to read the inventory from.
+    pub libvirt: Vec<LibvirtSource>,
+    /// Timing of the inventory.
+    pub inventory: InventorySettings,
+    /// Timing of control sessions.
+    pub fleet: FleetSettings,
+}
+
+/// One libvirt connection and where its host stands.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LibvirtSource {
+    /// A libvirt connection URI: `qemu:///system`, `qemu+tls://host/system`, …
+    pub uri: String,
+    /// The data centre.
+    #[serde(default)]
+    pub datacenter: String,
+    /// The cluster.
+    #[serde(default)]
+    pub cluster: String,
+    /// The host's name, instead of what libvirt calls it.
+    #[serde(default)]
+    pub host: Option<String>,
+}
+
+/// Timing of the inventory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct InventorySettings {
+    /// A full reading of every host, events or not.
+    pub poll: Interval,
+}
+
+/// Timing of control sessions.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FleetSettings {
+    /// How often agents and Protection Servers report.
+    pub report_every: Interval,
+    /// A Protection Server without a session for this long leaves the list; one
+    /// that says nothing on its session for this long loses it.
+    pub svm_lost_after: Interval,
+    /// An agent that says nothing on its session for this long loses it.
+    pub agent_lost_after: Interval,
+}
+
+impl Default for InventorySettings {
+    fn default() -> Self {
+        Self { poll: Interval::from_secs(60) }
+    }
+}
+
+impl Default for FleetSettings {
+    fn default() -> Self {
+        Self {
+            report_every: Interval::from_secs(300),
+            svm_lost_after: Interval::from_secs(15 * 60),
+            agent_lost_after: Interval::from_secs(30 * 60),
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            deployment: label("palisade"),
+            server_name: label("server-1"),
+            listen_control: (Ipv4Addr::UNSPECIFIED, DEFAULT_CONTROL_PORT).into(),
+            listen_api: (Ipv4Addr::UNSPECIFIED, DEFAULT_API_PORT).into(),
+            advertise_control: Vec::new(),
+            api_names: Vec::new(),
+            state_dir: None,
+            database: None,
+            libvirt: Vec::new(),
+            inventory: InventorySettings::default(),
+            fleet: FleetSettings::default(),
+        }
+    }
+}
+
+/// A constant that is a label; the tests below say so.
+#[allow(clippy::expect_used)]
+fn label<T: std::str::FromStr>(text: &str) -> T
+where
+    T::Err: std::fmt::Debug,
+{
+    text.parse().expect("a constant label is valid")
+}
+
+/// Settings that cannot be used, with the key to change.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSettings {
+    /// The files cannot be read as settings.
+    #[error(transparent)]
+    Read(#[from] SettingsError),
+    /// A value is not usable.
+    #[error("settings of server ({file}): {key}: {problem}")]
+    Value {
+        /// Where it was read from.
+        file: PathBuf,
+        /// Which key.
+        key: &'static str,
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
+}
+
+impl Settings {
+    /// Reads and checks the settings that the command line names.
+    ///
+    /// # Errors
+    /// [`BadSettings`] naming the file, the key and the remedy.
+    pub fn load(
+        common: &Common,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, BadSettings> {
+        let file = common.settings(COMPONENT);
+        let settings: Self = settings::load(COMPONENT, &file, environment)?;
+        settings.check(&file)?;
+        Ok(settings)
+    }
+
+    fn check(&self, file: &Path) -> Result<(), BadSettings> {
+        let bad = |key, problem: String| {
+            Err(BadSettings::Value { file: file.to_owned(), key, problem })
+        };
+        let mut uris = BTreeSet::new();
+        for source in &self.libvirt {
+            if !source.uri.contains(':') {
+                return bad("libvirt.uri", format!("{:?} is not a libvirt URI", source.uri));
+            }
+            if !uris.insert(&source.uri) {
+                return bad("libvirt.uri", format!("{:?} is given twice", source.uri));
+            }
+            let names = [Some(&source.datacenter), Some(&source.cluster), source.host.as_ref()];
+            if names.into_iter().flatten().any(|name| name.len() > 255) {
+                return bad("libvirt", format!("a name of {:?} is over 255 bytes", source.uri));
+            }
+        }
+        if self.advertise_control.len() > MAX_ADVERTISED {
+            return bad(
+                "advertise_control",
+                format!("at most {MAX_ADVERTISED} addresses fit a join token"),
+            );
+        }
+        if let Some(address) = self.advertise_control.iter().find(|a| a.ip().is_unspecified()) {
+            return bad("advertise_control", format!("nobody can connect to {address}"));
+        }
+        if let Some(database) = &self.database
+            && database.strip_prefix("sqlite:").is_none_or(str::is_empty)
+        {
+            return bad(
+                "database",
+                format!("{database:?} is not sqlite:PATH, the one kind that is supported"),
+            );
+        }
+        Ok(())
+    }
+
+    /// Where state is kept.
+    pub fn state(&self, common: &Common) -> PathBuf {
+        self.state_dir.clone().unwrap_or_else(|| common.site().state(COMPONENT))
+    }
+
+    /// The database's file.
+    pub fn database_file(&self, state: &Path) -> PathBuf {
+        self.database
+            .as_deref()
+            .and_then(|database| database.strip_prefix("sqlite:"))
+            .map_or_else(|| state.join("palisade.db"), PathBuf::from)
+    }
+
+    /// The control addresses that join tokens carry, once the listener is bound.
+    pub fn advertised(&self, bound: SocketAddr) -> Vec<SocketAddr> {
+        if !self.advertise_control.is_empty() {
+            return self.advertise_control.clone();
+        }
+        if !bound.ip().is_unspecified() {
+            return vec![bound];
+        }
+        let mut addresses: Vec<IpAddr> = interface_addresses(bound.is_ipv6());
+        if addresses.is_empty() {
+            addresses.push(Ipv4Addr::LOCALHOST.into());
+        }
+        addresses.truncate(MAX_ADVERTISED);
+        addresses.into_iter().map(|ip| SocketAddr::new(ip, bound.port())).collect()
+    }
+
+    /// DNS names and IP addresses of the API's certificate.
+    pub fn certificate_names(&self, hostname: &str) -> Vec<String> {
+        let mut names: BTreeSet<String> =
+            ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+        if !hostname.is_empty() {
+            names.insert(hostname.to_owned());
+        }
+        if !self.listen_api.ip().is_unspecified() {
+            names.insert(self.listen_api.ip().to_string());
+        }
+        names.extend(self.api_names.iter().cloned());
+        names.into_iter().collect()
+    }
+}
+
+/// The machine's addresses that others may reach, loopback and link-local left out.
+fn interface_addresses(v6_too: bool) -> Vec<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let mut addresses = BTreeSet::new();
+    for interface in interfaces {
+        let Some(storage) = interface.address else { continue };
+        if let Some(v4) = storage.as_sockaddr_in() {
+            let ip = v4.ip();
+            if !ip.is_loopback() && !ip.is_link_local() {
+                addresses.insert(IpAddr::V4(ip));
+            }
+        } else if let Some(v6) = storage.as_sockaddr_in6().filter(|_| v6_too) {
+            let ip = v6.ip();
+            if !ip.is_loopback() && !ip.is_unicast_link_local() {
+                addresses.insert(IpAddr::V6(ip));
+            }
+        }
+    }
+    addresses.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Settings, String> {
+        let settings: Settings = toml::from_str(text).map_err(|error| error.to_string())?;
+        settings.check(Path::new("server.toml")).map_err(|error| error.to_string())?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn defaults_are_usable() {
+        let settings = parsed("").unwrap();
+        assert_eq!(settings.deployment.as_str(), "palisade");
+        assert_eq!(settings.server_name.as_str(), "server-1");
+        assert_eq!(settings.listen_control.port(), 7444);
+        assert_eq!(settings.listen_api.port(), 7445);
+    }
+
+    #[test]
+    fn bad_values_name_their_key() {
+        for (text, key) in [
+            ("deployment = 'Not A Label'", "a-z"),
+            ("advertise_control = ['0.0.0.0:7444']", "advertise_control"),
+            ("database = 'mysql://x'", "database"),
+            ("[[libvirt]]\nuri = 'nonsense'", "libvirt.uri"),
+            ("[[libvirt]]\nuri = 'a:b'\n[[libvirt]]\nuri = 'a:b'", "libvirt.uri"),
+            ("[fleet]\nreport_every = 'often'", "duration"),
+            ("listen = 1", "listen"),
+        ] {
+            let error = parsed(text).unwrap_err();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_advertised_address_can_be_dialled() {
+        let settings = parsed("").unwrap();
+        for address in settings.advertised(([0, 0, 0, 0], 7444).into()) {
+            assert!(!address.ip().is_unspecified());
+            assert_eq!(address.port(), 7444);
+        }
+        let one = settings.advertised(([127, 0, 0, 1], 9).into());
+        assert_eq!(one, vec![SocketAddr::from(([127, 0, 0, 1], 9))]);
+    }
+}

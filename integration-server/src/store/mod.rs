@@ -1,0 +1,125 @@
+//! What the server must not forget, behind one trait.
+//!
+//! ```text
+//!   fleet, inventory, api ──► Store (trait) ──► sqlite::SqliteStore
+//! ```
+//!
+//! Owns the records and the meaning of each operation; a backend owns its SQL
+//! dialect. A call that returns `Ok` has committed: what is acknowledged to a
+//! peer after it is not lost. Statements are constants with bound values, in SQL
+//! that SQLite and PostgreSQL share.
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`records`] | the rows, as the rest of the server sees them |
+//! | [`error`] | what can go wrong, with the remedy |
+//! | [`sqlite`] | the embedded backend |
+
+pub mod error;
+pub mod records;
+pub mod sqlite;
+
+use async_trait::async_trait;
+use palisade_protocol::control::{AgentReport, Detection, Hello, SvmReport};
+use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
+use uuid::Uuid;
+
+use crate::inventory::HostRecord;
+use crate::secret::Hash;
+pub use error::StoreError;
+pub use records::{
+    AgentRecord, ApiToken, DetectionPage, DetectionRecord, JoinTokenRecord, Joined, NewComponent,
+    Spent, SvmRecord,
+};
+
+/// Makes a folder that its owner alone may enter (mode 0700); those above it are
+/// made as usual, and one that is there stays as it is.
+///
+/// # Errors
+/// The file system's.
+pub fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent)?;
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Result of a store operation.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// The server's memory.
+#[async_trait]
+pub trait Store: std::fmt::Debug + Send + Sync {
+    /// The deployment that this store belongs to: `wanted` at first start, what
+    /// was fixed then ever after.
+    async fn fix_deployment(&self, wanted: &DeploymentId) -> Result<String>;
+    /// A session's epoch, above all before, whatever backup was restored: at
+    /// least `now_ms`.
+    async fn next_epoch(&self, now_ms: u64) -> Result<u64>;
+
+    /// Keeps a new join token.
+    async fn add_join_token(&self, token: &JoinTokenRecord) -> Result<()>;
+    /// A join token, if there is one.
+    async fn join_token(&self, id: Uuid) -> Result<Option<JoinTokenRecord>>;
+    /// All join tokens, newest first.
+    async fn join_tokens(&self) -> Result<Vec<JoinTokenRecord>>;
+    /// Revokes a join token; false when there is none that could be.
+    async fn revoke_join_token(&self, id: Uuid, now_ms: u64) -> Result<bool>;
+    /// Who joined with this token and this key before, if anyone did.
+    async fn joined(&self, token: Uuid, key_sha256: &Hash) -> Result<Option<Joined>>;
+    /// Uses a join token once and keeps the component that joined: both or neither.
+    async fn join(&self, component: &NewComponent, now_ms: u64) -> Result<Spent>;
+
+    /// Keeps an API token's hash.
+    async fn add_api_token(&self, token: &ApiToken) -> Result<()>;
+    /// The valid API token with this hash.
+    async fn api_token(&self, hash: &Hash) -> Result<Option<ApiToken>>;
+    /// Whether a valid API token of this name exists.
+    async fn has_api_token(&self, name: &str) -> Result<bool>;
+    /// Revokes all API tokens of this name.
+    async fn revoke_api_tokens(&self, name: &str, now_ms: u64) -> Result<()>;
+
+    /// All Protection Servers that are not revoked, by name.
+    async fn svms(&self) -> Result<Vec<SvmRecord>>;
+    /// One Protection Server, revoked or not.
+    async fn svm(&self, id: SvmId) -> Result<Option<SvmRecord>>;
+    /// A Protection Server opened a session.
+    async fn greet_svm(&self, id: SvmId, hello: &Hello, now_ms: u64) -> Result<()>;
+    /// A Protection Server reported.
+    async fn report_svm(&self, id: SvmId, report: &SvmReport, now_ms: u64) -> Result<()>;
+    /// Revokes a Protection Server; false when there is none that could be.
+    async fn revoke_svm(&self, id: SvmId, now_ms: u64) -> Result<bool>;
+
+    /// All agents that are not revoked, by name.
+    async fn agents(&self) -> Result<Vec<AgentRecord>>;
+    /// One agent, revoked or not.
+    async fn agent(&self, id: AgentId) -> Result<Option<AgentRecord>>;
+    /// An agent opened a session.
+    async fn greet_agent(&self, id: AgentId, hello: &Hello, now_ms: u64) -> Result<()>;
+    /// An agent reported.
+    async fn report_agent(&self, id: AgentId, report: &AgentReport, now_ms: u64) -> Result<()>;
+    /// Revokes an agent; false when there is none that could be.
+    async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool>;
+
+    /// Keeps an agent's detections; those that it sent before stay as they are.
+    /// Says how many are new.
+    async fn add_detections(
+        &self,
+        agent: AgentId,
+        detections: &[Detection],
+        now_ms: u64,
+    ) -> Result<u64>;
+    /// Detections in the order of their arrival, newest first, those before the
+    /// cursor's.
+    async fn detections(&self, before: Option<u64>, limit: u32) -> Result<DetectionPage>;
+    /// How many detections there are.
+    async fn count_detections(&self) -> Result<u64>;
+
+    /// The inventory as it was last known.
+    async fn hosts(&self) -> Result<Vec<HostRecord>>;
+    /// Keeps what is known of one host, its domains included.
+    async fn put_host(&self, host: &HostRecord) -> Result<()>;
+    /// Forgets all hosts but these.
+    async fn keep_hosts(&self, uris: &[String]) -> Result<()>;
+}

@@ -1,0 +1,167 @@
+//! The store's rows, as the rest of the server sees them.
+
+use palisade_protocol::bounded::PathBytes;
+use palisade_protocol::control::{AgentReport, Component, HostFacts, SvmReport};
+use palisade_protocol::ids::{AgentId, SvmId, TenantId};
+use uuid::Uuid;
+
+use crate::secret::Hash;
+
+/// A join token, without its secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinTokenRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// What may join with it.
+    pub component: Component,
+    /// The tenant that agents join.
+    pub tenant: TenantId,
+    /// SHA-256 of the secret.
+    pub secret_sha256: Hash,
+    /// How often it may be used.
+    pub uses: u32,
+    /// How often it was used.
+    pub used: u32,
+    /// When it was made.
+    pub created_ms: u64,
+    /// When it ends.
+    pub expires_ms: u64,
+    /// When it was revoked.
+    pub revoked_ms: Option<u64>,
+}
+
+/// An API token, without its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiToken {
+    /// Its id.
+    pub id: Uuid,
+    /// What it is for.
+    pub name: String,
+    /// SHA-256 of its text.
+    pub token_sha256: Hash,
+    /// When it was made.
+    pub created_ms: u64,
+}
+
+/// A component that asks to be kept.
+#[derive(Debug, Clone)]
+pub struct NewComponent {
+    /// Who it will be.
+    pub id: Uuid,
+    /// The token that it joins with; its kind and tenant are the component's.
+    pub token: JoinTokenRecord,
+    /// A name for people.
+    pub name: String,
+    /// SHA-256 of its public key.
+    pub key_sha256: Hash,
+    /// What it says of its machine.
+    pub host: HostFacts,
+}
+
+/// A component that joined before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Joined {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Whether it was revoked since.
+    pub revoked: bool,
+}
+
+/// What came of using a join token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spent {
+    /// The component is kept, under this name: its own, or one made unlike any other.
+    Joined(String),
+    /// The token is used up, over or revoked.
+    NotUsable,
+}
+
+/// A Protection Server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvmRecord {
+    /// Its id.
+    pub id: SvmId,
+    /// A name for people.
+    pub name: String,
+    /// Whether it was revoked.
+    pub revoked: bool,
+    /// When it was last heard.
+    pub last_seen_ms: Option<u64>,
+    /// Its program's version.
+    pub version: String,
+    /// The SMBIOS UUID that it claims.
+    pub product_uuid: Option<Uuid>,
+    /// Its last report.
+    pub report: Option<SvmReport>,
+}
+
+/// An agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentRecord {
+    /// Its id.
+    pub id: AgentId,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// A name for people.
+    pub name: String,
+    /// Whether it was revoked.
+    pub revoked: bool,
+    /// When it was last heard.
+    pub last_seen_ms: Option<u64>,
+    /// Its program's version.
+    pub version: String,
+    /// The SMBIOS UUID that it claims.
+    pub product_uuid: Option<Uuid>,
+    /// Its last report.
+    pub report: Option<AgentReport>,
+}
+
+/// A detection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DetectionRecord {
+    /// Its place in the order of arrival.
+    pub seq: u64,
+    /// The id that the agent gave it.
+    pub id: Uuid,
+    /// Who found it.
+    pub agent: AgentId,
+    /// The agent's name.
+    pub agent_name: String,
+    /// The agent's tenant.
+    pub tenant: TenantId,
+    /// When, by the agent's clock.
+    pub time_ms: u64,
+    /// When it arrived.
+    pub received_ms: u64,
+    /// Which file.
+    pub path: PathBytes,
+    /// Malware or suspicious.
+    pub verdict: String,
+    /// The engine's signature name.
+    pub name: String,
+    /// Which engine.
+    pub engine: String,
+    /// What was done.
+    pub action: String,
+    /// What the scan was asked for.
+    pub class: String,
+    /// BLAKE3 of the content.
+    pub blake3: [u8; 32],
+    /// SHA-256 of the content.
+    pub sha256: Option<[u8; 32]>,
+    /// Bytes of the content.
+    pub size: u64,
+    /// The process that opened it; 0 for none.
+    pub pid: u32,
+}
+
+/// Some detections, and where the next ones are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DetectionPage {
+    /// Newest first.
+    pub items: Vec<DetectionRecord>,
+    /// What to ask for next; none at the end.
+    pub next: Option<u64>,
+}

@@ -1,0 +1,259 @@
+//! One suite over the trait; each backend runs it.
+
+use std::sync::Arc;
+
+use palisade_integration_server::inventory::{DomainFacts, DomainState, HostRecord};
+use palisade_integration_server::store::sqlite::SqliteStore;
+use palisade_integration_server::store::{ApiToken, JoinTokenRecord, NewComponent, Spent, Store};
+use palisade_protocol::bounded::{PathBytes, Text};
+use palisade_protocol::control::{
+    Action, AgentReport, Component, Detection, Hello, HostFacts, Protection,
+};
+use palisade_protocol::ids::{AgentId, DetectionId, TenantId};
+use palisade_protocol::scan::ScanClass;
+use palisade_protocol::verdict::VerdictKind;
+use uuid::Uuid;
+
+fn token(component: Component, uses: u32) -> JoinTokenRecord {
+    JoinTokenRecord {
+        id: Uuid::new_v4(),
+        component,
+        tenant: TenantId::default_tenant(),
+        secret_sha256: [7; 32],
+        uses,
+        used: 0,
+        created_ms: 1,
+        expires_ms: 1000,
+        revoked_ms: None,
+    }
+}
+
+fn component(token: &JoinTokenRecord) -> NewComponent {
+    let id = Uuid::new_v4();
+    let mut key_sha256 = [0; 32];
+    key_sha256[..16].copy_from_slice(id.as_bytes());
+    NewComponent {
+        id,
+        token: token.clone(),
+        name: "guest".to_owned(),
+        key_sha256,
+        host: HostFacts { product_uuid: Some(Uuid::from_u128(9)), ..Default::default() },
+    }
+}
+
+async fn joined_agent(store: &dyn Store) -> AgentId {
+    let token = token(Component::Agent, 1);
+    store.add_join_token(&token).await.unwrap();
+    let new = component(&token);
+    assert!(matches!(store.join(&new, 10).await.unwrap(), Spent::Joined(_)));
+    AgentId(new.id)
+}
+
+pub fn detection(path: &[u8]) -> Detection {
+    use std::os::unix::ffi::OsStrExt as _;
+    Detection {
+        id: DetectionId::random(),
+        time_ms: 1_700_000_000_000,
+        tenant: TenantId::default_tenant(),
+        path: PathBytes::from_path(std::path::Path::new(std::ffi::OsStr::from_bytes(path))),
+        verdict: VerdictKind::Malware,
+        name: Text::cut("Eicar-Test-Signature"),
+        engine: Text::cut("libclamav"),
+        action: Action::Blocked,
+        class: ScanClass::OnAccess,
+        blake3: [1; 32],
+        sha256: Some([2; 32]),
+        size: 68,
+        pid: 42,
+    }
+}
+
+/// Every property that a backend must have.
+async fn suite(store: Arc<dyn Store>) {
+    deployment_and_epochs(store.as_ref()).await;
+    tokens(store.as_ref()).await;
+    raced_uses(&store).await;
+    components(store.as_ref()).await;
+    detections(store.as_ref()).await;
+    api_tokens(store.as_ref()).await;
+    hosts(store.as_ref()).await;
+}
+
+async fn deployment_and_epochs(store: &dyn Store) {
+    assert_eq!(store.fix_deployment(&"one".parse().unwrap()).await.unwrap(), "one");
+    assert_eq!(store.fix_deployment(&"two".parse().unwrap()).await.unwrap(), "one");
+    let first = store.next_epoch(5000).await.unwrap();
+    assert!(first >= 5000);
+    assert!(store.next_epoch(0).await.unwrap() > first, "a clock that goes back changes nothing");
+    assert!(store.next_epoch(9_000_000).await.unwrap() >= 9_000_000);
+}
+
+async fn tokens(store: &dyn Store) {
+    let token = token(Component::Svm, 2);
+    store.add_join_token(&token).await.unwrap();
+    assert_eq!(store.join_token(token.id).await.unwrap().unwrap(), token);
+    assert_eq!(store.join_token(Uuid::new_v4()).await.unwrap(), None);
+
+    let first = component(&token);
+    assert_eq!(store.join(&first, 10).await.unwrap(), Spent::Joined("guest".to_owned()));
+    let found = store.joined(token.id, &first.key_sha256).await.unwrap().unwrap();
+    assert_eq!((found.id, found.revoked), (first.id, false));
+    let second = component(&token);
+    let Spent::Joined(name) = store.join(&second, 10).await.unwrap() else { panic!() };
+    assert!(name.starts_with("guest-"), "a taken name is made unlike it: {name}");
+    assert_eq!(store.join(&component(&token), 10).await.unwrap(), Spent::NotUsable);
+    assert_eq!(store.join_token(token.id).await.unwrap().unwrap().used, 2);
+
+    let late = JoinTokenRecord { id: Uuid::new_v4(), ..token.clone() };
+    store.add_join_token(&late).await.unwrap();
+    assert_eq!(store.join(&component(&late), 1000).await.unwrap(), Spent::NotUsable);
+    assert!(store.revoke_join_token(late.id, 20).await.unwrap());
+    assert!(!store.revoke_join_token(late.id, 21).await.unwrap());
+    assert_eq!(store.join(&component(&late), 10).await.unwrap(), Spent::NotUsable);
+    assert!(store.join_tokens().await.unwrap().len() >= 2);
+}
+
+async fn raced_uses(store: &Arc<dyn Store>) {
+    let token = token(Component::Agent, 3);
+    store.add_join_token(&token).await.unwrap();
+    let racers: Vec<_> = (0..24)
+        .map(|_| {
+            let (store, new) = (Arc::clone(store), component(&token));
+            tokio::spawn(async move { store.join(&new, 10).await.unwrap() })
+        })
+        .collect();
+    let mut joined = 0;
+    for racer in racers {
+        joined += usize::from(matches!(racer.await.unwrap(), Spent::Joined(_)));
+    }
+    assert_eq!(joined, 3);
+}
+
+async fn components(store: &dyn Store) {
+    let id = joined_agent(store).await;
+    let agent = store.agent(id).await.unwrap().unwrap();
+    assert_eq!((agent.last_seen_ms, agent.report), (None, None));
+    let hello = Hello { version: Text::cut("1.2.3"), host: HostFacts::default() };
+    store.greet_agent(id, &hello, 77).await.unwrap();
+    let report = AgentReport {
+        protection: Protection::Blocking,
+        svm: None,
+        events: Default::default(),
+        clock_ms: 5,
+    };
+    store.report_agent(id, &report, 78).await.unwrap();
+    let agent = store.agent(id).await.unwrap().unwrap();
+    assert_eq!((agent.last_seen_ms, agent.report), (Some(78), Some(report)));
+    assert_eq!((agent.version.as_str(), agent.product_uuid), ("1.2.3", None));
+    assert!(store.revoke_agent(id, 80).await.unwrap());
+    assert!(!store.revoke_agent(id, 81).await.unwrap());
+    assert!(store.agent(id).await.unwrap().unwrap().revoked);
+    assert!(store.agents().await.unwrap().iter().all(|agent| agent.id != id));
+}
+
+async fn detections(store: &dyn Store) {
+    let (one, other) = (joined_agent(store).await, joined_agent(store).await);
+    let hostile = detection(b"/tmp/a\n\xff';DROP TABLE detections;--");
+    assert_eq!(store.add_detections(one, std::slice::from_ref(&hostile), 1).await.unwrap(), 1);
+    assert_eq!(store.add_detections(one, std::slice::from_ref(&hostile), 2).await.unwrap(), 0);
+    // Another agent cannot take an id away by using it first.
+    assert_eq!(store.add_detections(other, std::slice::from_ref(&hostile), 3).await.unwrap(), 1);
+    let kept = &store.detections(None, 1).await.unwrap().items[0];
+    assert_eq!((&kept.path, kept.agent), (&hostile.path, other));
+    assert_eq!((kept.sha256, kept.pid), (Some([2; 32]), 42));
+
+    let many: Vec<Detection> = (0..10).map(|n| detection(format!("/f{n}").as_bytes())).collect();
+    store.add_detections(one, &many, 4).await.unwrap();
+    assert_eq!(store.count_detections().await.unwrap(), 12);
+    let (mut seen, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = store.detections(cursor, 5).await.unwrap();
+        seen.extend(page.items.into_iter().map(|item| item.seq));
+        cursor = page.next;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 12);
+    assert!(seen.windows(2).all(|pair| pair[0] > pair[1]), "newest first, each once");
+    let stranger = AgentId::random();
+    assert!(store.add_detections(stranger, &[detection(b"/x")], 5).await.is_err());
+}
+
+async fn api_tokens(store: &dyn Store) {
+    let token = ApiToken {
+        id: Uuid::new_v4(),
+        name: "admin".to_owned(),
+        token_sha256: [9; 32],
+        created_ms: 1,
+    };
+    assert!(!store.has_api_token("admin").await.unwrap());
+    store.add_api_token(&token).await.unwrap();
+    assert!(store.has_api_token("admin").await.unwrap());
+    assert_eq!(store.api_token(&[9; 32]).await.unwrap(), Some(token));
+    assert_eq!(store.api_token(&[8; 32]).await.unwrap(), None);
+    store.revoke_api_tokens("admin", 2).await.unwrap();
+    assert_eq!(store.api_token(&[9; 32]).await.unwrap(), None);
+}
+
+async fn hosts(store: &dyn Store) {
+    let facts = DomainFacts { name: "a'\"\n\u{202e}".to_owned(), state: DomainState::Running };
+    let mut host = HostRecord {
+        uri: "qemu:///system".to_owned(),
+        host: "hv1".to_owned(),
+        datacenter: "dc".to_owned(),
+        cluster: String::new(),
+        error: None,
+        read_ms: Some(5),
+        tried_ms: Some(5),
+        domains: [(Uuid::from_u128(1), facts)].into(),
+    };
+    store.put_host(&host).await.unwrap();
+    assert_eq!(store.hosts().await.unwrap(), vec![host.clone()]);
+    host.domains.clear();
+    host.error = Some("refused".to_owned());
+    store.put_host(&host).await.unwrap();
+    assert_eq!(store.hosts().await.unwrap(), vec![host.clone()]);
+    store.keep_hosts(std::slice::from_ref(&host.uri)).await.unwrap();
+    assert_eq!(store.hosts().await.unwrap().len(), 1);
+    store.keep_hosts(&[]).await.unwrap();
+    assert!(store.hosts().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_passes_the_suite() {
+    let dir = tempfile::tempdir().unwrap();
+    suite(Arc::new(SqliteStore::open(&dir.path().join("db/palisade.db")).await.unwrap())).await;
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("palisade.db");
+    let store = SqliteStore::open(&path).await.unwrap();
+    let agent = joined_agent(&store).await;
+    store.add_detections(agent, &[detection(b"/x")], 1).await.unwrap();
+    // Not closed: as if the process were gone.
+    let again = SqliteStore::open(&path).await.unwrap();
+    assert_eq!(again.count_detections().await.unwrap(), 1);
+    drop(store);
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("palisade.db");
+    SqliteStore::open(&path).await.unwrap().close().await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'later', TRUE, x'00', 0)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    pool.close().await;
+    let error = SqliteStore::open(&path).await.unwrap_err().to_string();
+    assert!(error.contains("does not fit this version"), "{error}");
+}

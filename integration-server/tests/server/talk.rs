@@ -1,0 +1,414 @@
+//! Control sessions, with the real client at the other end.
+
+use std::time::Duration;
+
+use palisade_daemon::control::{ControlError, Session};
+use palisade_daemon::membership::Membership;
+use palisade_protocol::bounded::{List, Text};
+use palisade_protocol::control::{
+    self, AgentReport, Component, ControlFrame, DeniedCode, FromServer, Hello, InfrastructurePath,
+    LicenceState, Protection, SvmAddress, SvmList, SvmReport, ToServer, Welcome,
+};
+use palisade_protocol::endpoint::{self, Bounds};
+use palisade_protocol::envelope::{Opener, Sealer};
+use palisade_protocol::ids::{AgentId, SvmId};
+use palisade_protocol::scan::LoadHint;
+use palisade_protocol::spiffe::Role;
+use palisade_protocol::tls::{self, Expect, Own, Peer};
+use palisade_protocol::{frame, identity};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::site::{Site, host, until};
+use crate::store::detection;
+
+/// Only a hang reaches it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn hello(product_uuid: Option<Uuid>) -> Hello {
+    Hello { version: Text::cut("0.1.0"), host: host("guest", product_uuid) }
+}
+
+async fn connect(member: &Membership) -> (Session, Welcome, mpsc::Receiver<FromServer>) {
+    Session::connect(member, hello(None)).await.unwrap()
+}
+
+fn report(port: u16) -> SvmReport {
+    SvmReport {
+        addresses: List::cut([SvmAddress {
+            network: Text::default(),
+            address: ([127, 0, 0, 1], port).into(),
+        }]),
+        path: InfrastructurePath { hypervisor: Text::cut("hv1"), ..Default::default() },
+        licence: LicenceState::Valid,
+        average_load: LoadHint { load_permille: 250, queue_wait_ms: 0 },
+        agents: 3,
+        generations: List::default(),
+        draining: false,
+        tags: List::default(),
+    }
+}
+
+fn blocking(svm: Option<SvmId>) -> ToServer {
+    ToServer::AgentReport(AgentReport {
+        protection: Protection::Blocking,
+        svm,
+        events: Default::default(),
+        clock_ms: 1,
+    })
+}
+
+async fn list(session: &Session, etag: u64) -> Option<SvmList> {
+    match session.request(&ToServer::GetSvmList { etag }).await.unwrap() {
+        FromServer::SvmList(list) => Some(list),
+        FromServer::NotModified => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn pushed(pushes: &mut mpsc::Receiver<FromServer>) -> SvmList {
+    match tokio::time::timeout(PATIENCE, pushes.recv()).await.unwrap().unwrap() {
+        FromServer::SvmList(list) => list,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn svm_id(member: &Membership) -> SvmId {
+    let Role::Svm(id) = member.identity.id().role else { panic!() };
+    id
+}
+
+fn agent_id(member: &Membership) -> AgentId {
+    let Role::Agent { id, .. } = &member.identity.id().role else { panic!() };
+    *id
+}
+
+#[tokio::test]
+async fn a_list_is_given_pushed_on_change_and_not_sent_twice() {
+    let site = Site::start("").await;
+    let agent = site.join(Component::Agent, host("guest", None)).await;
+    let svm = site.join(Component::Svm, host("svm-1", None)).await;
+    let (agent, welcome, mut pushes) = connect(&agent).await;
+    assert!(welcome.epoch > 0 && welcome.report_every_s == 300);
+    let empty = list(&agent, 0).await.unwrap();
+    assert!(empty.svms.is_empty() && empty.etag != 0);
+    assert!(list(&agent, empty.etag).await.is_none());
+
+    let id = svm_id(&svm);
+    let (svm, _, _svm_pushes) = connect(&svm).await;
+    assert_eq!(svm.request(&ToServer::SvmReport(report(1))).await.unwrap(), FromServer::Ack);
+    let first = pushed(&mut pushes).await;
+    assert_eq!((first.svms[0].id, first.svms[0].name.as_str()), (id, "svm-1"));
+    assert_ne!(first.etag, empty.etag);
+    assert!(list(&agent, first.etag).await.is_none());
+
+    let draining = SvmReport { draining: true, ..report(1) };
+    svm.request(&ToServer::SvmReport(draining)).await.unwrap();
+    assert!(pushed(&mut pushes).await.svms[0].report.draining);
+
+    let svms = site.get("svms").await;
+    let shown = &svms["items"][0];
+    assert_eq!((&shown["state"], &shown["agents"]), (&"connected".into(), &3.into()));
+    assert_eq!((&shown["path"], &shown["load"]), (&"hv1".into(), &0.25.into()));
+    svm.close();
+    until("the SVM is lost", || async {
+        site.get("svms").await["items"][0]["state"] == "lost"
+    })
+    .await;
+    assert_eq!(list(&agent, 0).await.unwrap().svms.len(), 1, "still offered for a while");
+
+    site.api(move |client| client.delete(&format!("svms/{id}"))).await.unwrap();
+    assert!(pushed(&mut pushes).await.svms.is_empty());
+}
+
+#[tokio::test]
+async fn an_svm_that_is_gone_for_long_leaves_the_list() {
+    let site = Site::start("[fleet]\nsvm_lost_after = '1s'").await;
+    let svm = site.join(Component::Svm, host("svm-1", None)).await;
+    let agent = site.join(Component::Agent, host("guest", None)).await;
+    let (agent, _, mut pushes) = connect(&agent).await;
+    let (svm, _, _svm_pushes) = connect(&svm).await;
+    svm.request(&ToServer::SvmReport(report(1))).await.unwrap();
+    while list(&agent, 0).await.unwrap().svms.is_empty() {}
+    svm.close();
+    while !pushed(&mut pushes).await.svms.is_empty() {}
+}
+
+#[tokio::test]
+async fn detections_are_stored_before_they_are_acknowledged_and_once() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let (agent, _, _pushes) = connect(&member).await;
+    let found = List::cut([detection(b"/tmp/a\n\xff"), detection(b"/tmp/b")]);
+    let message = ToServer::Detections(found);
+    assert_eq!(agent.request(&message).await.unwrap(), FromServer::Ack);
+    assert_eq!(site.server.fleet().store.count_detections().await.unwrap(), 2);
+    agent.close();
+    let (agent, _, _pushes) = connect(&member).await;
+    assert_eq!(agent.request(&message).await.unwrap(), FromServer::Ack);
+    let shown = site.get("detections").await;
+    assert_eq!(shown["items"].as_array().unwrap().len(), 2);
+    assert_eq!(shown["items"][1]["path"], "/tmp/a\\x0a\\xff");
+    assert_eq!(shown["items"][1]["agent"], agent_id(&member).to_string());
+    assert_eq!(shown["items"][1]["time"], "2023-11-14T22:13:20Z");
+}
+
+#[tokio::test]
+async fn each_role_says_only_what_is_its_own() {
+    let site = Site::start("").await;
+    let agent = site.join(Component::Agent, host("guest", None)).await;
+    let svm = site.join(Component::Svm, host("svm-1", None)).await;
+    let (agent, _, _agent_pushes) = connect(&agent).await;
+    let (svm, _, _svm_pushes) = connect(&svm).await;
+    let mut other_tenant = detection(b"/x");
+    other_tenant.tenant = "other".parse().unwrap();
+    for (session, message) in [
+        (&agent, ToServer::SvmReport(report(1))),
+        (&agent, ToServer::Detections(List::cut([other_tenant]))),
+        (&svm, blocking(None)),
+        (&svm, ToServer::Detections(List::cut([detection(b"/x")]))),
+        (&svm, ToServer::GetSvmList { etag: 0 }),
+    ] {
+        let refused = session.request(&message).await;
+        let Err(ControlError::Denied(denied)) = refused else { panic!("{refused:?}") };
+        assert_eq!(denied.code, DeniedCode::BadRequest);
+    }
+    // The sessions go on.
+    assert_eq!(agent.request(&blocking(None)).await.unwrap(), FromServer::Ack);
+    assert_eq!(svm.request(&ToServer::SvmReport(report(1))).await.unwrap(), FromServer::Ack);
+    assert_eq!(site.server.fleet().store.count_detections().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_the_same_component_with_a_new_key() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let (agent, _, _pushes) = connect(&member).await;
+    let key = identity::new_key().unwrap();
+    let csr = List::new(identity::certificate_request(&key).unwrap()).unwrap();
+    let answer = agent.request(&ToServer::Renew { csr }).await.unwrap();
+    let FromServer::Renewed(enrolled) = answer else { panic!("{answer:?}") };
+    let chain = enrolled.chain.iter().map(|der| der.to_vec().into()).collect();
+    let renewed = identity::Identity::new(&key, chain).unwrap();
+    assert_eq!(renewed.id(), member.identity.id());
+    let member = Membership { identity: renewed, ..member };
+    let (agent, _, _pushes) = connect(&member).await;
+    assert_eq!(agent.request(&blocking(None)).await.unwrap(), FromServer::Ack);
+    let bad = ToServer::Renew { csr: List::cut([1, 2, 3]) };
+    assert!(matches!(agent.request(&bad).await, Err(ControlError::Denied(_))));
+}
+
+#[tokio::test]
+async fn a_revoked_component_is_cut_and_stays_out() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let (agent, _, _pushes) = connect(&member).await;
+    let id = agent_id(&member);
+    site.api(move |client| client.delete(&format!("agents/{id}"))).await.unwrap();
+    tokio::time::timeout(PATIENCE, agent.ended()).await.unwrap();
+    let refused = Session::connect(&member, hello(None)).await;
+    let Err(ControlError::Denied(denied)) = refused else { panic!("not refused") };
+    assert_eq!(denied.code, DeniedCode::NotAdmitted);
+    let gone = site.api(move |client| client.delete(&format!("agents/{id}"))).await.unwrap_err();
+    assert!(gone.to_string().contains("no agent"), "{gone}");
+}
+
+#[tokio::test]
+async fn a_component_that_comes_back_replaces_its_old_session() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let (old, first, _old_pushes) = connect(&member).await;
+    let (new, second, _new_pushes) = connect(&member).await;
+    assert!(second.epoch > first.epoch);
+    tokio::time::timeout(PATIENCE, old.ended()).await.unwrap();
+    assert_eq!(new.request(&blocking(None)).await.unwrap(), FromServer::Ack);
+    assert_eq!(site.get("agents").await["items"][0]["state"], "connected");
+}
+
+#[tokio::test]
+async fn sessions_epochs_and_lists_survive_a_restart_of_the_server() {
+    let site = Site::start("").await;
+    let agent = site.join(Component::Agent, host("guest", None)).await;
+    let svm = site.join(Component::Svm, host("svm-1", None)).await;
+    let (session, first, _pushes) = connect(&agent).await;
+    let (svm_session, _, _svm_pushes) = connect(&svm).await;
+    svm_session.request(&ToServer::SvmReport(report(1))).await.unwrap();
+    let before = list(&session, 0).await.unwrap();
+    let Site { dir, server } = site;
+    server.stop().await;
+    tokio::time::timeout(PATIENCE, session.ended()).await.unwrap();
+    let site = Site::start_in(dir, "").await;
+    let agent = Membership { servers: vec![site.control()], ..agent };
+    let (session, second, _pushes) = connect(&agent).await;
+    assert!(second.epoch > first.epoch);
+    assert!(list(&session, before.etag).await.is_none(), "an equal list has its version still");
+}
+
+/// The connection below the client's session, to send what no client would.
+struct Raw {
+    send: quinn::SendStream,
+    receive: quinn::RecvStream,
+    sealer: Sealer,
+    opener: Opener,
+    connection: quinn::Connection,
+}
+
+impl Raw {
+    async fn connect(member: &Membership) -> Self {
+        let identity = &member.identity;
+        let config = tls::client_config(
+            Own::Enrolled(identity.clone()),
+            identity.trust(),
+            Expect::Server,
+            control::ALPN,
+        )
+        .unwrap();
+        let connection = endpoint::dialler(([127, 0, 0, 1], 0).into())
+            .unwrap()
+            .connect_with(
+                endpoint::client(config, Bounds::CONTROL).unwrap(),
+                member.servers[0],
+                endpoint::SERVER_NAME,
+            )
+            .unwrap()
+            .await
+            .unwrap();
+        let Ok(Peer::Enrolled(server)) = endpoint::peer(&connection) else { panic!() };
+        let (send, receive) = connection.open_bi().await.unwrap();
+        let sealer = Sealer::new(identity.clone(), server.clone(), 0).unwrap();
+        let opener = Opener::new(identity.trust(), server, identity.id().clone(), 0);
+        Self { send, receive, sealer, opener, connection }
+    }
+
+    fn seal(&mut self, message: &ToServer) -> ControlFrame {
+        let now_ms = palisade_integration_server::time::now_ms();
+        ControlFrame::Envelope(self.sealer.seal(message, None, now_ms).unwrap().0)
+    }
+
+    async fn send(&mut self, frame: &ControlFrame) {
+        frame::write(&mut self.send, frame).await.unwrap();
+    }
+
+    async fn greet(&mut self) {
+        let frame = self.seal(&ToServer::Hello(hello(None)));
+        self.send(&frame).await;
+        let Some(FromServer::Welcome(welcome)) = self.answer().await else { panic!() };
+        self.sealer.set_epoch(welcome.epoch);
+    }
+
+    /// The next answer; none for a refusal of the whole session.
+    async fn answer(&mut self) -> Option<FromServer> {
+        match frame::read(&mut self.receive).await.unwrap().unwrap() {
+            ControlFrame::Envelope(envelope) => {
+                let now_ms = palisade_integration_server::time::now_ms();
+                Some(self.opener.open::<FromServer>(&envelope, now_ms).unwrap().message)
+            }
+            ControlFrame::Denied(denied) => {
+                assert_eq!(denied.code, DeniedCode::BadEnvelope);
+                None
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The session was refused, and is over.
+    async fn refused(mut self) {
+        assert_eq!(self.answer().await, None);
+        tokio::time::timeout(PATIENCE, self.connection.closed()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn replayed_forged_and_disordered_envelopes_end_the_session() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let other = site.join(Component::Agent, host("other", None)).await;
+
+    let mut replay = Raw::connect(&member).await;
+    replay.greet().await;
+    let once = replay.seal(&blocking(None));
+    replay.send(&once).await;
+    assert_eq!(replay.answer().await, Some(FromServer::Ack));
+    replay.send(&once).await;
+    replay.refused().await;
+
+    // The same envelope in a later session of the same component.
+    let mut later = Raw::connect(&member).await;
+    later.greet().await;
+    later.send(&once).await;
+    later.refused().await;
+
+    // Another component's envelope, well signed.
+    let mut borrowed = Raw::connect(&member).await;
+    borrowed.greet().await;
+    let mut theirs = Raw::connect(&other).await;
+    theirs.greet().await;
+    let frame = theirs.seal(&blocking(None));
+    borrowed.send(&frame).await;
+    borrowed.refused().await;
+
+    let mut altered = Raw::connect(&member).await;
+    altered.greet().await;
+    let ControlFrame::Envelope(mut envelope) = altered.seal(&blocking(None)) else { panic!() };
+    let last = envelope.body.len() - 1;
+    envelope.body[last] ^= 1;
+    altered.send(&ControlFrame::Envelope(envelope)).await;
+    altered.refused().await;
+
+    let mut hasty = Raw::connect(&member).await;
+    let frame = hasty.seal(&blocking(None));
+    hasty.send(&frame).await;
+    hasty.refused().await;
+
+    let mut twice = Raw::connect(&member).await;
+    twice.greet().await;
+    let frame = twice.seal(&ToServer::Hello(hello(None)));
+    twice.send(&frame).await;
+    twice.refused().await;
+
+    // A frame that announces more than any message may have.
+    let mut huge = Raw::connect(&member).await;
+    huge.greet().await;
+    huge.send.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+    huge.refused().await;
+}
+
+#[tokio::test]
+async fn a_guest_whose_clock_is_an_hour_behind_can_begin() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let mut late = Raw::connect(&member).await;
+    let hour_ago = palisade_integration_server::time::now_ms() - 3600 * 1000;
+    let greeting = ToServer::Hello(hello(None));
+    let (envelope, _) = late.sealer.seal(&greeting, None, hour_ago).unwrap();
+    late.send(&ControlFrame::Envelope(envelope)).await;
+    assert!(matches!(late.answer().await, Some(FromServer::Welcome(_))));
+}
+
+#[tokio::test]
+async fn a_claimed_domain_gives_the_agent_its_place_and_the_domain_its_protection() {
+    let uuid = Uuid::from_u128(0x6695eb01_f6a4_8304_79aa_97f2502e193f);
+    let site = Site::start(
+        "[[libvirt]]\nuri = 'test:///default'\ndatacenter = 'dc'\ncluster = 'c'\nhost = 'hv'",
+    )
+    .await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    until("the host is up", || async {
+        site.get("inventory").await["items"][0]["state"] == "up"
+    })
+    .await;
+    let protected = || async {
+        site.get("inventory").await["items"][0]["domains"][0]["protected"].as_bool().unwrap()
+    };
+    let (session, _, _pushes) = Session::connect(&member, hello(Some(uuid))).await.unwrap();
+    assert_eq!(list(&session, 0).await.unwrap().own_path.to_string(), "dc/c/hv");
+    assert!(!protected().await, "connected, and says nothing of protection yet");
+    session.request(&blocking(None)).await.unwrap();
+    assert!(protected().await);
+    let agents = site.get("agents").await;
+    assert_eq!(agents["items"][0]["domain"], uuid.to_string());
+    assert_eq!(agents["items"][0]["domain_name"], "test");
+    assert_eq!(site.get("status").await["domains"]["protected"], 1);
+    session.close();
+    until("protection is gone with the session", || async { !protected().await }).await;
+}

@@ -1,0 +1,162 @@
+//! Verdicts that the agent remembers, by file and by moment.
+//!
+//! Owns the map and its bound. An entry answers only for the very stamp (device,
+//! inode, size, modification and change time) that it was taken for, only under
+//! the definitions in force, and only while the file has no writer, which the
+//! caller proves ([`lease`](crate::lease)). Only complete verdicts are kept.
+//!
+//! Persisting it comes later; a restart begins empty.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use palisade_protocol::content::ContentId;
+use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
+
+use crate::stamp::Stamp;
+
+/// A verdict with what it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// The content.
+    pub content: ContentId,
+    /// Its verdict: never [`Verdict::NotScanned`].
+    pub verdict: Verdict,
+}
+
+struct Entry {
+    stamp: Stamp,
+    known: Known,
+    epoch: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: HashMap<(u64, u64), Entry>,
+    /// Files in the order in which they came: the first are dropped first.
+    order: VecDeque<(u64, u64)>,
+    generations: Generations,
+    epoch: u64,
+}
+
+/// The cache. Held by every thread that decides.
+pub struct Cache {
+    bound: usize,
+    inner: Mutex<Inner>,
+}
+
+impl Cache {
+    /// An empty cache for at most `bound` files; 0 remembers nothing.
+    pub fn new(bound: usize) -> Self {
+        Self { bound, inner: Mutex::new(Inner::default()) }
+    }
+
+    /// The verdict for exactly this stamp under the definitions in force.
+    pub fn get(&self, stamp: &Stamp) -> Option<Known> {
+        let inner = self.lock();
+        let entry = inner.entries.get(&(stamp.device, stamp.inode))?;
+        (entry.stamp == *stamp && entry.epoch == inner.epoch).then(|| entry.known.clone())
+    }
+
+    /// Remembers a verdict that these definitions gave.
+    pub fn put(&self, stamp: Stamp, known: Known, generations: &Generations) {
+        if self.bound == 0 || known.verdict.kind() == VerdictKind::NotScanned {
+            return;
+        }
+        let mut inner = self.lock();
+        inner.use_generations(generations);
+        let key = (stamp.device, stamp.inode);
+        let entry = Entry { stamp, known, epoch: inner.epoch };
+        if inner.entries.insert(key, entry).is_none() {
+            inner.order.push_back(key);
+        }
+        while inner.entries.len() > self.bound {
+            let Some(oldest) = inner.order.pop_front() else { break };
+            inner.entries.remove(&oldest);
+        }
+    }
+
+    /// Puts other definitions into force: verdicts of earlier ones no longer answer.
+    pub fn use_generations(&self, generations: &Generations) {
+        self.lock().use_generations(generations);
+    }
+
+    /// Files that are remembered.
+    pub fn len(&self) -> usize {
+        self.lock().entries.len()
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn use_generations(&mut self, generations: &Generations) {
+        if self.generations != *generations {
+            self.generations = generations.clone();
+            self.epoch += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_protocol::bounded::{List, Text};
+    use palisade_protocol::verdict::{EngineGeneration, Generation};
+    use proptest::prelude::*;
+
+    fn stamp(inode: u64, changed_ns: i128) -> Stamp {
+        Stamp { device: 1, inode, size: 10, modified_ns: 5, changed_ns, regular: true }
+    }
+
+    fn clean(inode: u64) -> Known {
+        Known { content: ContentId::of(&inode.to_le_bytes()), verdict: Verdict::Clean }
+    }
+
+    fn generations(number: u64) -> Generations {
+        List::cut([EngineGeneration {
+            engine: Text::cut("e"),
+            generation: Generation(number),
+            fingerprint: [0; 16],
+        }])
+    }
+
+    #[test]
+    fn only_the_same_stamp_under_the_same_definitions_answers() {
+        let cache = Cache::new(8);
+        cache.put(stamp(1, 7), clean(1), &generations(1));
+        assert_eq!(cache.get(&stamp(1, 7)), Some(clean(1)));
+        assert_eq!(cache.get(&stamp(1, 8)), None, "the change time moved");
+        assert_eq!(cache.get(&Stamp { size: 11, ..stamp(1, 7) }), None);
+        cache.use_generations(&generations(2));
+        assert_eq!(cache.get(&stamp(1, 7)), None, "new definitions");
+    }
+
+    #[test]
+    fn what_was_not_scanned_is_not_remembered() {
+        use palisade_protocol::verdict::NotScanned;
+        let cache = Cache::new(8);
+        let known = Known { verdict: Verdict::NotScanned(NotScanned::Encrypted), ..clean(1) };
+        cache.put(stamp(1, 7), known, &generations(1));
+        assert!(cache.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn it_never_outgrows_its_bound(files in prop::collection::vec(0_u64..50, 0..200), bound in 0_usize..20) {
+            let cache = Cache::new(bound);
+            for file in files {
+                cache.put(stamp(file, 7), clean(file), &generations(1));
+                prop_assert!(cache.len() <= bound);
+                prop_assert!(bound == 0 || cache.get(&stamp(file, 7)).is_some());
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The command line: what is said, and which part does it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use palisade_daemon::cli::{Common, Output, exit};
+use palisade_daemon::logging;
+
+use crate::settings::{COMPONENT, Folders, Settings};
+use crate::{daemon, enrol, probe, scan, status};
+
+/// Palisade Light Agent: protects this guest's files.
+#[derive(Debug, Parser)]
+#[command(name = "palisade-agent", version)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent (the default)
+    Run,
+    /// Join a site with a join token (`-` reads it from standard input)
+    Enrol {
+        /// What `palisade token create` printed; without it, join_token_file is read
+        token: Option<String>,
+    },
+    /// Scan files and folders now
+    Scan {
+        /// What to scan
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        /// How the result is written
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Show what the running agent does
+    Status {
+        /// How it is written
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Check the settings
+    CheckConfig,
+    #[command(name = probe::COMMAND, hide = true)]
+    ProbeOpens,
+}
+
+impl Cli {
+    /// Does what was asked; gives the exit code.
+    pub fn run(self) -> ExitCode {
+        match self.dispatch() {
+            Ok(code) => ExitCode::from(code),
+            Err(error) => {
+                eprintln!("palisade-agent: {error:#}");
+                ExitCode::from(exit::FAILED)
+            }
+        }
+    }
+
+    fn dispatch(self) -> anyhow::Result<u8> {
+        if matches!(self.command, Some(Command::ProbeOpens)) {
+            probe::serve()?;
+            return Ok(exit::FINE);
+        }
+        let command = self.command.unwrap_or(Command::Run);
+        let quiet = !matches!(command, Command::Run);
+        logging::start(self.common.log_format, if quiet { "error" } else { "info" });
+        let file = self.common.settings(COMPONENT);
+        let settings = match (Settings::load(&file), &command) {
+            (Ok(settings), _) => settings,
+            (Err(error), Command::CheckConfig) => {
+                eprintln!("palisade-agent: {error}");
+                return Ok(exit::FOUND);
+            }
+            (Err(error), _) => return Err(error.into()),
+        };
+        let folders = settings.folders(&self.common.site());
+        match command {
+            Command::Run => daemon::run(&settings, &folders).map(|()| exit::FINE),
+            Command::Enrol { token } => {
+                let runtime = daemon::runtime()?;
+                let said =
+                    runtime.block_on(enrol::command(token.as_deref(), &settings, &folders))?;
+                println!("{said}");
+                Ok(exit::FINE)
+            }
+            Command::Scan { paths, output } => {
+                let runtime = daemon::runtime()?;
+                runtime.block_on(scan::command::run(&settings, &folders, &paths, output))
+            }
+            Command::Status { output } => show_status(&folders, output),
+            Command::CheckConfig => {
+                println!("{}: fine", file.display());
+                Ok(exit::FINE)
+            }
+            Command::ProbeOpens => Ok(exit::FINE),
+        }
+    }
+}
+
+fn show_status(folders: &Folders, output: Output) -> anyhow::Result<u8> {
+    match status::ask(&folders.run) {
+        Ok(answer) => {
+            match output {
+                Output::Json => println!("{answer}"),
+                Output::Text => println!("{}", status::ForPeople(&answer)),
+            }
+            Ok(exit::FINE)
+        }
+        Err(error) => anyhow::bail!(
+            "the agent is not running: {} does not answer ({error}); start it with \
+             `palisade-agent run` or `systemctl start palisade-agent`",
+            status::socket(&folders.run).display()
+        ),
+    }
+}

@@ -1,0 +1,197 @@
+//! A file's content, as it is hashed and sent: always by its open descriptor.
+//!
+//! Owns reading at an offset and the outline (content id and chaining values);
+//! memory is one fragment, whatever the file's size. Everything here blocks and
+//! belongs on the blocking pool.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::uio::pread;
+use palisade_protocol::bounded::Text;
+use palisade_protocol::content::{ContentError, FRAGMENT_BYTES, Outline, OutlineBuilder};
+use palisade_protocol::verdict::NotScanned;
+
+use crate::fanotify::event::Event;
+use crate::stamp::Stamp;
+
+/// An open file to be scanned. Clones share the descriptor.
+#[derive(Clone)]
+pub enum Content {
+    /// A file that the agent opened.
+    File(Arc<File>),
+    /// A file that somebody else is opening.
+    Event(Arc<Event>),
+}
+
+impl AsFd for Content {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::File(file) => file.as_fd(),
+            Self::Event(event) => event.as_fd(),
+        }
+    }
+}
+
+/// A content's outline and the moment it was taken at.
+#[derive(Debug, Clone)]
+pub struct Hashed {
+    /// Content id, size and chaining values.
+    pub outline: Outline,
+    /// The file before it was read.
+    pub stamp: Stamp,
+}
+
+/// Hashes a content, unless it is above `max` bytes. A file that changes
+/// meanwhile is hashed once more, and then given up.
+///
+/// # Errors
+/// Why it cannot be scanned: too large, changed, or unreadable.
+pub fn hash(content: &Content, max: u64) -> Result<Hashed, NotScanned> {
+    hash_once(content, max).or_else(|reason| match reason {
+        NotScanned::Changed => hash_once(content, max),
+        other => Err(other),
+    })
+}
+
+fn hash_once(content: &Content, max: u64) -> Result<Hashed, NotScanned> {
+    let stamp = Stamp::of(content).map_err(|error| unreadable(&error))?;
+    if stamp.size > max {
+        return Err(NotScanned::TooLarge { max });
+    }
+    let mut builder = OutlineBuilder::new();
+    let mut fragment = vec![0; usize::try_from(stamp.size.clamp(1, FRAGMENT_BYTES)).unwrap_or(1)];
+    let mut offset = 0;
+    loop {
+        let length = read_full(content, offset, &mut fragment)?;
+        if length == 0 {
+            break;
+        }
+        offset += length as u64;
+        if offset > stamp.size {
+            return Err(NotScanned::Changed);
+        }
+        builder.push(&fragment[..length]).map_err(|error| match error {
+            ContentError::TooLarge(_) => NotScanned::TooLarge { max },
+            _ => NotScanned::Changed,
+        })?;
+        // The end is where the size says; one byte more shows that it grew.
+        if (length as u64) < FRAGMENT_BYTES && offset == stamp.size {
+            break;
+        }
+    }
+    let now = Stamp::of(content).map_err(|error| unreadable(&error))?;
+    if offset != stamp.size || stamp.content_moved(&now) {
+        return Err(NotScanned::Changed);
+    }
+    Ok(Hashed { outline: builder.finish(), stamp })
+}
+
+/// Reads one fragment of a hashed content.
+///
+/// # Errors
+/// [`NotScanned::Changed`] when the file is shorter by now, or unreadable.
+pub fn fragment(content: &Content, outline: &Outline, index: u32) -> Result<Vec<u8>, NotScanned> {
+    let (offset, length) = outline.span(index).map_err(|_| NotScanned::Changed)?;
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
+    if read_full(content, offset, &mut bytes)? != bytes.len() {
+        return Err(NotScanned::Changed);
+    }
+    Ok(bytes)
+}
+
+fn read_full(content: &Content, offset: u64, into: &mut [u8]) -> Result<usize, NotScanned> {
+    let mut filled = 0;
+    while filled < into.len() {
+        let at = i64::try_from(offset + filled as u64).unwrap_or(i64::MAX);
+        match pread(content, &mut into[filled..], at) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(Errno::EINTR) => {}
+            Err(error) => return Err(unreadable(&error.into())),
+        }
+    }
+    Ok(filled)
+}
+
+/// Why a file cannot be read, as a verdict.
+pub fn unreadable(error: &std::io::Error) -> NotScanned {
+    NotScanned::ReadError { detail: Text::cut(&error.to_string()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
+    use proptest::prelude::*;
+    use std::io::Write as _;
+
+    fn content_of(bytes: &[u8]) -> Content {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Content::File(Arc::new(file))
+    }
+
+    fn pattern(length: usize) -> Vec<u8> {
+        (0..length).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn the_content_id_is_the_plain_hash_at_every_border() {
+        let fragment = FRAGMENT_BYTES as usize;
+        for length in [0, 1, 1023, fragment - 1, fragment, fragment + 1, 2 * fragment, 3 * fragment + 7] {
+            let bytes = pattern(length);
+            let hashed = hash(&content_of(&bytes), MAX_CONTENT_BYTES).unwrap();
+            assert_eq!(hashed.outline.id(), ContentId(*blake3::hash(&bytes).as_bytes()), "{length}");
+            assert_eq!(hashed.outline.size(), length as u64);
+        }
+    }
+
+    #[test]
+    fn fragments_verify_against_the_outline() {
+        let content = content_of(&pattern(3 * FRAGMENT_BYTES as usize + 7));
+        let outline = hash(&content, MAX_CONTENT_BYTES).unwrap().outline;
+        for index in 0..4 {
+            let bytes = fragment(&content, &outline, index).unwrap();
+            outline.verify_fragment(index, &bytes).unwrap();
+        }
+        assert!(fragment(&content, &outline, 4).is_err());
+    }
+
+    #[test]
+    fn a_sparse_file_above_the_bound_is_not_read() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(5 * 1024 * 1024 * 1024).unwrap();
+        let max = 512 * 1024 * 1024;
+        let reason = hash(&Content::File(Arc::new(file)), max).unwrap_err();
+        assert_eq!(reason, NotScanned::TooLarge { max });
+    }
+
+    #[test]
+    fn a_file_that_shrank_is_changed() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(2 * FRAGMENT_BYTES).unwrap();
+        let content = Content::File(Arc::clone(&file));
+        let outline = hash(&content, MAX_CONTENT_BYTES).unwrap().outline;
+        file.set_len(FRAGMENT_BYTES + 1).unwrap();
+        assert_eq!(fragment(&content, &outline, 1), Err(NotScanned::Changed));
+    }
+
+    #[test]
+    fn a_file_whose_size_is_a_lie_is_not_clean() {
+        let file = std::fs::File::open("/proc/version").unwrap();
+        let reason = hash(&Content::File(Arc::new(file)), MAX_CONTENT_BYTES).unwrap_err();
+        assert_eq!(reason, NotScanned::Changed);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_content_hashes_as_blake3_does(bytes in prop::collection::vec(any::<u8>(), 0..700_000)) {
+            let hashed = hash(&content_of(&bytes), MAX_CONTENT_BYTES).unwrap();
+            prop_assert_eq!(hashed.outline.id().0, *blake3::hash(&bytes).as_bytes());
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The fanotify group: made, marked, answered.
+//!
+//! Owns the group's descriptor. Events are opened non-blocking, so that a lease
+//! on a file refuses its own opener and does not freeze the reader.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::AT_FDCWD;
+use nix::sys::fanotify::{
+    EventFFlags, Fanotify, FanotifyEvent, FanotifyResponse, InitFlags, MarkFlags, MaskFlags,
+    Response,
+};
+
+use super::event::Respond;
+use crate::failure::Answer;
+
+/// Why nothing can be protected on access. Each says what helps.
+#[derive(Debug, thiserror::Error)]
+pub enum Unavailable {
+    /// The process may not.
+    #[error(
+        "on-access protection needs root (CAP_SYS_ADMIN), and the agent runs without it; \
+         start it as root or as the system's service. On-demand scans work as they are"
+    )]
+    NoCapability,
+    /// The kernel has no fanotify permission events.
+    #[error(
+        "this kernel has no fanotify permission events \
+         (CONFIG_FANOTIFY_ACCESS_PERMISSIONS, Linux 5.0 or later): {0}"
+    )]
+    Kernel(Errno),
+    /// The group cannot be made.
+    #[error("the kernel refuses a fanotify group: {0}")]
+    Init(Errno),
+}
+
+/// The bit of CAP_SYS_ADMIN in a capability set.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Whether this process holds CAP_SYS_ADMIN, by the kernel's own account.
+pub fn has_capability() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & (1 << CAP_SYS_ADMIN) != 0)
+}
+
+/// An open group. It closes when the last [`Event`](super::event::Event) and the
+/// reader let it go, and with it all that wait are released.
+#[derive(Debug)]
+pub struct Group(Fanotify);
+
+impl Group {
+    /// Makes a group for permission events.
+    ///
+    /// # Errors
+    /// [`Unavailable`], which says what helps.
+    pub fn open() -> Result<Self, Unavailable> {
+        if !has_capability() {
+            return Err(Unavailable::NoCapability);
+        }
+        let flags = InitFlags::FAN_CLASS_CONTENT
+            | InitFlags::FAN_CLOEXEC
+            | InitFlags::FAN_NONBLOCK
+            | InitFlags::FAN_UNLIMITED_QUEUE;
+        let events = EventFFlags::O_RDONLY
+            | EventFFlags::O_LARGEFILE
+            | EventFFlags::O_CLOEXEC
+            | EventFFlags::O_NONBLOCK;
+        match Fanotify::init(flags, events) {
+            Ok(group) => Ok(Self(group)),
+            Err(Errno::EPERM) => Err(Unavailable::NoCapability),
+            Err(error @ (Errno::ENOSYS | Errno::EINVAL)) => Err(Unavailable::Kernel(error)),
+            Err(error) => Err(Unavailable::Init(error)),
+        }
+    }
+
+    /// Marks the whole file system that holds `path`: opens from every mount
+    /// namespace are seen.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn mark(&self, path: &Path) -> nix::Result<()> {
+        self.0.mark(
+            MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM,
+            MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_OPEN_EXEC_PERM,
+            AT_FDCWD,
+            Some(path),
+        )
+    }
+
+    /// Takes every mark away: no new events come.
+    pub fn unmark_all(&self) {
+        let flush = MarkFlags::FAN_MARK_FLUSH | MarkFlags::FAN_MARK_FILESYSTEM;
+        let _ = self.0.mark(flush, MaskFlags::empty(), AT_FDCWD, Some(Path::new("/")));
+    }
+
+    /// Reads what is queued, without waiting.
+    ///
+    /// # Errors
+    /// The kernel's; `EAGAIN` and `EMFILE` may mean that it denied an event itself.
+    pub fn read(&self) -> nix::Result<Vec<FanotifyEvent>> {
+        self.0.read_events()
+    }
+}
+
+impl AsFd for Group {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Respond for Group {
+    fn respond(&self, file: BorrowedFd<'_>, answer: Answer) {
+        let response = match answer {
+            Answer::Allow => Response::FAN_ALLOW,
+            Answer::Deny => Response::FAN_DENY,
+        };
+        // ENOENT: the opener was killed meanwhile, and nobody waits any more.
+        let _ = self.0.write_response(FanotifyResponse::new(file, response));
+    }
+}

@@ -1,0 +1,169 @@
+//! Which file systems may be marked, and which are gaps.
+//!
+//! A permission mark on a file system whose opens can block in the kernel (FUSE,
+//! network) would put the reader into the hands of whoever serves it; those get
+//! no mark and are listed as gaps, each with its reason.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{FsType, statfs};
+
+/// Types that get permission marks: local, and never waiting for another process.
+const MARKED: &[(i64, &str)] = &[
+    (0xEF53, "ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683E, "btrfs"),
+    (0x0102_1994, "tmpfs"),
+    (0xE0F5_E1E2, "erofs"),
+    (0x7371_7368, "squashfs"),
+];
+const OVERLAY: i64 = 0x794C_7630;
+
+/// Types that are known well enough to be named in a gap's reason.
+const NAMED: &[(i64, &str)] = &[
+    (0x6573_5546, "fuse"),
+    (0x6969, "nfs"),
+    (0xFF53_4D42, "cifs"),
+    (0xFE53_4D42, "smb2"),
+    (0x0102_1997, "9p"),
+    (0x0187, "autofs"),
+    (0x9FA0, "proc"),
+    (0x6265_6572, "sysfs"),
+];
+
+/// Types without files of their own: a walk does not enter them by itself.
+const PSEUDO: &[i64] = &[
+    0x9FA0,      // proc
+    0x6265_6572, // sysfs
+    0x0027_E0EB, // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0xCAFE_4A11, // bpf
+    0x7363_6673, // securityfs
+    0x1CD1,      // devpts
+    0x6265_6570, // configfs
+    0x6165_676C, // pstore
+    0xF97C_FF8C, // selinuxfs
+    0x6E73_6673, // nsfs
+    0xDE5E_81E4, // efivarfs
+    0x1980_0202, // mqueue
+    0x6573_5543, // fusectl
+    0x4249_4E4D, // binfmt_misc
+    0x9584_58F6, // hugetlbfs
+];
+
+/// Something that was to be protected and is not.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Gap {
+    /// Which path.
+    pub path: String,
+    /// Why, and what helps.
+    pub reason: String,
+}
+
+/// A protected path that can be marked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The path, without links.
+    pub path: PathBuf,
+    /// The file system's type.
+    pub kind: &'static str,
+}
+
+/// The configured paths, sorted out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// To be marked.
+    pub places: Vec<Place>,
+    /// Not to be marked.
+    pub gaps: Vec<Gap>,
+}
+
+/// Sorts the configured paths into places and gaps.
+pub fn survey(paths: &[PathBuf]) -> Places {
+    let mut found = Places::default();
+    let mut seen = HashSet::new();
+    for path in paths {
+        match place(path) {
+            Ok(place) if seen.insert(place.path.clone()) => found.places.push(place),
+            Ok(_) => {}
+            Err(reason) => found.gaps.push(Gap { path: path.display().to_string(), reason }),
+        }
+    }
+    keep_overlays_apart(&mut found);
+    found
+}
+
+/// Since Linux 6.x a mark on the file system below an overlay sees the overlay's
+/// opens too, and with both marked the reader would wait for itself.
+fn keep_overlays_apart(found: &mut Places) {
+    if !found.places.iter().any(|place| place.kind != "overlay") {
+        return;
+    }
+    let (kept, dropped) =
+        std::mem::take(&mut found.places).into_iter().partition(|place| place.kind != "overlay");
+    found.places = kept;
+    let dropped: Vec<Place> = dropped;
+    found.gaps.extend(dropped.into_iter().map(|place| Gap {
+        path: place.path.display().to_string(),
+        reason: "an overlay is not marked beside other file systems, which may lie below it; \
+                 protect the overlay's upper and lower folders instead"
+            .to_owned(),
+    }));
+}
+
+fn place(path: &Path) -> Result<Place, String> {
+    let path = std::fs::canonicalize(path).map_err(|error| format!("it cannot be used: {error}"))?;
+    let kind = magic(&path).map_err(|error| format!("its file system is unknown: {error}"))?;
+    match name(MARKED, kind) {
+        Some(kind) => Ok(Place { path, kind }),
+        None if kind == OVERLAY => Ok(Place { path, kind: "overlay" }),
+        None => Err(format!(
+            "its file system ({}) is not protected on access, since opens there can block the \
+             whole system; scan it on demand",
+            name(NAMED, kind).map_or_else(|| format!("type {kind:#x}"), str::to_owned)
+        )),
+    }
+}
+
+/// Whether a walk stays out of this folder unless it is named.
+pub fn is_pseudo(path: &Path) -> bool {
+    magic(path).is_ok_and(|kind| PSEUDO.contains(&kind))
+}
+
+fn magic(path: &Path) -> nix::Result<i64> {
+    let FsType(kind) = statfs(path)?.filesystem_type();
+    Ok(kind)
+}
+
+fn name(table: &[(i64, &'static str)], kind: i64) -> Option<&'static str> {
+    table.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pseudo_file_systems_are_known_and_are_gaps() {
+        assert!(is_pseudo(Path::new("/proc")));
+        assert!(is_pseudo(Path::new("/sys")));
+        assert!(!is_pseudo(Path::new("/usr")));
+        let found = survey(&["/proc".into(), "/no/such/folder".into()]);
+        assert!(found.places.is_empty());
+        assert!(found.gaps[0].reason.contains("proc"), "{:?}", found.gaps);
+        assert!(found.gaps[1].reason.contains("No such file"), "{:?}", found.gaps);
+    }
+
+    #[test]
+    fn an_overlay_is_not_marked_beside_what_may_lie_below_it() {
+        let place = |path: &str, kind| Place { path: path.into(), kind };
+        let mut found =
+            Places { places: vec![place("/", "ext4"), place("/c", "overlay")], gaps: vec![] };
+        keep_overlays_apart(&mut found);
+        assert_eq!(found.places, [place("/", "ext4")]);
+        assert_eq!(found.gaps.len(), 1);
+    }
+}

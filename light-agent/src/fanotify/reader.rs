@@ -1,0 +1,151 @@
+//! The thread that reads permission events, and does nothing else.
+//!
+//! It looks at what the event itself says (process, path by its descriptor,
+//! `fstat`, remembered verdict), answers what is trivial and hands the rest on
+//! through a bounded queue; a full queue is answered by the failure table. It
+//! opens no path, writes no log and waits for nobody.
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::mpsc;
+
+use super::event::{Desk, Event};
+use super::group::Group;
+use crate::accounts::Outcome;
+use crate::cache::Cache;
+use crate::deadline::Deadlines;
+use crate::decide::{Decision, Facts, Scope, decide};
+use crate::failure::Failure;
+use crate::lease;
+use crate::stamp::Stamp;
+
+/// An event that a Protection Server has to be asked about.
+pub struct Asked {
+    /// The event.
+    pub event: Arc<Event>,
+    /// What the file looked like when it was opened.
+    pub stamp: Stamp,
+    /// Its path, as the kernel names it.
+    pub path: Vec<u8>,
+    /// Whether it was certain that nobody had it open for writing.
+    pub no_writer: bool,
+}
+
+/// What the reader decides with.
+pub struct Triage {
+    /// Answers and their books.
+    pub desk: Arc<Desk>,
+    /// Which paths.
+    pub scope: Scope,
+    /// What is remembered.
+    pub cache: Arc<Cache>,
+    /// Who answers what nobody does.
+    pub deadlines: Deadlines,
+    /// How long an answer may take.
+    pub deadline: Duration,
+    /// Largest content that is scanned; 0 while no Protection Server is connected.
+    pub max_scan_bytes: Arc<AtomicU64>,
+    /// Descriptors from this number on are the reserve.
+    pub fd_reserve_from: i32,
+    /// Who asks.
+    pub queue: mpsc::Sender<Asked>,
+}
+
+/// Reads until `stop` closes or the kernel fails; returns the kernel's error.
+///
+/// # Errors
+/// What the kernel said, when the group is of no more use.
+pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()> {
+    let own = std::process::id();
+    loop {
+        let mut wait = [
+            PollFd::new(group.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut wait, PollTimeout::NONE) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => continue,
+            Err(error) => return Err(error),
+        }
+        if wait[1].any().unwrap_or(true) {
+            return Ok(());
+        }
+        match group.read() {
+            Ok(events) => {
+                for event in events {
+                    if let Some(event) = Event::take(event, &triage.desk) {
+                        triage.sort(event, own);
+                    }
+                }
+            }
+            Err(Errno::EINTR) => {}
+            // The event could not be opened for us (a lease, no descriptor left,
+            // a file that cannot be opened), and the kernel denied it.
+            Err(Errno::EAGAIN | Errno::EMFILE | Errno::ENFILE | Errno::ENXIO | Errno::ENODEV
+                | Errno::ETXTBSY | Errno::EPERM | Errno::EACCES | Errno::EOVERFLOW) => {
+                triage.desk.accounts.kernel_refused();
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl Triage {
+    fn sort(&self, event: Event, own: u32) {
+        if event.pid == own {
+            event.answer(Outcome::Policy);
+            return;
+        }
+        let path = path_of(&event);
+        let Ok(stamp) = Stamp::of(&event) else {
+            event.fail(Failure::ReadError);
+            return;
+        };
+        let facts = Facts {
+            access: event.access,
+            own: false,
+            path: path.as_deref(),
+            regular: stamp.regular,
+            size: stamp.size,
+            few_fds: event.as_fd().as_raw_fd() >= self.fd_reserve_from,
+            max_scan_bytes: match self.max_scan_bytes.load(Ordering::Relaxed) {
+                0 => None,
+                max => Some(max),
+            },
+        };
+        let mut no_writer = false;
+        let decision = decide(&facts, &self.scope, &self.desk.table, || {
+            // The stamp is taken again after the lease: a writer that came and
+            // went between the two has moved it.
+            no_writer = lease::has_no_writer(&event) && Stamp::of(&event).is_ok_and(|now| now == stamp);
+            if no_writer { self.cache.get(&stamp).map(|known| known.verdict) } else { None }
+        });
+        match decision {
+            Decision::Answer(outcome) => {
+                event.answer(outcome);
+            }
+            Decision::Ask => {
+                let event = Arc::new(event);
+                event.due_at(Instant::now() + self.deadline, &self.deadlines);
+                let path = path.unwrap_or_default();
+                let asked = Asked { event, stamp, path, no_writer };
+                if let Err(refused) = self.queue.try_send(asked) {
+                    refused.into_inner().event.fail(Failure::QueueFull);
+                }
+            }
+        }
+    }
+}
+
+/// The path of an open file, as the kernel names it: a link is read, nothing is opened.
+fn path_of(event: &Event) -> Option<Vec<u8>> {
+    let link = format!("/proc/self/fd/{}", event.as_fd().as_raw_fd());
+    std::fs::read_link(link).ok().map(|path| path.into_os_string().into_vec())
+}

@@ -1,0 +1,219 @@
+//! On-access scans, from the queue to the answer and what follows it.
+//!
+//! ```text
+//!  queue ─► on-time slot ─► scan ─► answer the kernel ─► remember, report
+//!               │ deadline passed (answered by its thread)
+//!               └─► late slot ─► scan goes on ─► remember, report as late
+//!                     └─ none free: given up, counted
+//! ```
+//!
+//! Owns the slots and the order: the kernel is answered first, then the verdict is
+//! remembered, then it is logged and reported. Does not own the deadline, which is
+//! enforced elsewhere ([`deadline`](crate::deadline)).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
+use palisade_protocol::bounded::PathBytes;
+use palisade_protocol::control::{Action, Detection};
+use palisade_protocol::ids::TenantId;
+use palisade_protocol::scan::ScanClass;
+use palisade_protocol::verdict::{NotScanned, Verdict};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::accounts::{Accounts, Outcome};
+use crate::cache::{Cache, Known};
+use crate::deadline::Expires as _;
+use crate::content::Content;
+use crate::decide::verdict_outcome;
+use crate::failure::{Answer, Failure};
+use crate::fanotify::reader::Asked;
+use crate::lease;
+use crate::scanner::{Patience, Scanned, Scanner};
+use crate::selftest::TestFiles;
+use crate::spool;
+use crate::stamp::Stamp;
+
+/// How long a scan may go on after its deadline.
+const LATE: Duration = Duration::from_secs(120);
+
+/// What on-access scans work with.
+pub struct Guard {
+    /// Gets verdicts.
+    pub scanner: Scanner,
+    /// Remembers them.
+    pub cache: Arc<Cache>,
+    /// Counts what is given up.
+    pub accounts: Arc<Accounts>,
+    /// Takes detections; full means a counted drop.
+    pub detections: spool::Sender,
+    /// The agent's own test files, which are no detections.
+    pub test_files: TestFiles,
+    /// Whose guest this is.
+    pub tenant: TenantId,
+    /// Scans at a time before their deadline.
+    pub on_time: Arc<Semaphore>,
+    /// Scans at a time after it.
+    pub late: Arc<Semaphore>,
+}
+
+impl Guard {
+    /// Serves the queue until it closes.
+    pub async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<Asked>) {
+        while let Some(asked) = queue.recv().await {
+            let Ok(slot) = Arc::clone(&self.on_time).acquire_owned().await else { return };
+            let guard = Arc::clone(&self);
+            tokio::spawn(async move {
+                let due = asked.event.due().unwrap_or_else(Instant::now);
+                let mut serve = std::pin::pin!(guard.serve(&asked, due));
+                let done = tokio::time::timeout_at(due.into(), serve.as_mut()).await;
+                drop(slot);
+                if matches!(done, Ok(Served::Done)) {
+                    return;
+                }
+                // Its thread does the same at this moment; the first one counts.
+                asked.event.expire();
+                let Ok(_late) = guard.late.try_acquire() else {
+                    guard.accounts.late_dropped();
+                    return;
+                };
+                let finish = async {
+                    match done {
+                        Ok(Served::Unfinished) => guard.scan_late(&asked).await,
+                        _ => {
+                            if serve.await == Served::Unfinished {
+                                guard.scan_late(&asked).await;
+                            }
+                        }
+                    }
+                };
+                if tokio::time::timeout(LATE, finish).await.is_err() {
+                    guard.accounts.late_dropped();
+                }
+            });
+        }
+    }
+
+    async fn serve(&self, asked: &Asked, due: Instant) -> Served {
+        let patience = Patience { until: Some(due), without_svm: Duration::ZERO };
+        let scanned = self.scan(asked, ScanClass::OnAccess, patience).await;
+        self.conclude(asked, &scanned);
+        match scanned.verdict {
+            // The deadline ended it, not the content: the scan goes on without one.
+            Verdict::NotScanned(NotScanned::TimedOut | NotScanned::Overloaded) => {
+                Served::Unfinished
+            }
+            _ => Served::Done,
+        }
+    }
+
+    async fn scan_late(&self, asked: &Asked) {
+        let patience = Patience { until: Some(Instant::now() + LATE), without_svm: LATE };
+        let scanned = self.scan(asked, ScanClass::OnDemand, patience).await;
+        self.conclude(asked, &scanned);
+    }
+
+    /// Scans, and again if the file changed meanwhile: the verdict must be about
+    /// what the opener will read.
+    async fn scan(&self, asked: &Asked, class: ScanClass, patience: Patience) -> Scanned {
+        let content = Content::Event(Arc::clone(&asked.event));
+        let mut scanned = self.scanner.scan(&content, class, patience).await;
+        if self.moved(&content, &scanned) {
+            scanned = self.scanner.scan(&content, class, patience).await;
+            if self.moved(&content, &scanned) && scanned.verdict == Verdict::Clean {
+                scanned.verdict = Verdict::NotScanned(NotScanned::Changed);
+            }
+        }
+        scanned
+    }
+
+    fn moved(&self, content: &Content, scanned: &Scanned) -> bool {
+        match (scanned.stamp, Stamp::of(content)) {
+            (Some(before), Ok(now)) => before.content_moved(&now),
+            _ => false,
+        }
+    }
+
+    /// Answers the kernel, then does what a verdict asks for.
+    fn conclude(&self, asked: &Asked, scanned: &Scanned) {
+        let outcome = verdict_outcome(&scanned.verdict, asked.event.access, asked.event.table());
+        let in_time = asked.event.answer(outcome);
+        self.remember(asked, scanned);
+        let path = Path::new(OsStr::from_bytes(&asked.path));
+        if self.test_files.note(&asked.stamp, &scanned.verdict) {
+            tracing::debug!(path = %PathBytes::from_path(path), "self-test file: {:?}", scanned.verdict.kind());
+            return;
+        }
+        let action = match outcome {
+            Outcome::Scanned(Answer::Deny) if in_time => Action::Blocked,
+            _ if in_time => Action::Reported,
+            _ => Action::Late,
+        };
+        match &scanned.verdict {
+            Verdict::NotScanned(reason) => tracing::info!(
+                path = %PathBytes::from_path(path), pid = asked.event.pid,
+                failure = Failure::from(reason).key(), answer = outcome.answer().as_str(), in_time,
+                "not scanned: {reason}"
+            ),
+            Verdict::Clean => {}
+            Verdict::Malware { .. } | Verdict::Suspicious { .. } => {
+                if let Some(found) = detection(&self.tenant, path.into(), scanned, action, asked) {
+                    log(&found);
+                    self.detections.send(found);
+                }
+            }
+        }
+    }
+
+    fn remember(&self, asked: &Asked, scanned: &Scanned) {
+        let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else { return };
+        if asked.no_writer
+            && stamp == asked.stamp
+            && stamp.settled(SystemTime::now())
+            && lease::has_no_writer(&*asked.event)
+            && Stamp::of(&*asked.event).is_ok_and(|now| now == stamp)
+        {
+            let known = Known { content, verdict: scanned.verdict.clone() };
+            self.cache.put(stamp, known, &scanned.generations);
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    Done,
+    /// The deadline ended the scan, and the content still has no verdict.
+    Unfinished,
+}
+
+fn detection(
+    tenant: &TenantId,
+    path: PathBuf,
+    scanned: &Scanned,
+    action: Action,
+    asked: &Asked,
+) -> Option<Detection> {
+    let mut found =
+        spool::detection(tenant.clone(), &path, scanned, action, ScanClass::OnAccess)?;
+    found.pid = asked.event.pid;
+    Some(found)
+}
+
+fn log(found: &Detection) {
+    let what = match found.action {
+        Action::Blocked => "blocked",
+        Action::Reported => "found, and allowed by policy",
+        Action::Late => "found after the deadline; the open had been answered",
+    };
+    tracing::warn!(
+        path = %found.path, pid = found.pid, verdict = found.verdict.as_str(),
+        name = %found.name, engine = %found.engine, size = found.size,
+        blake3 = %hex::encode(found.blake3),
+        sha256 = %found.sha256.map(hex::encode).unwrap_or_default(),
+        "{what}"
+    );
+}

@@ -1,0 +1,66 @@
+//! The Light Agent: protects a guest's files by verdicts of a Protection Server.
+//!
+//! ```text
+//!  open()/exec ─► fanotify ─► decide ─┬─ trivial or remembered ─► answered at once
+//!                    │                └─ guard ─► scanner ─► link ═══► Protection Server
+//!                 deadline ─► failure table               ▲
+//!  scan PATH… ─► scan (walk) ─────────────────────────────┘
+//!
+//!  Integration Server ◄═══ control ─► list ─► selection ─► link
+//!                             ▲
+//!                           spool ◄─ detections
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`settings`] | what may be set, defaults and bounds |
+//! | [`fanotify`] | the kernel's events: read, and answered exactly once |
+//! | [`decide`], [`failure`] | what an event is answered; pure |
+//! | [`accounts`] | where every event went |
+//! | [`deadline`], [`threads`] | answers in time, whatever is stuck |
+//! | [`stamp`], [`lease`], [`cache`] | remembered verdicts, and when they may be used |
+//! | [`content`] | hashing and reading by descriptor |
+//! | [`link`], [`selection`] | the session with a Protection Server, and with which |
+//! | [`scanner`], [`pace`] | one file's way to a verdict, and how retries are spread |
+//! | [`guard`] | on-access scans from the queue to the answer |
+//! | [`selftest`], [`probe`] | whether opens are really blocked |
+//! | [`scan`] | on-demand scans: walk, report, command |
+//! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
+//! | [`health`], [`status`] | what the agent says of itself |
+//! | [`enrol`], [`daemon`], [`cli`] | the commands |
+//!
+//! **Invariant:** a guest's open is always answered, at the latest by its
+//! deadline. **Invariant:** what was not scanned is never called clean.
+
+#![deny(unsafe_code)]
+
+pub mod accounts;
+pub mod cache;
+pub mod cli;
+pub mod content;
+pub mod control;
+pub mod daemon;
+pub mod deadline;
+pub mod decide;
+pub mod enrol;
+pub mod failure;
+pub mod fanotify;
+pub mod guard;
+pub mod health;
+pub mod lease;
+pub mod link;
+pub mod list;
+pub mod pace;
+pub mod probe;
+pub mod scan;
+pub mod scanner;
+pub mod selection;
+pub mod selftest;
+pub mod settings;
+pub mod spool;
+pub mod stamp;
+pub mod status;
+pub mod threads;
+
+/// The agent's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

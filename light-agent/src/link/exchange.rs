@@ -1,0 +1,192 @@
+//! One request's stream: what is sent, what is asked back, how it ends.
+//!
+//! ```text
+//!  Scan, Outline* ─► │ ◄─ Need ─┐ fragments are read and sent one at a time,
+//!                    │          │ while the next message is already awaited
+//!                    │ ◄─ Verdict | Busy | Refused: the end
+//! ```
+//!
+//! **Invariant:** at most one fragment of a request is in memory, and no more
+//! fragments are sent than [`MAX_ROUNDS`] times the content.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use palisade_protocol::bounded::List;
+use palisade_protocol::frame::{self, FrameError};
+use palisade_protocol::scan::{
+    Fragment, FragmentRange, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult, ToAgent, ToSvm,
+};
+use palisade_protocol::verdict::NotScanned;
+use quinn::{Connection, RecvStream, SendStream, WriteError};
+use tokio::sync::mpsc;
+
+use super::LinkError;
+use crate::content::{self, Content, Hashed};
+
+/// How often the whole content may be asked for within one request.
+const MAX_ROUNDS: usize = 4;
+
+/// Content bytes that left the guest. Clones share the count.
+#[derive(Debug, Clone, Default)]
+pub struct Sent(Arc<AtomicU64>);
+
+impl Sent {
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub enum Reply {
+    /// With a verdict.
+    Verdict(ScanResult),
+    /// Ask again after this long.
+    Busy(Duration),
+    /// It cannot be served as it is.
+    Refused(Refusal),
+    /// The content could not be read again as it was hashed.
+    Unreadable(NotScanned),
+}
+
+/// Runs one request.
+pub(super) async fn run(
+    connection: &Connection,
+    request: ScanRequest,
+    content: &Content,
+    hashed: &Arc<Hashed>,
+    sent: &Sent,
+) -> Result<Reply, LinkError> {
+    let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
+    let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
+    let (want, wanted) = mpsc::unbounded_channel();
+    let whole_frames = AtomicBool::new(true);
+    // Both sides go on side by side: a frame that is begun in either direction
+    // must be finished, and the answer may come before all content is sent.
+    let reply = tokio::select! {
+        reply = receive_all(&mut receive, Wanted::new(hashed.outline.fragments(), want)) => reply,
+        reply = send_all(&mut send, request, content, hashed, sent, wanted, &whole_frames) => reply,
+    };
+    let _ = if whole_frames.load(Ordering::Relaxed) { send.finish() } else { send.reset(0_u32.into()) };
+    reply
+}
+
+/// Takes what the peer says until the request ends.
+async fn receive_all(receive: &mut RecvStream, mut wanted: Wanted) -> Result<Reply, LinkError> {
+    loop {
+        match frame::read::<ToAgent>(receive).await? {
+            Some(ToAgent::Verdict(result)) => return Ok(Reply::Verdict(result)),
+            Some(ToAgent::Busy { retry_after_ms }) => {
+                return Ok(Reply::Busy(Duration::from_millis(retry_after_ms.into())));
+            }
+            Some(ToAgent::Refused(refusal)) => return Ok(Reply::Refused(refusal)),
+            Some(ToAgent::Need(ranges)) => wanted.add(&ranges)?,
+            Some(ToAgent::Welcome(_)) => {
+                return Err(LinkError::Protocol("a greeting came within a request".to_owned()));
+            }
+            None => return Err(LinkError::Lost("the request ended without a verdict".to_owned())),
+        }
+    }
+}
+
+/// Sends the request and what is wanted. Ends only when it fails: the end of the
+/// request is the peer's to say.
+async fn send_all(
+    send: &mut SendStream,
+    request: ScanRequest,
+    content: &Content,
+    hashed: &Arc<Hashed>,
+    sent: &Sent,
+    mut wanted: mpsc::UnboundedReceiver<u32>,
+    whole_frames: &AtomicBool,
+) -> Result<Reply, LinkError> {
+    let mut frames = vec![ToSvm::Scan(request)];
+    for values in hashed.outline.chaining_values().chunks(MAX_OUTLINE_VALUES) {
+        frames.push(ToSvm::Outline(List::cut(values.iter().copied())));
+    }
+    for frame in frames {
+        write(send, &frame::to_bytes(&frame).map_err(FrameError::from)?, whole_frames).await?;
+    }
+    while let Some(index) = wanted.recv().await {
+        match read_fragment(content, hashed, index).await? {
+            Ok((length, frame)) => {
+                sent.0.fetch_add(length, Ordering::Relaxed);
+                write(send, &frame, whole_frames).await?;
+            }
+            Err(reason) => return Ok(Reply::Unreadable(reason)),
+        }
+    }
+    std::future::pending().await
+}
+
+/// The fragments that were asked for. The queue is bounded by the budget.
+struct Wanted {
+    fragments: usize,
+    budget: usize,
+    queue: mpsc::UnboundedSender<u32>,
+}
+
+impl Wanted {
+    fn new(fragments: usize, queue: mpsc::UnboundedSender<u32>) -> Self {
+        Self { fragments, budget: fragments * MAX_ROUNDS, queue }
+    }
+
+    fn add(&mut self, ranges: &[FragmentRange]) -> Result<(), LinkError> {
+        for range in ranges {
+            let end = range.first as usize + range.count as usize;
+            if end > self.fragments || range.count as usize > self.budget {
+                return Err(LinkError::Protocol(format!(
+                    "it asks for fragments {} to {end} of {}, or too often",
+                    range.first, self.fragments
+                )));
+            }
+            self.budget -= range.count as usize;
+            for index in range.first..range.first + range.count {
+                // The sending side is gone only when the request is over.
+                let _ = self.queue.send(index);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads and encodes one fragment on the blocking pool.
+async fn read_fragment(
+    content: &Content,
+    hashed: &Arc<Hashed>,
+    index: u32,
+) -> Result<Result<(u64, Vec<u8>), NotScanned>, LinkError> {
+    let (content, hashed) = (content.clone(), Arc::clone(hashed));
+    let read = tokio::task::spawn_blocking(move || {
+        content::fragment(&content, &hashed.outline, index).map(|bytes| {
+            let length = bytes.len() as u64;
+            (length, frame::to_bytes(&ToSvm::Fragment(Fragment { index, bytes })))
+        })
+    });
+    match read.await {
+        Ok(Ok((length, frame))) => Ok(Ok((length, frame.map_err(FrameError::from)?))),
+        Ok(Err(reason)) => Ok(Err(reason)),
+        Err(error) => Err(LinkError::Lost(error.to_string())),
+    }
+}
+
+/// Writes one frame. A peer that takes no more has its answer on the way, for
+/// which this waits.
+async fn write(
+    send: &mut SendStream,
+    frame: &[u8],
+    whole_frames: &AtomicBool,
+) -> Result<(), LinkError> {
+    whole_frames.store(false, Ordering::Relaxed);
+    match send.write_all(frame).await {
+        Ok(()) => {
+            whole_frames.store(true, Ordering::Relaxed);
+            Ok(())
+        }
+        Err(WriteError::Stopped(_)) => std::future::pending().await,
+        Err(error) => Err(LinkError::Lost(error.to_string())),
+    }
+}

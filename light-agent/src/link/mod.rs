@@ -1,0 +1,270 @@
+//! A session with one Protection Server.
+//!
+//! ```text
+//!  connect ─► Hello ─► Welcome ─► up ──(closed, lost, silent for 2 s)──► down
+//! ```
+//!
+//! Owns the QUIC connection and its watch: while requests are open and nothing is
+//! heard, it pings by a cancelled stream, and after [`SILENCE`] it closes the
+//! session, so that a dead Protection Server is noticed long before the idle
+//! timeout. Does not own which Protection Server ([`selection`](crate::selection))
+//! or what happens to a scan whose session is lost ([`scanner`](crate::scanner)).
+
+mod exchange;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use palisade_daemon::control::any_address;
+use palisade_protocol::bounded::Text;
+use palisade_protocol::endpoint::{self, Bounds, EndpointError};
+use palisade_protocol::frame::{self, FrameError};
+use palisade_protocol::identity::Identity;
+use palisade_protocol::ids::SvmId;
+use palisade_protocol::scan::{self, Hello, ScanRequest, ToAgent, ToSvm, Welcome};
+use palisade_protocol::spiffe::Role;
+use palisade_protocol::tls::{self, Expect, Own, Peer};
+use tokio::sync::{Notify, Semaphore};
+
+pub use exchange::{Reply, Sent};
+
+use crate::content::{Content, Hashed};
+
+/// How long connecting may take, `Welcome` included.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// With requests open, a session with nothing heard for this long is over.
+pub const SILENCE: Duration = Duration::from_secs(2);
+/// How often the watch looks while requests are open.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Where a Protection Server is, and who must answer there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Who must answer.
+    pub id: Option<SvmId>,
+    /// A name for people.
+    pub name: String,
+    /// Where to try, in this order.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Why there is no session, or why it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The endpoint cannot be used, or the peer is not who it should be.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// The TLS identity is unusable.
+    #[error("the agent's identity is unusable: {0}")]
+    Identity(String),
+    /// No connection came about.
+    #[error("no connection: {0}")]
+    Connect(String),
+    /// It took too long.
+    #[error("no answer within {} s", CONNECT_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The session is lost.
+    #[error("the session was lost: {0}")]
+    Lost(String),
+    /// The peer does not keep to the protocol.
+    #[error("the Protection Server broke the protocol: {0}")]
+    Protocol(String),
+}
+
+impl From<FrameError> for LinkError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Io(error) => Self::Lost(error.to_string()),
+            FrameError::Codec(error) => Self::Protocol(error.to_string()),
+        }
+    }
+}
+
+/// An open session.
+pub struct Link {
+    /// Who it is.
+    pub id: SvmId,
+    /// Its name for people.
+    pub name: String,
+    /// Where it was reached.
+    pub address: SocketAddr,
+    /// What it said of itself.
+    pub welcome: Welcome,
+    connection: quinn::Connection,
+    requests: Semaphore,
+    open: AtomicUsize,
+    opened: Notify,
+}
+
+impl Link {
+    /// Connects to the first address of a target that answers as it must.
+    ///
+    /// # Errors
+    /// The last address's [`LinkError`].
+    pub async fn connect(target: &Target, identity: &Identity) -> Result<Arc<Self>, LinkError> {
+        let mut last = LinkError::Connect("it has no address".to_owned());
+        for &address in &target.addresses {
+            let attempt = Self::open(target, address, identity);
+            match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
+                Ok(Ok(link)) => {
+                    let link = Arc::new(link);
+                    tokio::spawn(watch(Arc::clone(&link)));
+                    return Ok(link);
+                }
+                Ok(Err(error)) => last = error,
+                Err(_) => last = LinkError::TimedOut,
+            }
+        }
+        Err(last)
+    }
+
+    async fn open(
+        target: &Target,
+        address: SocketAddr,
+        identity: &Identity,
+    ) -> Result<Self, LinkError> {
+        let expect = target.id.map_or(Expect::AnySvm, Expect::Svm);
+        let own = Own::Enrolled(identity.clone());
+        let config = tls::client_config(own, identity.trust(), expect, scan::ALPN)
+            .map_err(|error| LinkError::Identity(error.to_string()))?;
+        let connection = endpoint::dialler(any_address(address))?
+            .connect_with(
+                endpoint::client(config, Bounds::SCAN_AGENT)?,
+                address,
+                endpoint::SERVER_NAME,
+            )
+            .map_err(|error| LinkError::Connect(error.to_string()))?
+            .await
+            .map_err(|error| LinkError::Connect(error.to_string()))?;
+        let id = match endpoint::peer(&connection)? {
+            Peer::Enrolled(peer) => match peer.role {
+                Role::Svm(id) => id,
+                _ => return Err(LinkError::Protocol(format!("{peer} is no Protection Server"))),
+            },
+            Peer::Unenrolled => {
+                return Err(LinkError::Protocol("it has no identity".to_owned()));
+            }
+        };
+        let welcome = greet(&connection).await?;
+        Ok(Self {
+            id,
+            name: target.name.clone(),
+            address,
+            requests: Semaphore::new((welcome.max_requests as usize).clamp(1, 1024)),
+            welcome,
+            connection,
+            open: AtomicUsize::new(0),
+            opened: Notify::new(),
+        })
+    }
+
+    /// Asks for a verdict on one stream, serving what content is asked for.
+    ///
+    /// # Errors
+    /// [`LinkError`] when the session is lost or the peer breaks the protocol.
+    pub async fn ask(
+        &self,
+        request: ScanRequest,
+        content: &Content,
+        hashed: &Arc<Hashed>,
+        sent: &Sent,
+    ) -> Result<Reply, LinkError> {
+        let _permit = self
+            .requests
+            .acquire()
+            .await
+            .map_err(|_| LinkError::Lost("the session is closed".to_owned()))?;
+        let _open = Open::new(self);
+        exchange::run(&self.connection, request, content, hashed, sent).await
+    }
+
+    /// Waits until the session is over, and says why.
+    pub async fn closed(&self) -> String {
+        self.connection.closed().await.to_string()
+    }
+
+    /// Whether the session is over.
+    pub fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
+    /// Ends the session.
+    pub fn close(&self, reason: &str) {
+        self.connection.close(0_u32.into(), reason.as_bytes());
+    }
+
+    fn heard(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
+    }
+
+    /// Makes the peer answer: a stream that is cancelled at once has to be acknowledged.
+    async fn ping(&self) {
+        if let Ok(Ok((mut send, mut receive))) =
+            tokio::time::timeout(LOOK, self.connection.open_bi()).await
+        {
+            let _ = send.reset(0_u32.into());
+            let _ = receive.stop(0_u32.into());
+        }
+    }
+}
+
+/// Counts a request as open.
+struct Open<'a>(&'a Link);
+
+impl<'a> Open<'a> {
+    fn new(link: &'a Link) -> Self {
+        link.open.fetch_add(1, Ordering::Relaxed);
+        link.opened.notify_one();
+        Self(link)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn greet(connection: &quinn::Connection) -> Result<Welcome, LinkError> {
+    let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
+    let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
+    let hello = Hello { version: Text::cut(crate::VERSION) };
+    frame::write(&mut send, &ToSvm::Hello(hello)).await?;
+    let _ = send.finish();
+    match frame::read::<ToAgent>(&mut receive).await? {
+        Some(ToAgent::Welcome(welcome)) => Ok(welcome),
+        Some(ToAgent::Refused(refusal)) => {
+            Err(LinkError::Connect(refusal.message.as_str().to_owned()))
+        }
+        Some(_) => Err(LinkError::Protocol("it did not answer the greeting".to_owned())),
+        None => Err(LinkError::Lost("it ended the greeting".to_owned())),
+    }
+}
+
+/// Closes a session that is silent while requests are open. Sleeps while none are.
+async fn watch(link: Arc<Link>) {
+    loop {
+        tokio::select! {
+            () = link.opened.notified() => {}
+            _ = link.connection.closed() => return,
+        }
+        let mut heard = (link.heard(), Instant::now());
+        while link.open.load(Ordering::Relaxed) > 0 {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                _ = link.connection.closed() => return,
+            }
+            let now = link.heard();
+            if now != heard.0 {
+                heard = (now, Instant::now());
+            } else if heard.1.elapsed() >= SILENCE {
+                link.close("silent");
+                return;
+            } else {
+                link.ping().await;
+            }
+        }
+    }
+}

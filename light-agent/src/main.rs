@@ -1,0 +1,24 @@
+//! `palisade-agent`: the Light Agent's daemon and its commands.
+//!
+//! | command | part |
+//! | --- | --- |
+//! | `run` | [`palisade_light_agent::daemon`] |
+//! | `enrol` | [`palisade_light_agent::enrol`] |
+//! | `scan` | [`palisade_light_agent::scan`] |
+//! | `status` | [`palisade_light_agent::status`] |
+//! | `check-config` | [`palisade_light_agent::settings`] |
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use palisade_light_agent::{cli::Cli, lease};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Before the first thread: a broken lease must not end the process.
+    if let Err(error) = lease::block_signal() {
+        eprintln!("palisade-agent: signals cannot be blocked: {error}");
+        return ExitCode::from(palisade_daemon::cli::exit::FAILED);
+    }
+    cli.run()
+}

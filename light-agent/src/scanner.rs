@@ -1,0 +1,263 @@
+//! One file's way to a verdict, whatever happens to sessions meanwhile.
+//!
+//! ```text
+//!  wait for a session ─► hash ─► ask ─► verdict
+//!        ▲                │       │
+//!        │                │       ├─ busy: wait as told, ask again
+//!        │                │       ├─ mismatch: hash once more, then "changed"
+//!        └── lost ◄───────┼───────┘
+//!                         └─ too large, unreadable: not scanned
+//! ```
+//!
+//! Owns the retries; does not own the session ([`selection`](crate::selection)),
+//! the bytes ([`content`](crate::content)) or what follows from a verdict.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
+use palisade_protocol::scan::{
+    RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource,
+};
+use palisade_protocol::bounded::Text;
+use palisade_protocol::verdict::{Generations, NotScanned, Verdict};
+use tokio::sync::{Semaphore, watch};
+
+use crate::content::{self, Content, Hashed};
+use crate::link::{Link, Reply, Sent};
+use crate::pace::jittered;
+use crate::selection::LinkState;
+use crate::stamp::Stamp;
+
+/// Files that are hashed at a time: the blocking pool has threads left to read
+/// fragments for those that are being sent.
+const HASHING: usize = 2;
+/// The shortest wait before a busy Protection Server is asked again.
+const SHORTEST_RETRY: Duration = Duration::from_millis(50);
+/// The longest.
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+
+/// Requests of one file that may fail or be lost before it is given up: a content
+/// that ends sessions again and again must not hold up a scan for ever.
+const MAX_LOST: u32 = 10;
+
+/// How long a scan may go on.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Until when busy Protection Servers are asked again; for ever if none.
+    pub until: Option<Instant>,
+    /// How long it waits while no Protection Server is connected.
+    pub without_svm: Duration,
+}
+
+/// A file's result.
+#[derive(Debug, Clone)]
+pub struct Scanned {
+    /// What it ended in.
+    pub verdict: Verdict,
+    /// Where the verdict came from; none when no Protection Server gave it.
+    pub source: Option<VerdictSource>,
+    /// The content, where it was hashed.
+    pub content: Option<ContentId>,
+    /// SHA-256, where the Protection Server said it.
+    pub sha256: Option<[u8; 32]>,
+    /// Size in bytes.
+    pub size: u64,
+    /// The file as it was hashed.
+    pub stamp: Option<Stamp>,
+    /// The definitions that gave the verdict.
+    pub generations: Generations,
+}
+
+/// Scans files over whichever session is in force. Clones share everything.
+#[derive(Clone)]
+pub struct Scanner {
+    state: watch::Receiver<LinkState>,
+    hashing: Arc<Semaphore>,
+    sent: Sent,
+    options: ScanOptions,
+}
+
+impl Scanner {
+    /// A scanner over the keeper's sessions.
+    pub fn new(state: watch::Receiver<LinkState>) -> Self {
+        Self {
+            state,
+            hashing: Arc::new(Semaphore::new(HASHING)),
+            sent: Sent::default(),
+            options: ScanOptions::default(),
+        }
+    }
+
+    /// Content bytes that left the guest through this scanner.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent.bytes()
+    }
+
+    /// Scans one file.
+    pub async fn scan(&self, content: &Content, class: ScanClass, patience: Patience) -> Scanned {
+        let mut result = Scanned {
+            verdict: Verdict::NotScanned(NotScanned::NoSvm),
+            source: None,
+            content: None,
+            sha256: None,
+            size: 0,
+            stamp: None,
+            generations: Generations::default(),
+        };
+        match self.attempt(content, class, patience, &mut result).await {
+            Ok(()) => {}
+            Err(reason) => result.verdict = Verdict::NotScanned(reason),
+        }
+        if result.content.is_some() && result.size == 0 {
+            empty_is_clean(&mut result.verdict);
+        }
+        result
+    }
+
+    async fn attempt(
+        &self,
+        content: &Content,
+        class: ScanClass,
+        patience: Patience,
+        result: &mut Scanned,
+    ) -> Result<(), NotScanned> {
+        let mut link = self.link(patience.without_svm).await?;
+        let mut hashed = self.hash(content, &link, result).await?;
+        let mut mismatches = 0;
+        let mut lost = 0;
+        loop {
+            let request = ScanRequest {
+                content: hashed.outline.id(),
+                size: hashed.outline.size(),
+                class,
+                deadline_ms: remaining_ms(patience.until),
+                options: self.options,
+            };
+            match link.ask(request, content, &hashed, &self.sent).await {
+                Ok(Reply::Verdict(answer)) => {
+                    result.verdict = answer.verdict;
+                    result.source = Some(answer.source);
+                    result.sha256 = answer.sha256;
+                    result.generations = answer.generations;
+                    return Ok(());
+                }
+                Ok(Reply::Busy(after)) => wait_busy(after, patience.until).await?,
+                Ok(Reply::Unreadable(NotScanned::Changed)) if mismatches == 0 => {
+                    mismatches += 1;
+                    hashed = self.hash(content, &link, result).await?;
+                }
+                Ok(Reply::Unreadable(reason)) => return Err(reason),
+                Ok(Reply::Refused(refusal)) => match refusal.code {
+                    RefusalCode::ContentMismatch if mismatches == 0 => {
+                        mismatches += 1;
+                        hashed = self.hash(content, &link, result).await?;
+                    }
+                    RefusalCode::ContentMismatch => return Err(NotScanned::Changed),
+                    RefusalCode::OverLimit | RefusalCode::Unavailable => {
+                        wait_busy(Duration::from_secs(1), patience.until).await?;
+                        link = self.link(patience.without_svm).await?;
+                    }
+                    RefusalCode::Protocol => {
+                        return Err(NotScanned::EngineFailed {
+                            detail: Text::cut(&format!("refused: {}", refusal.message)),
+                        });
+                    }
+                },
+                Err(error) => {
+                    tracing::debug!(%error, svm = %link.id, "a request was lost");
+                    lost += 1;
+                    if lost == MAX_LOST {
+                        let detail = format!("the request was lost {lost} times: {error}");
+                        return Err(NotScanned::EngineFailed { detail: Text::cut(&detail) });
+                    }
+                    if patience.without_svm.is_zero() && link.is_closed() {
+                        return Err(NotScanned::NoSvm);
+                    }
+                    if !link.is_closed() {
+                        // The request alone failed: not at once, and not for ever.
+                        wait_busy(Duration::from_millis(500), patience.until).await?;
+                    }
+                    link = self.link(patience.without_svm).await?;
+                }
+            }
+        }
+    }
+
+    async fn hash(
+        &self,
+        content: &Content,
+        link: &Link,
+        result: &mut Scanned,
+    ) -> Result<Arc<Hashed>, NotScanned> {
+        let max = link.welcome.max_scan_bytes.min(MAX_CONTENT_BYTES);
+        let _permit = self.hashing.acquire().await.map_err(|_| NotScanned::NoSvm)?;
+        let content = content.clone();
+        let (size, hashed) = tokio::task::spawn_blocking(move || {
+            let size = Stamp::of(&content).map_or(0, |stamp| stamp.size);
+            (size, content::hash(&content, max))
+        })
+        .await
+        .map_err(|error| NotScanned::ReadError { detail: Text::cut(&error.to_string()) })?;
+        result.size = size;
+        let hashed = hashed?;
+        result.content = Some(hashed.outline.id());
+        result.size = hashed.outline.size();
+        result.stamp = Some(hashed.stamp);
+        Ok(Arc::new(hashed))
+    }
+
+    /// The session in force, or the next one within the patience.
+    async fn link(&self, patience: Duration) -> Result<Arc<Link>, NotScanned> {
+        let mut state = self.state.clone();
+        loop {
+            let since = match &*state.borrow_and_update() {
+                LinkState::Up(link) if !link.is_closed() => return Ok(Arc::clone(link)),
+                LinkState::Down { since, .. } => *since,
+                LinkState::Up(_) => Instant::now(),
+            };
+            let until = tokio::time::Instant::from_std(since + patience);
+            if patience.is_zero() || tokio::time::Instant::now() >= until {
+                return Err(NotScanned::NoSvm);
+            }
+            match tokio::time::timeout_at(until, state.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(NotScanned::NoSvm),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Why no session is in force, for people.
+    pub fn down_reason(&self) -> Option<Arc<str>> {
+        match &*self.state.borrow() {
+            LinkState::Down { reason, .. } => Some(Arc::clone(reason)),
+            LinkState::Up(_) => None,
+        }
+    }
+}
+
+/// An empty content holds nothing that could be malware, even where an engine
+/// cannot open it.
+fn empty_is_clean(verdict: &mut Verdict) {
+    if matches!(verdict, Verdict::NotScanned(_)) {
+        *verdict = Verdict::Clean;
+    }
+}
+
+fn remaining_ms(until: Option<Instant>) -> u32 {
+    let Some(until) = until else { return 0 };
+    let left = until.saturating_duration_since(Instant::now()).as_millis();
+    u32::try_from(left).unwrap_or(u32::MAX).max(1)
+}
+
+/// Waits as a busy Protection Server asked, with jitter, unless patience ends first.
+async fn wait_busy(after: Duration, until: Option<Instant>) -> Result<(), NotScanned> {
+    let after = after.clamp(SHORTEST_RETRY, LONGEST_RETRY);
+    let after = jittered(after, 1.0, 1.5);
+    if until.is_some_and(|until| Instant::now() + after >= until) {
+        return Err(NotScanned::Overloaded);
+    }
+    tokio::time::sleep(after).await;
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! Whether opens are really blocked: tried, not assumed.
+//!
+//! In each protected file system the agent writes the EICAR test file, has another
+//! process open it, and takes nothing but a denied open, by a verdict of malware,
+//! for "blocking". At the start, when the Protection Server changes, and hourly.
+//!
+//! Owns the test files and the judgement; the opening is [`probe`](crate::probe)'s.
+
+use std::collections::HashSet;
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nix::libc;
+use palisade_protocol::control::Protection;
+use palisade_protocol::verdict::{NotScanned, Verdict};
+use tokio::sync::watch;
+
+use crate::fanotify::places::Place;
+use crate::health::{Health, off};
+use crate::probe::Probe;
+use crate::selection::LinkState;
+use crate::stamp::Stamp;
+
+/// Between tests while protection works.
+pub const EVERY: Duration = Duration::from_secs(3600);
+/// The first wait after a test that failed; it doubles up to [`EVERY`].
+const RETRY: Duration = Duration::from_secs(10);
+
+/// The standard antivirus test file, put together here so that this program does
+/// not hold it (<https://www.eicar.org>).
+pub fn eicar() -> Vec<u8> {
+    [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$", "EICAR-STANDARD-ANTIVIRUS-", "TEST-FILE!$H+H*"]
+        .concat()
+        .into_bytes()
+}
+
+/// The test file that is open now, and what was said of it. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct TestFiles(Arc<Mutex<Option<Current>>>);
+
+#[derive(Debug)]
+struct Current {
+    device: u64,
+    inode: u64,
+    verdict: Option<Verdict>,
+}
+
+impl TestFiles {
+    /// Takes note of a verdict if it is about the test file; says whether it is.
+    pub fn note(&self, stamp: &Stamp, verdict: &Verdict) -> bool {
+        let mut current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match current.as_mut() {
+            Some(file) if (file.device, file.inode) == (stamp.device, stamp.inode) => {
+                file.verdict = Some(verdict.clone());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn set(&self, current: Option<Current>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = current;
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        current.as_ref().and_then(|file| file.verdict.clone())
+    }
+}
+
+/// The self-test of one agent.
+pub struct SelfTest {
+    paths: Vec<PathBuf>,
+    files: TestFiles,
+    probe: Arc<Mutex<Probe>>,
+}
+
+impl SelfTest {
+    /// A test with one file in each file system of the places.
+    pub fn new(places: &[Place], files: TestFiles, probe: Probe) -> Self {
+        let mut devices = HashSet::new();
+        let name = format!(".palisade-selftest-{}", uuid::Uuid::new_v4());
+        let paths = places
+            .iter()
+            .filter_map(|place| {
+                let metadata = std::fs::metadata(&place.path).ok()?;
+                let folder =
+                    if metadata.is_dir() { place.path.as_path() } else { place.path.parent()? };
+                devices.insert(metadata.dev()).then(|| folder.join(&name))
+            })
+            .collect();
+        Self { paths, files, probe: Arc::new(Mutex::new(probe)) }
+    }
+
+    /// The files that it will use: they must be in scope.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Tests whenever there is reason to, and keeps the health's protection true.
+    pub async fn run(self, health: Health, mut link: watch::Receiver<LinkState>) {
+        let mut wait = RETRY;
+        loop {
+            let state = link.borrow_and_update().clone();
+            health.set_link(&state);
+            let protection = match &state {
+                LinkState::Up(_) => self.test().await,
+                LinkState::Down { reason, .. } => {
+                    off(&format!("no Protection Server is connected: {reason}"))
+                }
+            };
+            wait = if protection == Protection::Blocking { EVERY } else { wait };
+            health.set_protection(protection);
+            tokio::select! {
+                changed = link.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    wait = RETRY;
+                }
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(EVERY),
+            }
+        }
+    }
+
+    async fn test(&self) -> Protection {
+        if self.paths.is_empty() {
+            return off("no protected path is there");
+        }
+        for path in &self.paths {
+            let (path, files, probe) = (path.clone(), self.files.clone(), Arc::clone(&self.probe));
+            let tried =
+                tokio::task::spawn_blocking(move || try_one(&path, &files, &probe)).await;
+            match tried {
+                Ok(Ok(())) => {}
+                Ok(Err(reason)) => return off(&reason),
+                Err(error) => return off(&format!("the self-test failed: {error}")),
+            }
+        }
+        Protection::Blocking
+    }
+}
+
+fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>) -> Result<(), String> {
+    let folder = path.parent().unwrap_or(path).display();
+    write(path).map_err(|error| format!("the self-test cannot write in {folder}: {error}"))?;
+    let opened = watched_open(path, files, probe);
+    let _ = std::fs::remove_file(path);
+    match opened.map_err(|error| format!("the self-test cannot run: {error}; restart the agent"))? {
+        (Err(libc::EPERM), Some(Verdict::Malware { .. })) => Ok(()),
+        (Err(libc::EPERM), verdict) => Err(format!(
+            "the self-test's file in {folder} was denied, but not by a verdict of malware ({})",
+            describe(verdict.as_ref())
+        )),
+        (Err(errno), _) => Err(format!(
+            "the self-test's file in {folder} could not be opened: {}",
+            std::io::Error::from_raw_os_error(errno)
+        )),
+        (Ok(()), Some(Verdict::Clean)) => Err(format!(
+            "the Protection Server does not know the EICAR test file (opened in {folder}); \
+             its definitions lack the signature"
+        )),
+        (Ok(()), verdict) => Err(format!(
+            "the EICAR test file in {folder} was not blocked ({})",
+            describe(verdict.as_ref())
+        )),
+    }
+}
+
+fn describe(verdict: Option<&Verdict>) -> String {
+    match verdict {
+        None => "no verdict came in time".to_owned(),
+        Some(Verdict::NotScanned(NotScanned::NoSvm)) => "no Protection Server".to_owned(),
+        Some(Verdict::NotScanned(reason)) => format!("not scanned: {reason}"),
+        Some(Verdict::Clean) => "clean".to_owned(),
+        Some(Verdict::Malware { name, .. } | Verdict::Suspicious { name, .. }) => {
+            name.as_str().to_owned()
+        }
+    }
+}
+
+fn write(path: &Path) -> std::io::Result<()> {
+    let _ = std::fs::remove_file(path);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+    file.write_all(&eicar())
+}
+
+type Opened = (Result<(), i32>, Option<Verdict>);
+
+fn watched_open(
+    path: &Path,
+    files: &TestFiles,
+    probe: &Mutex<Probe>,
+) -> std::io::Result<Opened> {
+    let metadata = std::fs::symlink_metadata(path)?;
+    files.set(Some(Current { device: metadata.dev(), inode: metadata.ino(), verdict: None }));
+    let opened = probe.lock().unwrap_or_else(PoisonError::into_inner).open(path);
+    // The kernel is answered before the verdict is noted.
+    let mut verdict = None;
+    for _ in 0..20 {
+        verdict = files.verdict();
+        if verdict.is_some() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    files.set(None);
+    Ok((opened?, verdict))
+}

@@ -1,0 +1,240 @@
+//! What an administrator may set in `agent.toml`, its defaults and its bounds.
+//!
+//! Owns the shape and the checks of the values; does not own reading files and
+//! drop-ins, which is `palisade_daemon::settings`.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use palisade_daemon::settings::SettingsError;
+use palisade_daemon::site::Site;
+use palisade_protocol::bounded::Text;
+use palisade_protocol::control::HostFacts;
+use palisade_protocol::ids::SvmId;
+use serde::Deserialize;
+
+use crate::failure::{Overrides, Table};
+
+/// The agent's name within a site.
+pub const COMPONENT: &str = "agent";
+
+/// All settings.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// A file that holds a join token; `run` enrols with it while there is no identity.
+    pub join_token_file: Option<PathBuf>,
+    /// The name that people see; the host name if unset.
+    pub name: Option<String>,
+    /// State folder, if not the site's.
+    pub state_dir: Option<PathBuf>,
+    /// Folder of run files, if not the site's.
+    pub run_dir: Option<PathBuf>,
+    /// Paths whose contents are neither scanned on access nor found by a walk.
+    pub exclude: Vec<PathBuf>,
+    /// Protection of opens.
+    pub on_access: OnAccess,
+    /// Differences from the built-in failure table.
+    pub failure: Overrides,
+    /// How scans are done.
+    pub scan: Scan,
+    /// Protection Servers to use instead of the Integration Server's list, best first.
+    pub svm: Vec<StaticSvm>,
+}
+
+/// Protection of opens.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OnAccess {
+    /// Whether opens are protected at all.
+    pub enabled: bool,
+    /// Below which paths.
+    pub paths: Vec<PathBuf>,
+    /// Milliseconds after which an open is answered by the failure table.
+    pub deadline_ms: u64,
+    /// Opens that may wait for a verdict at a time; more are answered by the failure table.
+    pub queue: usize,
+    /// Files whose verdict is remembered, at the most.
+    pub cache_files: usize,
+}
+
+impl Default for OnAccess {
+    fn default() -> Self {
+        Self { enabled: true, paths: Vec::new(), deadline_ms: 5000, queue: 512, cache_files: 16_384 }
+    }
+}
+
+impl OnAccess {
+    /// The deadline of every permission event.
+    pub fn deadline(&self) -> Duration {
+        Duration::from_millis(self.deadline_ms)
+    }
+}
+
+/// How scans are done.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scan {
+    /// Files that are asked for at a time.
+    pub concurrency: usize,
+    /// Seconds that an on-demand scan waits while no Protection Server can be reached.
+    pub svm_wait_s: u64,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self { concurrency: 16, svm_wait_s: 300 }
+    }
+}
+
+/// A Protection Server that is known without any Integration Server.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StaticSvm {
+    /// Whose certificate must answer; without it, any Protection Server of the site.
+    pub id: Option<SvmId>,
+    /// Where it listens.
+    pub address: SocketAddr,
+}
+
+/// A value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("setting {key}: {problem}")]
+pub struct BadValue {
+    key: &'static str,
+    problem: String,
+}
+
+/// Why there are no usable settings.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The files or variables cannot be read as settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// A value is out of its bounds.
+    #[error("{file}: {source}", file = .file.display())]
+    Value {
+        /// The settings file.
+        file: PathBuf,
+        /// What is wrong.
+        source: BadValue,
+    },
+}
+
+/// The folders in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folders {
+    /// What must survive a restart.
+    pub state: PathBuf,
+    /// Sockets.
+    pub run: PathBuf,
+}
+
+impl Settings {
+    /// Reads and checks the settings.
+    ///
+    /// # Errors
+    /// A [`LoadError`] that names the file and the key.
+    pub fn load(file: &Path) -> Result<Self, LoadError> {
+        let settings: Self = palisade_daemon::settings::load(COMPONENT, file, std::env::vars_os())?;
+        settings
+            .check()
+            .map_err(|source| LoadError::Value { file: file.to_owned(), source })?;
+        Ok(settings)
+    }
+
+    /// The folders: the site's, unless set.
+    pub fn folders(&self, site: &Site) -> Folders {
+        Folders {
+            state: self.state_dir.clone().unwrap_or_else(|| site.state(COMPONENT)),
+            run: self.run_dir.clone().unwrap_or_else(|| site.run(COMPONENT)),
+        }
+    }
+
+    /// The failure table in force.
+    pub fn failure_table(&self) -> Table {
+        Table::with(&self.failure)
+    }
+
+    /// What is said of this machine, with the name that people see.
+    pub fn host_facts(&self) -> HostFacts {
+        let mut facts = palisade_daemon::host::facts();
+        if let Some(name) = &self.name {
+            facts.hostname = Text::cut(name);
+        }
+        facts
+    }
+
+    fn check(&self) -> Result<(), BadValue> {
+        absolute("on_access.paths", &self.on_access.paths)?;
+        absolute("exclude", &self.exclude)?;
+        within("on_access.deadline_ms", self.on_access.deadline_ms, 100, 60_000)?;
+        within("on_access.queue", self.on_access.queue as u64, 1, 65_536)?;
+        within("on_access.cache_files", self.on_access.cache_files as u64, 0, 1_048_576)?;
+        within("scan.concurrency", self.scan.concurrency as u64, 1, 128)?;
+        within("scan.svm_wait_s", self.scan.svm_wait_s, 1, 86_400)
+    }
+}
+
+fn absolute(key: &'static str, paths: &[PathBuf]) -> Result<(), BadValue> {
+    match paths.iter().find(|path| !path.is_absolute()) {
+        Some(path) => Err(BadValue {
+            key,
+            problem: format!("{} is not an absolute path", path.display()),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn within(key: &'static str, value: u64, min: u64, max: u64) -> Result<(), BadValue> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(BadValue { key, problem: format!("{value} is not within {min} to {max}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::{Access, Answer, Failure};
+
+    fn parse(text: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(&file, text).unwrap();
+        Settings::load(&file).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_set_means_the_defaults() {
+        let settings = parse("").unwrap();
+        assert!(settings.on_access.enabled);
+        assert_eq!(settings.on_access.deadline(), Duration::from_secs(5));
+        assert_eq!(settings.scan, Scan { concurrency: 16, svm_wait_s: 300 });
+    }
+
+    #[test]
+    fn the_failure_table_takes_one_answer_or_one_each() {
+        let settings = parse("[failure]\nno_svm = 'deny'\ndeadline = { exec = 'deny' }").unwrap();
+        let table = settings.failure_table();
+        assert_eq!(table.answer(Failure::NoSvm, Access::Open), Answer::Deny);
+        assert_eq!(table.answer(Failure::Deadline, Access::Open), Answer::Allow);
+        assert_eq!(table.answer(Failure::Deadline, Access::Exec), Answer::Deny);
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        for (text, names) in [
+            ("[on_access]\npaths = ['home']", "on_access.paths"),
+            ("[on_access]\ndeadline_ms = 1", "on_access.deadline_ms"),
+            ("[scan]\nconcurrency = 1000", "scan.concurrency"),
+            ("[failure]\nno_smv = 'deny'", "no_smv"),
+            ("[failure]\nno_svm = 'block'", "failure table"),
+            ("[[svm]]\naddress = 'somewhere'", "socket address"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains(names) && error.contains("agent.toml"), "{text}: {error}");
+        }
+    }
+}

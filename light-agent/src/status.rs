@@ -1,0 +1,319 @@
+//! `palisade-agent status`: what the running agent says of itself.
+//!
+//! The daemon serves one JSON object to whoever connects to `agent.sock` in the
+//! run folder; the command reads it. A connection also makes the daemon look into
+//! the spool, which is how an on-demand scan hands over its findings.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_protocol::control::Protection;
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixListener;
+use tokio::sync::{Notify, Semaphore, watch};
+
+use crate::accounts::Snapshot;
+use crate::failure::{Access, Failure, Table};
+use crate::fanotify::places::Gap;
+use crate::health::{Health, ServerState};
+use crate::selection::LinkState;
+use crate::spool::Spool;
+
+/// Readers at a time.
+const MAX_READERS: usize = 8;
+/// How long one may take.
+const READER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer that the command takes, in bytes.
+const MAX_ANSWER_BYTES: u64 = 1024 * 1024;
+
+/// The socket in a run folder.
+pub fn socket(run: &Path) -> PathBuf {
+    run.join("agent.sock")
+}
+
+/// Who the agent is.
+#[derive(Debug, Clone, Serialize)]
+pub struct AgentPart {
+    /// Its SPIFFE id.
+    pub id: String,
+    /// Its name for people.
+    pub name: String,
+    /// Its version.
+    pub version: &'static str,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_s: u64,
+}
+
+/// On-access protection.
+#[derive(Debug, Clone, Serialize)]
+pub struct ProtectionPart {
+    /// `blocking` or `off`.
+    pub state: &'static str,
+    /// Why it is off.
+    pub reason: Option<String>,
+    /// Protected paths.
+    pub paths: Vec<String>,
+    /// What was to be protected and is not.
+    pub gaps: Vec<Gap>,
+}
+
+/// The Protection Server in force.
+#[derive(Debug, Clone, Serialize)]
+pub struct SvmPart {
+    /// Its id.
+    pub id: Option<String>,
+    /// Its name for people.
+    pub name: Option<String>,
+    /// Where it was reached.
+    pub address: Option<String>,
+    /// Why there is none.
+    pub reason: Option<String>,
+    /// The definitions in force there, by engine.
+    pub definitions: BTreeMap<String, u64>,
+}
+
+/// The spool.
+#[derive(Debug, Clone, Serialize)]
+pub struct SpoolPart {
+    /// Batches that wait.
+    pub waiting: usize,
+    /// Detections that were dropped.
+    pub dropped: u64,
+}
+
+/// The whole answer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Who the agent is.
+    pub agent: AgentPart,
+    /// On-access protection.
+    pub protection: ProtectionPart,
+    /// The Protection Server in force.
+    pub svm: SvmPart,
+    /// The session with the Integration Server.
+    pub server: ServerState,
+    /// Where permission events went.
+    pub events: Snapshot,
+    /// Files whose verdict is remembered.
+    pub cached_files: usize,
+    /// The failure table in force, by reason: what open and exec are answered.
+    pub failure_table: BTreeMap<&'static str, BTreeMap<&'static str, &'static str>>,
+    /// Detections that wait for the Integration Server.
+    pub spool: SpoolPart,
+}
+
+/// Makes answers.
+#[derive(Clone)]
+pub struct Source {
+    /// SPIFFE id and name.
+    pub identity: (String, String),
+    /// The state.
+    pub health: Health,
+    /// The session.
+    pub link: watch::Receiver<LinkState>,
+    /// The spool.
+    pub spool: Spool,
+    /// The failure table.
+    pub table: Table,
+    /// What is remembered.
+    pub cache: Arc<crate::cache::Cache>,
+    /// Protected paths and gaps.
+    pub paths: Vec<String>,
+    /// What was to be protected and is not.
+    pub gaps: Vec<Gap>,
+}
+
+impl Source {
+    /// The status now.
+    pub fn status(&self) -> Status {
+        let posture = self.health.posture().borrow().clone();
+        let (state, reason) = match posture.protection {
+            Protection::Blocking => ("blocking", None),
+            Protection::Off { reason } => ("off", Some(reason.as_str().to_owned())),
+        };
+        Status {
+            agent: AgentPart {
+                id: self.identity.0.clone(),
+                name: self.identity.1.clone(),
+                version: crate::VERSION,
+                pid: std::process::id(),
+                uptime_s: self.health.started.elapsed().as_secs(),
+            },
+            protection: ProtectionPart {
+                state,
+                reason,
+                paths: self.paths.clone(),
+                gaps: self.gaps.clone(),
+            },
+            svm: svm_part(&self.link.borrow()),
+            server: self.health.server(),
+            events: self.health.accounts().snapshot(),
+            cached_files: self.cache.len(),
+            failure_table: table_part(&self.table),
+            spool: SpoolPart { waiting: self.spool.waiting(), dropped: self.spool.dropped() },
+        }
+    }
+}
+
+fn svm_part(state: &LinkState) -> SvmPart {
+    match state {
+        LinkState::Up(link) => SvmPart {
+            id: Some(link.id.to_string()),
+            name: Some(link.name.clone()),
+            address: Some(link.address.to_string()),
+            reason: None,
+            definitions: link
+                .welcome
+                .generations
+                .iter()
+                .map(|engine| (engine.engine.as_str().to_owned(), engine.generation.0))
+                .collect(),
+        },
+        LinkState::Down { reason, .. } => SvmPart {
+            id: None,
+            name: None,
+            address: None,
+            reason: Some(reason.to_string()),
+            definitions: BTreeMap::new(),
+        },
+    }
+}
+
+fn table_part(table: &Table) -> BTreeMap<&'static str, BTreeMap<&'static str, &'static str>> {
+    let row = |open: crate::failure::Answer, exec: crate::failure::Answer| {
+        BTreeMap::from([("open", open.as_str()), ("exec", exec.as_str())])
+    };
+    let mut rows: BTreeMap<_, _> = Failure::ALL
+        .iter()
+        .map(|&failure| {
+            let answer = |access| table.answer(failure, access);
+            (failure.key(), row(answer(Access::Open), answer(Access::Exec)))
+        })
+        .collect();
+    let suspicious = |access| table.suspicious(access);
+    rows.insert("suspicious", row(suspicious(Access::Open), suspicious(Access::Exec)));
+    rows
+}
+
+/// Opens the socket. One agent runs per run folder.
+///
+/// # Errors
+/// When another agent answers there, or the folder cannot be used.
+pub fn listen(run: &Path) -> io::Result<UnixListener> {
+    std::fs::create_dir_all(run)?;
+    let path = socket(run);
+    if UnixStream::connect(&path).is_ok() {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("another agent runs with {}; stop it first", path.display()),
+        ));
+    }
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers readers for ever.
+pub async fn serve(listener: UnixListener, source: Source, connected: Arc<Notify>) {
+    let readers = Arc::new(Semaphore::new(MAX_READERS));
+    loop {
+        let Ok(reader) = Arc::clone(&readers).acquire_owned().await else { return };
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        connected.notify_one();
+        let source = source.clone();
+        tokio::spawn(async move {
+            let answer = tokio::task::spawn_blocking(move || serde_json::to_vec(&source.status()));
+            if let Ok(Ok(answer)) = answer.await {
+                let _ = tokio::time::timeout(READER_TIMEOUT, stream.write_all(&answer)).await;
+            }
+            drop(reader);
+        });
+    }
+}
+
+/// What the command shows; the daemon may be of another version.
+#[derive(Debug, Deserialize)]
+struct Shown {
+    agent: serde_json::Value,
+    protection: serde_json::Value,
+    svm: serde_json::Value,
+    server: serde_json::Value,
+    events: serde_json::Value,
+}
+
+/// Asks the running agent.
+///
+/// # Errors
+/// When none runs, or it does not answer.
+pub fn ask(run: &Path) -> io::Result<serde_json::Value> {
+    let stream = UnixStream::connect(socket(run))?;
+    stream.set_read_timeout(Some(READER_TIMEOUT))?;
+    let mut text = String::new();
+    stream.take(MAX_ANSWER_BYTES).read_to_string(&mut text)?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// The status for people.
+pub struct ForPeople<'a>(pub &'a serde_json::Value);
+
+impl fmt::Display for ForPeople<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok(shown) = Shown::deserialize(self.0) else {
+            return write!(f, "{}", self.0);
+        };
+        let text = |value: &serde_json::Value, key: &str| match &value[key] {
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Null => "-".to_owned(),
+            other => other.to_string(),
+        };
+        writeln!(f, "agent       {} ({})", text(&shown.agent, "name"), text(&shown.agent, "id"))?;
+        write!(f, "protection  {}", text(&shown.protection, "state"))?;
+        match &shown.protection["reason"] {
+            serde_json::Value::String(reason) => writeln!(f, ": {reason}")?,
+            _ => writeln!(f)?,
+        }
+        for path in shown.protection["paths"].as_array().into_iter().flatten() {
+            writeln!(f, "  path      {}", path.as_str().unwrap_or_default())?;
+        }
+        for gap in shown.protection["gaps"].as_array().into_iter().flatten() {
+            writeln!(f, "  gap       {}: {}", text(gap, "path"), text(gap, "reason"))?;
+        }
+        match &shown.svm["id"] {
+            serde_json::Value::String(id) => writeln!(
+                f,
+                "svm         {} ({}, {id})",
+                text(&shown.svm, "name"),
+                text(&shown.svm, "address")
+            )?,
+            _ => writeln!(f, "svm         none: {}", text(&shown.svm, "reason"))?,
+        }
+        match shown.server["connected"].as_bool() {
+            Some(true) => writeln!(f, "server      connected")?,
+            _ => writeln!(f, "server      none: {}", text(&shown.server, "reason"))?,
+        }
+        write!(f, "events     ")?;
+        for key in [
+            "seen", "scanned", "cached", "allowed_by_policy", "failed_open", "failed_closed",
+            "pending", "denied", "kernel_refused",
+        ] {
+            write!(f, " {key} {}", shown.events[key])?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,64 @@
+//! A site's CA.
+
+use palisade_daemon::membership::Membership;
+use palisade_protocol::identity::{Identity, new_key};
+use palisade_protocol::ids::{AgentId, DeploymentId, SvmId, TenantId};
+use palisade_protocol::spiffe::SpiffeId;
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::CertificateDer;
+
+pub struct Site {
+    deployment: DeploymentId,
+    root: CertificateDer<'static>,
+    issuing: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Site {
+    pub fn new() -> Self {
+        let root_key = new_key().unwrap();
+        let root_params = ca("root");
+        let root = root_params.self_signed(&root_key).unwrap().der().clone();
+        let root_issuer = Issuer::new(root_params, root_key);
+        let issuing_key = new_key().unwrap();
+        let issuing_params = ca("issuing");
+        let issuing = issuing_params.signed_by(&issuing_key, &root_issuer).unwrap().der().clone();
+        Self {
+            deployment: "test".parse().unwrap(),
+            root,
+            issuing,
+            issuer: Issuer::new(issuing_params, issuing_key),
+        }
+    }
+
+    pub fn agent(&self) -> Membership {
+        let tenant = TenantId::default_tenant();
+        let id = SpiffeId::agent(&self.deployment, &tenant, AgentId::random());
+        Membership { identity: self.issue(&id), servers: vec![], name: "test-agent".into() }
+    }
+
+    pub fn svm(&self, id: SvmId) -> Identity {
+        self.issue(&SpiffeId::svm(&self.deployment, id))
+    }
+
+    fn issue(&self, id: &SpiffeId) -> Identity {
+        let key = new_key().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().unwrap())];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        Identity::new(&key, vec![leaf, self.issuing.clone(), self.root.clone()]).unwrap()
+    }
+}
+
+fn ca(name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
+}

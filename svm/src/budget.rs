@@ -1,0 +1,133 @@
+//! Memory for contents in flight: one budget of bytes over all agents.
+//!
+//! A content's whole size is taken before a byte of it is asked for, so that
+//! contents in the making cannot wait for each other; it is given back with the
+//! memory file. Owns the counting; who waits for how long is named here too.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use palisade_protocol::ids::AgentId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::failure::Failure;
+
+/// How long a request waits for memory.
+pub const WAIT: Duration = Duration::from_secs(2);
+/// What an agent is told to wait when there was none, in milliseconds.
+const RETRY_AFTER_MS: u32 = 1_000;
+/// Bytes that are counted as one: tmpfs takes whole pages.
+const UNIT_BYTES: u64 = 4096;
+
+/// The budget. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    units: Arc<Semaphore>,
+    /// Units that one agent may hold: half of all, so that two agents at the
+    /// least can work, and always one content of the largest size.
+    per_agent: u32,
+    held: Arc<Mutex<HashMap<AgentId, u32>>>,
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+pub struct Share {
+    _units: OwnedSemaphorePermit,
+    _agent: AgentShare,
+}
+
+#[derive(Debug)]
+struct AgentShare {
+    agent: AgentId,
+    units: u32,
+    held: Arc<Mutex<HashMap<AgentId, u32>>>,
+}
+
+impl Drop for AgentShare {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = held.get_mut(&self.agent) {
+            *own = own.saturating_sub(self.units);
+            if *own == 0 {
+                held.remove(&self.agent);
+            }
+        }
+    }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+}
+
+impl Budget {
+    /// A budget of `bytes`, for contents of at most `largest` bytes.
+    pub fn new(bytes: u64, largest: u64) -> Self {
+        let total = units(bytes.max(largest));
+        Self {
+            units: Arc::new(Semaphore::new(total as usize)),
+            per_agent: (total / 2).max(units(largest)),
+            held: Arc::default(),
+        }
+    }
+
+    /// Takes `bytes` for an agent; waits for them at most [`WAIT`].
+    ///
+    /// # Errors
+    /// [`Failure::Memory`].
+    pub async fn take(&self, agent: AgentId, bytes: u64) -> Result<Share, Failure> {
+        let busy = Failure::Memory { retry_after_ms: RETRY_AFTER_MS };
+        let wanted = units(bytes);
+        let own = self.count(agent, wanted).ok_or_else(|| busy.clone())?;
+        let units = Arc::clone(&self.units).acquire_many_owned(wanted);
+        match tokio::time::timeout(WAIT, units).await {
+            Ok(Ok(units)) => Ok(Share { _units: units, _agent: own }),
+            // The semaphore is never closed; either way there is no memory.
+            Ok(Err(_)) | Err(_) => Err(busy),
+        }
+    }
+
+    fn count(&self, agent: AgentId, units: u32) -> Option<AgentShare> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = held.get(&agent).copied().unwrap_or(0);
+        let after = own.checked_add(units).filter(|after| *after <= self.per_agent)?;
+        held.insert(agent, after);
+        Some(AgentShare { agent, units, held: Arc::clone(&self.held) })
+    }
+
+    /// Bytes that are free.
+    pub fn free_bytes(&self) -> u64 {
+        self.units.available_permits() as u64 * UNIT_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_taken_comes_back_and_waiting_is_bounded() {
+        let budget = Budget::new(4 * MIB, MIB);
+        let (a, b, c) = (AgentId::random(), AgentId::random(), AgentId::random());
+        let first = budget.take(a, 2 * MIB).await.unwrap();
+        let second = budget.take(b, 2 * MIB).await.unwrap();
+        let busy = budget.take(c, MIB).await.unwrap_err();
+        assert!(matches!(busy, Failure::Memory { .. }));
+        drop(first);
+        budget.take(c, MIB).await.unwrap();
+        drop(second);
+        assert_eq!(budget.free_bytes(), 4 * MIB);
+        assert!(budget.held.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_agent_cannot_take_it_all() {
+        let budget = Budget::new(4 * MIB, MIB);
+        let (a, b) = (AgentId::random(), AgentId::random());
+        let _held = budget.take(a, 2 * MIB).await.unwrap();
+        assert!(budget.take(a, 1).await.is_err());
+        assert!(budget.take(b, MIB).await.is_ok());
+    }
+}

@@ -1,0 +1,237 @@
+//! SharedCache: verdicts by content, within one tenant.
+//!
+//! Owns who may read what: an entry is found only by its tenant, content id, size
+//! and options, and served only while the definitions that gave it are in force.
+//! Does not own whether a verdict may be stored: the caller hands over complete
+//! scans of verified bytes and nothing else ([`Entry`] is built in
+//! [`crate::request`] alone).
+//!
+//! Memory decides; [`persist`] keeps a copy that outlives a restart, and may be
+//! lost at any time.
+
+mod persist;
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use moka::sync::Cache;
+use palisade_protocol::codec::Message;
+use palisade_protocol::content::ContentId;
+use palisade_protocol::ids::TenantId;
+use palisade_protocol::scan::ScanOptions;
+use palisade_protocol::verdict::{Generations, Verdict};
+use serde::{Deserialize, Serialize};
+
+use persist::Store;
+
+/// What an entry is found by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Key {
+    /// Whose content: the border over which no verdict passes.
+    pub tenant: TenantId,
+    /// Which content.
+    pub content: ContentId,
+    /// Its size in bytes: a claim that a wrong one finds nothing for.
+    pub size: u64,
+    /// What was looked into.
+    pub options: ScanOptions,
+}
+
+impl Message for Key {
+    const MAX_BYTES: usize = 256;
+}
+
+/// A verdict of a complete scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What the scan ended in.
+    pub verdict: Verdict,
+    /// SHA-256 of the content; of findings only.
+    pub sha256: Option<[u8; 32]>,
+    /// The definitions that gave it.
+    pub generations: Generations,
+    /// When, in milliseconds since 1970.
+    pub scanned_ms: u64,
+}
+
+impl Message for Entry {
+    const MAX_BYTES: usize = 4096;
+}
+
+/// Milliseconds since 1970, for [`Entry::scanned_ms`].
+pub fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The cache. Clones share it.
+#[derive(Debug, Clone)]
+pub struct SharedCache {
+    entries: Cache<Key, Entry>,
+    store: Option<Store>,
+}
+
+impl SharedCache {
+    /// A cache of at most `entries` verdicts, in memory alone.
+    pub fn in_memory(entries: u64) -> Self {
+        Self { entries: Cache::new(entries), store: None }
+    }
+
+    /// A cache of at most `entries` verdicts with a copy in `folder`. What is
+    /// damaged there is set aside, and the cache starts empty; it is never an
+    /// error.
+    pub fn open(folder: &Path, entries: u64) -> Self {
+        let (store, kept) = persist::open(folder, entries);
+        let forget = store.clone();
+        let cache = Cache::builder()
+            .max_capacity(entries)
+            .eviction_listener(move |key: std::sync::Arc<Key>, _, cause| {
+                if cause.was_evicted()
+                    && let Some(store) = &forget
+                {
+                    store.remove(&key);
+                }
+            })
+            .build();
+        for (key, entry) in kept {
+            cache.insert(key, entry);
+        }
+        Self { entries: cache, store }
+    }
+
+    /// The verdict of a content, if one was given by the definitions in force.
+    pub fn get(&self, key: &Key, in_force: &Generations) -> Option<Entry> {
+        let entry = self.entries.get(key)?;
+        same_definitions(&entry.generations, in_force).then_some(entry)
+    }
+
+    /// Stores the verdict of a complete scan of verified bytes.
+    pub fn put(&self, key: Key, entry: Entry) {
+        if let Some(store) = &self.store {
+            store.insert(&key, &entry);
+        }
+        self.entries.insert(key, entry);
+    }
+
+    /// Entries, approximately.
+    pub fn len(&self) -> u64 {
+        self.entries.entry_count()
+    }
+
+    /// Whether nothing is stored, approximately.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes what was put so far to disk; waits a bounded time.
+    pub fn close(&self) {
+        if let Some(store) = &self.store {
+            store.close();
+        }
+    }
+}
+
+/// Whether two sets of definitions are the same bytes for the same engines. The
+/// numbers do not matter: they are each Protection Server's own.
+pub fn same_definitions(a: &Generations, b: &Generations) -> bool {
+    a.len() == b.len()
+        && a.iter().all(|one| {
+            b.iter().any(|other| {
+                one.engine == other.engine && one.fingerprint == other.fingerprint
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_protocol::bounded::{List, Text};
+    use palisade_protocol::verdict::{EngineGeneration, Generation};
+    use proptest::prelude::*;
+
+    pub(super) fn generations(fingerprint: u8) -> Generations {
+        List::cut([EngineGeneration {
+            engine: Text::cut("libclamav"),
+            generation: Generation(fingerprint.into()),
+            fingerprint: [fingerprint; 16],
+        }])
+    }
+
+    pub(super) fn key(content: &[u8]) -> Key {
+        Key {
+            tenant: TenantId::default_tenant(),
+            content: ContentId::of(content),
+            size: content.len() as u64,
+            options: ScanOptions::default(),
+        }
+    }
+
+    pub(super) fn entry(fingerprint: u8) -> Entry {
+        Entry {
+            verdict: Verdict::Clean,
+            sha256: None,
+            generations: generations(fingerprint),
+            scanned_ms: 1,
+        }
+    }
+
+    #[test]
+    fn other_definitions_are_no_hit_whatever_their_number() {
+        let cache = SharedCache::in_memory(10);
+        cache.put(key(b"a"), entry(1));
+        assert_eq!(cache.get(&key(b"a"), &generations(2)), None);
+        let mut renumbered = generations(1).into_vec();
+        renumbered[0].generation = Generation(99);
+        assert!(cache.get(&key(b"a"), &List::cut(renumbered)).is_some());
+        assert_eq!(cache.get(&key(b"a"), &Generations::default()), None);
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        let cache = SharedCache::in_memory(100);
+        for n in 0..1000u32 {
+            cache.put(key(&n.to_le_bytes()), entry(1));
+        }
+        cache.entries.run_pending_tasks();
+        assert!(cache.len() <= 100);
+    }
+
+    fn keys() -> impl Strategy<Value = Key> {
+        ("[a-z]{1,8}", any::<[u8; 32]>(), any::<u64>(), any::<[bool; 3]>()).prop_map(
+            |(tenant, content, size, [archives, heuristics, pua])| Key {
+                tenant: tenant.parse().unwrap(),
+                content: ContentId(content),
+                size,
+                options: ScanOptions { archives, heuristics, pua },
+            },
+        )
+    }
+
+    proptest! {
+        /// On disk, two keys are the same bytes only if they are the same key.
+        #[test]
+        fn keys_are_told_apart(a in keys(), b in keys()) {
+            let encode = |key: &Key| palisade_protocol::codec::encode(key).unwrap();
+            prop_assert_eq!(a == b, encode(&a) == encode(&b));
+            prop_assert_eq!(palisade_protocol::codec::decode::<Key>(&encode(&a)).unwrap(), a);
+        }
+
+        /// A key that differs in any one part finds nothing.
+        #[test]
+        fn no_part_of_the_key_is_optional(a in keys(), part in 0..6usize) {
+            let cache = SharedCache::in_memory(10);
+            cache.put(a.clone(), entry(1));
+            let mut other = a.clone();
+            match part {
+                0 => other.tenant = "another-tenant".parse().unwrap(),
+                1 => other.content.0[0] ^= 1,
+                2 => other.size ^= 1,
+                3 => other.options.archives ^= true,
+                4 => other.options.heuristics ^= true,
+                _ => other.options.pua ^= true,
+            }
+            prop_assert_eq!(cache.get(&other, &generations(1)), None);
+            prop_assert!(cache.get(&a, &generations(1)).is_some());
+        }
+    }
+}

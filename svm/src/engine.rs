@@ -1,0 +1,143 @@
+//! The engines that a Protection Server can run: one table.
+//!
+//! Owns which files belong to which engine, its program and its arguments. Does
+//! not own running it, which is [`crate::scan`]'s.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use palisade_worker::client::EngineCommand;
+use serde::{Deserialize, Serialize};
+
+/// An engine, in the order in which a content passes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// libclamav: unpacks, and hands the members to the others.
+    Clamav,
+    /// YARA-X.
+    Yara,
+}
+
+/// File name extensions that libclamav's program loads (rules in YARA's language
+/// are YARA-X's).
+const CLAMAV_EXTENSIONS: [&str; 33] = [
+    "cvd", "cld", "cud", "hdb", "hsb", "hdu", "hsu", "mdb", "msb", "mdu", "msu", "ndb", "ndu",
+    "ldb", "ldu", "sdb", "zmd", "rmd", "idb", "cdb", "fp", "sfp", "ign", "ign2", "ftm", "cbc",
+    "crb", "pdb", "gdb", "wdb", "cat", "cfg", "pwdb",
+];
+/// Of these, what alone finds nothing.
+const CLAMAV_AUXILIARY: [&str; 8] = ["fp", "sfp", "ign", "ign2", "ftm", "cfg", "wdb", "pwdb"];
+const YARA_EXTENSIONS: [&str; 2] = ["yar", "yara"];
+
+impl EngineKind {
+    /// Every engine, in the order in which a content passes them.
+    pub const ALL: [Self; 2] = [Self::Clamav, Self::Yara];
+
+    /// The name that verdicts carry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Clamav => "libclamav",
+            Self::Yara => "yara-x",
+        }
+    }
+
+    /// The engine's program.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Clamav => "palisade-engine-clamav",
+            Self::Yara => "palisade-engine-yara",
+        }
+    }
+
+    /// Its definitions' folder within a generation.
+    pub fn folder(self) -> &'static str {
+        match self {
+            Self::Clamav => "clamav",
+            Self::Yara => "yara",
+        }
+    }
+
+    /// Whether it hands over what it unpacks.
+    pub fn unpacks(self) -> bool {
+        matches!(self, Self::Clamav)
+    }
+
+    /// Whether it scans what another engine unpacked.
+    pub fn takes_members(self) -> bool {
+        matches!(self, Self::Yara)
+    }
+
+    /// Whose definitions a file holds, by its name.
+    pub fn of_file(path: &Path) -> Option<Self> {
+        let extension = path.extension()?.to_str()?;
+        if CLAMAV_EXTENSIONS.contains(&extension) {
+            Some(Self::Clamav)
+        } else if YARA_EXTENSIONS.contains(&extension) {
+            Some(Self::Yara)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a file of this engine can find something by itself.
+    pub fn detects(self, path: &Path) -> bool {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        match self {
+            Self::Clamav => !extension.is_some_and(|extension| CLAMAV_AUXILIARY.contains(&extension)),
+            Self::Yara => true,
+        }
+    }
+
+    /// How its program is started.
+    pub fn command(self, definitions: &Path, place: &Place) -> EngineCommand {
+        let mut command = EngineCommand::new(place.helpers.join(self.program()))
+            .arg("--scratch")
+            .arg(&place.scratch);
+        command = match self {
+            Self::Clamav => command
+                .arg("--definitions")
+                .arg(definitions)
+                .arg("--set")
+                .arg(format!("max-filesize={}", place.max_scan_bytes))
+                .arg("--set")
+                .arg(format!("max-scansize={}", place.max_scan_bytes.max(CLAMAV_UNPACKED_BYTES))),
+            Self::Yara => command.arg("--rules").arg(definitions),
+        };
+        command.load_timeout = place.load_timeout;
+        command
+    }
+}
+
+/// Bytes that libclamav scans in one content, parts included, at the least.
+const CLAMAV_UNPACKED_BYTES: u64 = 512 << 20;
+
+/// What every engine's program is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Where the programs are.
+    pub helpers: PathBuf,
+    /// Where workers keep their temporary files.
+    pub scratch: PathBuf,
+    /// How long definitions may load.
+    pub load_timeout: Duration,
+    /// Largest content that is scanned, in bytes.
+    pub max_scan_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_go_to_their_engines() {
+        let of = |name: &str| EngineKind::of_file(Path::new(name));
+        assert_eq!(of("main.cvd"), Some(EngineKind::Clamav));
+        assert_eq!(of("marker.ndb"), Some(EngineKind::Clamav));
+        assert_eq!(of("rules.yar"), Some(EngineKind::Yara));
+        assert_eq!(of("README.md"), None);
+        assert_eq!(of("yar"), None);
+        assert!(!EngineKind::Clamav.detects(Path::new("local.ign2")));
+        assert!(EngineKind::Clamav.detects(Path::new("daily.cld")));
+    }
+}

@@ -1,0 +1,237 @@
+//! Single flight: requests for one content are one piece of work.
+//!
+//! ```text
+//!  enter ──► Seat ──turn──► Lead(work) ──land(result)──► everybody has it
+//!                    │          │
+//!                    │          └─ dropped without landing: the next in line leads,
+//!                    │             and finds the work as it was left
+//!                    └────► Landed(result)
+//! ```
+//!
+//! Whoever leads holds the work's lock; the lock's queue is the line of followers.
+//! A leader that fails, stalls or disconnects only lets go of it. Owns nothing of
+//! what the work is.
+//!
+//! **Invariant:** a flight is in the table only while somebody has a seat in it,
+//! and never after it landed.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{OwnedMutexGuard, watch};
+
+/// The table of flights. Clones share it.
+#[derive(Debug)]
+pub struct Flights<K, W, R> {
+    open: Arc<Mutex<HashMap<K, Place<W, R>>>>,
+}
+
+impl<K, W, R> Clone for Flights<K, W, R> {
+    fn clone(&self) -> Self {
+        Self { open: Arc::clone(&self.open) }
+    }
+}
+
+impl<K, W, R> Default for Flights<K, W, R> {
+    fn default() -> Self {
+        Self { open: Arc::default() }
+    }
+}
+
+#[derive(Debug)]
+struct Place<W, R> {
+    flight: Arc<Flight<W, R>>,
+    seats: usize,
+}
+
+#[derive(Debug)]
+struct Flight<W, R> {
+    work: Arc<tokio::sync::Mutex<W>>,
+    landed: watch::Sender<Option<R>>,
+}
+
+/// A request's part in a flight.
+#[derive(Debug)]
+pub struct Seat<K: Eq + Hash, W, R> {
+    flights: Flights<K, W, R>,
+    key: K,
+    flight: Arc<Flight<W, R>>,
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+pub enum Turn<W, R> {
+    /// This one's: the work, as it was left.
+    Lead(OwnedMutexGuard<W>),
+    /// Nobody's any more.
+    Landed(R),
+}
+
+impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
+    fn open(&self) -> MutexGuard<'_, HashMap<K, Place<W, R>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a seat in the key's flight, which begins if there is none.
+    pub fn enter(&self, key: K) -> Seat<K, W, R> {
+        let mut open = self.open();
+        let place = open.entry(key.clone()).or_insert_with(|| Place {
+            flight: Arc::new(Flight { work: Arc::default(), landed: watch::Sender::new(None) }),
+            seats: 0,
+        });
+        place.seats += 1;
+        Seat { flights: self.clone(), key, flight: Arc::clone(&place.flight) }
+    }
+
+    /// Flights in the table.
+    pub fn len(&self) -> usize {
+        self.open().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
+    /// Waits until the flight landed, or it is this one's turn to lead.
+    pub async fn turn(&self) -> Turn<W, R> {
+        let work = Arc::clone(&self.flight.work);
+        tokio::select! {
+            biased;
+            result = self.landed() => Turn::Landed(result),
+            work = work.lock_owned() => match self.result() {
+                // It landed while this one was given the work.
+                Some(result) => Turn::Landed(result),
+                None => Turn::Lead(work),
+            },
+        }
+    }
+
+    /// Waits until the flight landed.
+    pub async fn landed(&self) -> R {
+        let mut landed = self.flight.landed.subscribe();
+        loop {
+            if let Some(result) = landed.borrow_and_update().clone() {
+                return result;
+            }
+            if landed.changed().await.is_err() {
+                // The sender is part of the flight, which this seat holds.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Ends the flight with a result for everybody in it; whoever comes later
+    /// begins another.
+    pub fn land(&self, result: R) {
+        self.flight.landed.send_replace(Some(result));
+        let mut open = self.flights.open();
+        if open.get(&self.key).is_some_and(|place| Arc::ptr_eq(&place.flight, &self.flight)) {
+            open.remove(&self.key);
+        }
+    }
+
+    /// Another seat in the same flight.
+    pub fn another(&self) -> Self {
+        let mut open = self.flights.open();
+        if let Some(place) = open.get_mut(&self.key)
+            && Arc::ptr_eq(&place.flight, &self.flight)
+        {
+            place.seats += 1;
+        }
+        Self {
+            flights: self.flights.clone(),
+            key: self.key.clone(),
+            flight: Arc::clone(&self.flight),
+        }
+    }
+
+    fn result(&self) -> Option<R> {
+        self.flight.landed.borrow().clone()
+    }
+}
+
+impl<K: Eq + Hash, W, R> Drop for Seat<K, W, R> {
+    fn drop(&mut self) {
+        let mut open = self.flights.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = open.get_mut(&self.key)
+            && Arc::ptr_eq(&place.flight, &self.flight)
+        {
+            place.seats -= 1;
+            if place.seats == 0 {
+                open.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    type Table = Flights<u32, Vec<u32>, &'static str>;
+
+    #[tokio::test]
+    async fn one_leads_and_all_have_the_result() {
+        let flights = Table::default();
+        let leader = flights.enter(1);
+        let Turn::Lead(mut work) = leader.turn().await else { panic!("nobody leads") };
+        let followers: Vec<_> = (0..50)
+            .map(|_| {
+                let seat = flights.enter(1);
+                tokio::spawn(async move {
+                    match seat.turn().await {
+                        Turn::Landed(result) => result,
+                        Turn::Lead(_) => "lead",
+                    }
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        work.push(1);
+        leader.land("done");
+        drop(work);
+        for follower in followers {
+            assert_eq!(follower.await.unwrap(), "done");
+        }
+        assert!(flights.is_empty());
+        drop(leader);
+        let Turn::Lead(work) = flights.enter(1).turn().await else { panic!("it landed before") };
+        assert!(work.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_leaves_is_followed_by_the_next_in_line() {
+        let flights = Table::default();
+        let first = flights.enter(1);
+        let Turn::Lead(mut work) = first.turn().await else { panic!("nobody leads") };
+        let second = flights.enter(1);
+        let waiting = tokio::spawn(async move {
+            match second.turn().await {
+                Turn::Lead(work) => work.clone(),
+                Turn::Landed(_) => Vec::new(),
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        work.push(7);
+        drop(work);
+        drop(first);
+        assert_eq!(waiting.await.unwrap(), [7], "the work is kept");
+        assert!(flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn keys_do_not_meet() {
+        let flights = Table::default();
+        let (one, two) = (flights.enter(1), flights.enter(2));
+        let Turn::Lead(_work) = one.turn().await else { panic!("nobody leads") };
+        assert!(matches!(two.turn().await, Turn::Lead(_)));
+        one.land("one");
+        assert!(two.result().is_none());
+        assert_eq!(flights.len(), 1);
+    }
+}

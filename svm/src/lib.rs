@@ -1,0 +1,53 @@
+//! Palisade's Protection Server: it scans, for the guests of a hypervisor, what
+//! their agents ask about.
+//!
+//! ```text
+//!  agents ══QUIC══► listener ─► request ─► cache ──────────► verdict
+//!                                  │
+//!                                  └─► flight ─► budget ─► gather ─► admission ─► scan ─► engines
+//!                                                                                   ▲
+//!  source directory ─► definitions (generations) ───────────────────────────────────┘
+//!  Integration Server ◄══QUIC══ report
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`settings`] | `scanserver.toml`: keys, defaults, bounds |
+//! | [`state`] | the folders, the lock, the identity |
+//! | [`addresses`] | where agents are told to connect |
+//! | [`listener`] | QUIC sessions and streams |
+//! | [`agents`] | who is connected, and how much each has open |
+//! | [`request`] | one request from its first frame to its answer |
+//! | [`failure`] | what went wrong, and what the agent is told: one table |
+//! | [`cache`] | SharedCache |
+//! | [`flight`] | requests for one content are one piece of work |
+//! | [`budget`] | memory for contents in flight |
+//! | [`admission`] | what is scanned next, and what is turned away (pure) |
+//! | [`scan`] | lanes, engine processes, and from their words to one verdict |
+//! | [`engine`] | the engines there are: one table |
+//! | [`definitions`] | generations of signatures and rules |
+//! | [`report`] | what the Integration Server is told |
+//!
+//! **Invariants.** Parsers of hostile bytes run in worker processes, never here.
+//! `Clean` is said only after every engine completed on bytes of which every
+//! fragment verified, or from the cache where such an end was stored. No message
+//! from a peer makes this process panic, allocate without bound, or keep another
+//! peer waiting.
+
+#![forbid(unsafe_code)]
+
+pub mod addresses;
+pub mod admission;
+pub mod agents;
+pub mod budget;
+pub mod cache;
+pub mod definitions;
+pub mod engine;
+pub mod failure;
+pub mod flight;
+pub mod listener;
+pub mod report;
+pub mod request;
+pub mod scan;
+pub mod settings;
+pub mod state;

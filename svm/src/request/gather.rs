@@ -1,0 +1,422 @@
+//! Reading a content from a peer that may lie, stall or leave.
+//!
+//! ```text
+//! begin ─► read_outline ─► read_fragments ─► finish
+//! memory   chaining values   Need, Fragment*   sealed
+//!          against the id    until none lacks
+//! ```
+//!
+//! What one peer leaves unfinished, the next goes on with: each fragment was
+//! verified on its own. A round asks for at most [`ROUND_FRAGMENTS`], and has to be
+//! answered at [`MIN_RATE`] or better, each frame within the stall time.
+
+use std::future::Future;
+use std::time::Duration;
+
+use palisade_protocol::bounded::List;
+use palisade_protocol::content::{ContentId, FRAGMENT_BYTES, Outline, fragment_count, has_outline};
+use palisade_protocol::frame::{self, FrameError};
+use palisade_protocol::scan::{Fragment, FragmentRange, MAX_NEED_RANGES, ToAgent, ToSvm};
+use palisade_worker::client::{MemFile, SealedContent};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::budget::Share;
+use crate::failure::Failure;
+
+/// Fragments that one round asks for: 8 MiB.
+const ROUND_FRAGMENTS: usize = 32;
+/// Slowest sender that is put up with, in bytes a second.
+const MIN_RATE: u64 = 256 * 1024;
+/// Milliseconds until it is worth asking again when the kernel has no memory.
+const NO_MEMORY_RETRY_MS: u32 = 2_000;
+
+/// The two halves of a stream, and how long a frame may take.
+#[derive(Debug)]
+pub struct Peer<R, W> {
+    /// From the agent.
+    pub receive: R,
+    /// To the agent.
+    pub send: W,
+    /// Time without the expected frame after which the sender is given up.
+    pub stall: Duration,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<R, W> {
+    /// Reads the next frame.
+    ///
+    /// # Errors
+    /// [`Failure::Stalled`], [`Failure::PeerGone`], or [`Failure::Protocol`] for
+    /// bytes that are no frame.
+    pub async fn next(&mut self) -> Result<ToSvm, Failure> {
+        match timeout(self.stall, frame::read::<ToSvm>(&mut self.receive)).await {
+            Err(_) => Err(Failure::Stalled { waited_s: self.stall.as_secs() }),
+            Ok(Ok(Some(frame))) => Ok(frame),
+            Ok(Ok(None)) => Err(Failure::Protocol("the stream ended early".to_owned())),
+            Ok(Err(FrameError::Codec(error))) => Err(Failure::Protocol(error.to_string())),
+            Ok(Err(FrameError::Io(error))) => match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => {
+                    Err(Failure::Protocol("the stream ended within a frame".to_owned()))
+                }
+                _ => Err(Failure::PeerGone),
+            },
+        }
+    }
+
+    /// Writes a frame.
+    ///
+    /// # Errors
+    /// [`Failure::Stalled`] when the peer does not take it, [`Failure::PeerGone`].
+    pub async fn tell(&mut self, message: &ToAgent) -> Result<(), Failure> {
+        match timeout(self.stall, frame::write(&mut self.send, message)).await {
+            Err(_) => Err(Failure::Stalled { waited_s: self.stall.as_secs() }),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(FrameError::Codec(error))) => {
+                tracing::error!(%error, "an answer cannot be encoded");
+                Err(Failure::PeerGone)
+            }
+            Ok(Err(FrameError::Io(_))) => Err(Failure::PeerGone),
+        }
+    }
+}
+
+/// A content in the making.
+#[derive(Debug, Default)]
+pub struct Gathering {
+    share: Option<Share>,
+    outline: Option<Outline>,
+    file: Option<MemFile>,
+    /// Which fragments are there and verified.
+    held: Vec<bool>,
+}
+
+impl Gathering {
+    /// Takes memory, unless an earlier leader did.
+    ///
+    /// # Errors
+    /// [`Failure::Memory`].
+    pub async fn begin<F>(&mut self, size: u64, take: impl FnOnce() -> F) -> Result<(), Failure>
+    where
+        F: Future<Output = Result<Share, Failure>>,
+    {
+        if self.file.is_some() {
+            return Ok(());
+        }
+        let share = take().await?;
+        let file = MemFile::create(size).map_err(|error| no_memory(&error))?;
+        self.held = vec![false; fragment_count(size)?];
+        (self.share, self.file) = (Some(share), Some(file));
+        Ok(())
+    }
+
+    /// Reads the peer's chaining values, which follow its request in any case, and
+    /// checks them against the content id.
+    ///
+    /// # Errors
+    /// [`Failure::Mismatch`] when they do not merge to the id, and the stream's.
+    pub async fn read_outline<R, W>(
+        &mut self,
+        id: ContentId,
+        size: u64,
+        peer: &mut Peer<R, W>,
+    ) -> Result<(), Failure>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        let want = if has_outline(size) { fragment_count(size)? } else { 0 };
+        let mut values = Vec::with_capacity(want);
+        while values.len() < want {
+            match peer.next().await? {
+                ToSvm::Outline(part) if part.is_empty() => {
+                    return Err(Failure::Protocol("an Outline without values".to_owned()));
+                }
+                ToSvm::Outline(part) => values.extend_from_slice(&part),
+                _ => return Err(Failure::Protocol("an Outline is expected".to_owned())),
+            }
+        }
+        let outline = Outline::verify(id, size, values)?;
+        self.outline.get_or_insert(outline);
+        Ok(())
+    }
+
+    /// Asks for what lacks, until nothing does.
+    ///
+    /// # Errors
+    /// [`Failure::Mismatch`] for bytes of another content, [`Failure::Protocol`]
+    /// for a fragment that was not asked for, and the stream's.
+    pub async fn read_fragments<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<(), Failure>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        loop {
+            let (need, mut count) = ranges(&self.held);
+            if count == 0 {
+                return Ok(());
+            }
+            let bytes = count as u64 * FRAGMENT_BYTES;
+            let deadline = Instant::now() + peer.stall + Duration::from_secs(bytes / MIN_RATE);
+            peer.tell(&ToAgent::Need(List::cut(need.iter().copied()))).await?;
+            while count > 0 {
+                let frame = timeout_at(deadline, peer.next()).await.map_err(|_| {
+                    Failure::Stalled { waited_s: (peer.stall.as_secs()) + bytes / MIN_RATE }
+                })??;
+                let ToSvm::Fragment(fragment) = frame else {
+                    return Err(Failure::Protocol("a Fragment is expected".to_owned()));
+                };
+                if !need.iter().any(|range| holds(range, fragment.index)) {
+                    return Err(Failure::Protocol(format!(
+                        "fragment {} was not asked for",
+                        fragment.index
+                    )));
+                }
+                self.keep(&fragment)?;
+                count -= 1;
+            }
+        }
+    }
+
+    fn keep(&mut self, fragment: &Fragment) -> Result<(), Failure> {
+        let (Some(outline), Some(file)) = (&self.outline, &self.file) else {
+            return Err(Failure::Protocol("a Fragment before its Outline".to_owned()));
+        };
+        let (offset, _) = outline.span(fragment.index)?;
+        let Some(held) = self.held.get_mut(fragment.index as usize) else {
+            return Err(Failure::Protocol(format!("there is no fragment {}", fragment.index)));
+        };
+        if *held {
+            return Err(Failure::Protocol(format!("fragment {} came twice", fragment.index)));
+        }
+        outline.verify_fragment(fragment.index, &fragment.bytes)?;
+        file.write_at(&fragment.bytes, offset).map_err(|error| no_memory(&error))?;
+        *held = true;
+        Ok(())
+    }
+
+    /// Seals the whole content; nothing is left here.
+    ///
+    /// # Errors
+    /// [`Failure::Protocol`] if a fragment lacks, [`Failure::Memory`] if the kernel
+    /// does not seal.
+    pub fn finish(&mut self) -> Result<(SealedContent, Share), Failure> {
+        let whole = std::mem::take(self);
+        match (whole.file, whole.share) {
+            (Some(file), Some(share)) if whole.held.iter().all(|held| *held) => {
+                Ok((file.seal().map_err(|error| no_memory(&error))?, share))
+            }
+            _ => Err(Failure::Protocol("a fragment lacks".to_owned())),
+        }
+    }
+}
+
+fn no_memory(error: &std::io::Error) -> Failure {
+    tracing::error!(%error, "no memory file");
+    Failure::Memory { retry_after_ms: NO_MEMORY_RETRY_MS }
+}
+
+fn holds(range: &FragmentRange, index: u32) -> bool {
+    index >= range.first && index - range.first < range.count
+}
+
+/// The next round: the first fragments that lack, as ranges, and how many they are.
+fn ranges(held: &[bool]) -> (Vec<FragmentRange>, usize) {
+    let mut need: Vec<FragmentRange> = Vec::new();
+    let mut count = 0;
+    for (index, _) in held.iter().enumerate().filter(|(_, held)| !**held) {
+        if count == ROUND_FRAGMENTS {
+            break;
+        }
+        // No content has more than u32::MAX fragments.
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        match need.last_mut() {
+            Some(last) if last.first + last.count == index => last.count += 1,
+            _ => need.push(FragmentRange { first: index, count: 1 }),
+        }
+        count += 1;
+    }
+    (need, count)
+}
+
+const _: () = assert!(ROUND_FRAGMENTS <= MAX_NEED_RANGES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+    use palisade_protocol::content::OutlineBuilder;
+    use palisade_protocol::ids::AgentId;
+    use proptest::prelude::*;
+    use tokio::io::{DuplexStream, ReadHalf, WriteHalf, duplex, split};
+
+    const STALL: Duration = Duration::from_secs(5);
+
+    fn outline(bytes: &[u8]) -> Outline {
+        let mut builder = OutlineBuilder::new();
+        for part in bytes.chunks(FRAGMENT_BYTES as usize) {
+            builder.push(part).unwrap();
+        }
+        builder.finish()
+    }
+
+    fn content(size: usize) -> Vec<u8> {
+        (0..size).map(|n| (n / 1000) as u8).collect()
+    }
+
+    fn fragment(bytes: &[u8], index: u32) -> ToSvm {
+        let parts: Vec<&[u8]> = bytes.chunks(FRAGMENT_BYTES as usize).collect();
+        ToSvm::Fragment(Fragment { index, bytes: parts[index as usize].to_vec() })
+    }
+
+    type Half = Peer<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>;
+
+    async fn gather(
+        gathering: &mut Gathering,
+        content: &Outline,
+        frames: Vec<ToSvm>,
+    ) -> Result<Vec<u8>, Failure> {
+        let (ours, theirs) = duplex(16 << 20);
+        let (mut receive_theirs, mut send_theirs) = split(theirs);
+        for frame in frames {
+            frame::write(&mut send_theirs, &frame).await.unwrap();
+        }
+        // Drained, and kept open: whoever sends no more stalls.
+        let drain = tokio::spawn(async move {
+            while let Ok(Some(_)) = frame::read::<ToAgent>(&mut receive_theirs).await {}
+            send_theirs
+        });
+        let (receive, send) = split(ours);
+        let mut peer: Half = Peer { receive, send, stall: STALL };
+        let budget = Budget::new(1 << 30, 1 << 30);
+        let size = content.size();
+        gathering.begin(size, || budget.take(AgentId::random(), size)).await?;
+        gathering.read_outline(content.id(), size, &mut peer).await?;
+        gathering.read_fragments(&mut peer).await?;
+        drain.abort();
+        let (sealed, _share) = gathering.finish()?;
+        Ok(sealed.to_vec().unwrap())
+    }
+
+    fn values(outline: &Outline) -> ToSvm {
+        ToSvm::Outline(List::cut(outline.chaining_values().iter().copied()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whole_contents_of_every_shape_are_gathered_in_any_order() {
+        for size in [1, 1000, 262_144, 262_145, 524_288, 9_000_001] {
+            let bytes = content(size);
+            let outline = outline(&bytes);
+            let mut frames = Vec::new();
+            if outline.fragments() > 1 {
+                frames.push(values(&outline));
+            }
+            let count = outline.fragments() as u32;
+            // Backwards within each round.
+            for round in (0..count).step_by(ROUND_FRAGMENTS) {
+                let end = count.min(round + ROUND_FRAGMENTS as u32);
+                frames.extend((round..end).rev().map(|index| fragment(&bytes, index)));
+            }
+            let got = gather(&mut Gathering::default(), &outline, frames).await.unwrap();
+            assert!(got == bytes, "{size}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_leader_goes_on_where_the_last_one_stopped() {
+        let bytes = content(600_000);
+        let outline = outline(&bytes);
+        let mut gathering = Gathering::default();
+        let half = vec![values(&outline), fragment(&bytes, 2)];
+        let failure = gather(&mut gathering, &outline, half).await.unwrap_err();
+        assert!(matches!(failure, Failure::Stalled { waited_s: 5 }), "{failure}");
+        assert_eq!(gathering.held, [false, false, true]);
+        let rest = vec![values(&outline), fragment(&bytes, 0), fragment(&bytes, 1)];
+        assert!(gather(&mut gathering, &outline, rest).await.unwrap() == bytes);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_fragments_are_told_apart() {
+        let bytes = content(600_000);
+        let outline = outline(&bytes);
+        let mut wrong = bytes.clone();
+        wrong[300_000] ^= 1;
+        let cases: Vec<(&str, Vec<ToSvm>, bool)> = vec![
+            ("other bytes", vec![fragment(&wrong, 1)], true),
+            ("twice", vec![fragment(&bytes, 0), fragment(&bytes, 0)], false),
+            (
+                "out of range",
+                vec![ToSvm::Fragment(Fragment { index: 3, bytes: vec![0; 10] })],
+                false,
+            ),
+            (
+                "far out of range",
+                vec![ToSvm::Fragment(Fragment { index: u32::MAX, bytes: Vec::new() })],
+                false,
+            ),
+            ("too short", vec![ToSvm::Fragment(Fragment { index: 0, bytes: vec![0; 10] })], false),
+            ("empty", vec![ToSvm::Fragment(Fragment { index: 0, bytes: Vec::new() })], false),
+            ("another outline", vec![values(&outline)], false),
+        ];
+        for (name, mut frames, mismatch) in cases {
+            frames.insert(0, values(&outline));
+            let failure = gather(&mut Gathering::default(), &outline, frames).await.unwrap_err();
+            assert_eq!(matches!(failure, Failure::Mismatch(_)), mismatch, "{name}: {failure}");
+            assert_eq!(matches!(failure, Failure::Protocol(_)), !mismatch, "{name}: {failure}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outline_of_another_content_is_a_mismatch_before_any_need() {
+        let bytes = content(600_000);
+        let mut other = bytes.clone();
+        other[0] ^= 1;
+        let failure =
+            gather(&mut Gathering::default(), &outline(&bytes), vec![values(&outline(&other))])
+                .await
+                .unwrap_err();
+        assert!(matches!(failure, Failure::Mismatch(_)), "{failure}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drip_of_frames_is_no_rate() {
+        let bytes = content(9_000_000);
+        let outline = outline(&bytes);
+        let (ours, theirs) = duplex(16 << 20);
+        let (_receive, mut send_theirs) = split(theirs);
+        let (first, dripped) = (values(&outline), bytes.clone());
+        let drip = tokio::spawn(async move {
+            frame::write(&mut send_theirs, &first).await.unwrap();
+            for index in 0..30 {
+                // Each within the stall time, all of them far too slow.
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                let _ = frame::write(&mut send_theirs, &fragment(&dripped, index)).await;
+            }
+        });
+        let (receive, send) = split(ours);
+        let mut peer: Half = Peer { receive, send, stall: STALL };
+        let budget = Budget::new(1 << 30, 1 << 30);
+        let mut gathering = Gathering::default();
+        gathering.begin(9_000_000, || budget.take(AgentId::random(), 9_000_000)).await.unwrap();
+        gathering.read_outline(outline.id(), outline.size(), &mut peer).await.unwrap();
+        let failure = gathering.read_fragments(&mut peer).await.unwrap_err();
+        assert!(matches!(failure, Failure::Stalled { .. }), "{failure}");
+        drip.abort();
+    }
+
+    proptest! {
+        #[test]
+        fn rounds_ask_for_what_lacks_and_for_no_more(held in proptest::collection::vec(any::<bool>(), 0..200)) {
+            let (need, count) = ranges(&held);
+            let asked: Vec<usize> = need
+                .iter()
+                .flat_map(|range| range.first..range.first + range.count)
+                .map(|index| index as usize)
+                .collect();
+            let lacks: Vec<usize> =
+                (0..held.len()).filter(|index| !held[*index]).take(ROUND_FRAGMENTS).collect();
+            prop_assert_eq!(count, asked.len());
+            prop_assert_eq!(asked, lacks);
+            prop_assert!(need.len() <= MAX_NEED_RANGES);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Scanning: from sealed content to a verdict.
+//!
+//! ```text
+//!  submit ──► admission queue ──► lane 1: a worker of each engine ──► End
+//!                            └──► lane 2: a worker of each engine ──► End
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`engines`] | engine processes, and their restarts |
+//! | [`lane`] | one thread with one worker of each engine, one content at a time |
+//! | [`tally`] | from what engines say to one verdict (pure) |
+//! | this | the queue's driver, the active set, and the load |
+//!
+//! A lane holds a worker of each engine, so that what one engine unpacks is scanned
+//! by the other in the same lane, while the first goes on: no lane ever waits for
+//! a worker that another holds.
+
+pub mod engines;
+mod lane;
+pub mod tally;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use palisade_protocol::content::ContentId;
+use palisade_protocol::ids::AgentId;
+use palisade_protocol::scan::{LoadHint, ScanClass, ScanOptions};
+use palisade_protocol::verdict::Generations;
+use palisade_worker::client::SealedContent;
+use tokio::sync::oneshot;
+
+use crate::admission::{Ask, Bounds, Pace, Queue};
+use crate::failure::Failure;
+use engines::{EngineSet, NoWorker};
+use tally::End;
+
+/// A scan's length before any was measured, in milliseconds.
+const FIRST_GUESS_MS: u64 = 20;
+/// How much a new measurement moves the average: one part in so many.
+const AVERAGE_OVER: u64 = 16;
+
+/// One content to scan.
+#[derive(Debug)]
+pub struct Job {
+    /// Which content, for the log.
+    pub content: ContentId,
+    /// Its bytes, verified.
+    pub bytes: SealedContent,
+    /// What to look into.
+    pub options: ScanOptions,
+    /// Where the result goes.
+    pub reply: oneshot::Sender<Done>,
+}
+
+/// What became of a job.
+#[derive(Debug)]
+pub struct Done {
+    /// The verdict, or that an engine could not be asked.
+    pub end: Result<End, NoWorker>,
+    /// The definitions that gave it.
+    pub generations: Generations,
+    /// The content comes back, so that it can be hashed.
+    pub bytes: SealedContent,
+}
+
+/// Who asks, and how urgently.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker {
+    /// Whose request.
+    pub agent: AgentId,
+    /// On-access or on-demand.
+    pub class: ScanClass,
+    /// When the answer is of no more use.
+    pub deadline: Option<Instant>,
+}
+
+/// The scanner. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Scanner {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    started: Instant,
+    lanes: usize,
+    timeout: Duration,
+    queue: Mutex<State>,
+    ready: Condvar,
+    busy: AtomicUsize,
+    /// Average length of a scan in microseconds.
+    average_us: AtomicU64,
+    scans: AtomicU64,
+    active: Mutex<Option<Arc<EngineSet>>>,
+}
+
+#[derive(Debug)]
+struct State {
+    jobs: Queue<AgentId, Job>,
+    stopping: bool,
+}
+
+/// The lanes' threads, to be waited for.
+#[derive(Debug)]
+pub struct Lanes(Vec<JoinHandle<()>>);
+
+impl Scanner {
+    /// Starts `lanes` lanes, each of which gives each engine `timeout` for one
+    /// content.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(
+        lanes: usize,
+        timeout: Duration,
+        bounds: Bounds,
+        first: Arc<EngineSet>,
+    ) -> std::io::Result<(Self, Lanes)> {
+        let shared = Arc::new(Shared {
+            started: Instant::now(),
+            lanes: lanes.max(1),
+            timeout,
+            queue: Mutex::new(State { jobs: Queue::new(bounds), stopping: false }),
+            ready: Condvar::new(),
+            busy: AtomicUsize::new(0),
+            average_us: AtomicU64::new(FIRST_GUESS_MS * 1000),
+            scans: AtomicU64::new(0),
+            active: Mutex::new(Some(first)),
+        });
+        let mut threads = Vec::new();
+        for number in 0..shared.lanes {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("lane-{number}"))
+                .spawn(move || lane::run(&shared))?;
+            threads.push(thread);
+        }
+        Ok((Self { shared }, Lanes(threads)))
+    }
+
+    /// Puts another set in force. Scans in flight end with the one they have.
+    pub fn activate(&self, set: Arc<EngineSet>) {
+        let before = self.shared.active().replace(set);
+        // Ends the processes, unless a lane still uses them.
+        drop(before);
+        // Idle lanes let go of their workers of the old set; under the lock, so that
+        // none falls asleep between its look and its wait.
+        let _state = self.shared.state();
+        self.shared.ready.notify_all();
+    }
+
+    /// The set in force.
+    pub fn active(&self) -> Option<Arc<EngineSet>> {
+        self.shared.active().clone()
+    }
+
+    /// The definitions in force; empty when there are none.
+    pub fn generations(&self) -> Generations {
+        self.active().map(|set| set.generations().clone()).unwrap_or_default()
+    }
+
+    /// Whether a request like this would be queued now: asked before its content
+    /// is.
+    ///
+    /// # Errors
+    /// [`Failure::Queue`], [`Failure::NoEngine`] or [`Failure::Stopping`].
+    pub fn check(&self, asker: &Asker) -> Result<(), Failure> {
+        match self.active() {
+            None => return Err(Failure::NoEngine("no definitions are loaded".to_owned())),
+            Some(set) => {
+                let down = set.down();
+                if !down.is_empty() && down.len() == set.engines().len() {
+                    return Err(Failure::NoEngine(format!("{} is down", down.join(", "))));
+                }
+            }
+        }
+        let state = self.shared.state();
+        if state.stopping {
+            return Err(Failure::Stopping);
+        }
+        let (ask, now_ms) = self.shared.ask(asker);
+        state.jobs.check(&ask, now_ms, self.shared.pace()).map_err(Failure::from)
+    }
+
+    /// Queues a content.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn submit(&self, asker: &Asker, job: Job) -> Result<(), Failure> {
+        let mut state = self.shared.state();
+        if state.stopping {
+            return Err(Failure::Stopping);
+        }
+        let (ask, now_ms) = self.shared.ask(asker);
+        state.jobs.push(ask, job, now_ms, self.shared.pace()).map_err(|(busy, _)| busy)?;
+        drop(state);
+        self.shared.ready.notify_one();
+        Ok(())
+    }
+
+    /// Load at this moment.
+    pub fn load(&self) -> LoadHint {
+        let (waiting, wait_ms) = {
+            let state = self.shared.state();
+            (state.jobs.len(), state.jobs.wait_ms(self.shared.pace()))
+        };
+        let work = self.shared.busy.load(Ordering::Relaxed) + waiting;
+        let permille = (work * 1000).div_ceil(self.shared.lanes);
+        LoadHint {
+            load_permille: u16::try_from(permille).unwrap_or(u16::MAX),
+            queue_wait_ms: wait_ms,
+        }
+    }
+
+    /// Contents scanned since the start.
+    pub fn scans(&self) -> u64 {
+        self.shared.scans.load(Ordering::Relaxed)
+    }
+
+    /// Takes nothing more; what waits is dropped, which its requests see.
+    pub fn stop(&self) {
+        let mut state = self.shared.state();
+        state.stopping = true;
+        let now_ms = self.shared.now_ms();
+        while state.jobs.pop(now_ms).is_some() {}
+        drop(state);
+        self.shared.ready.notify_all();
+    }
+
+    /// Waits for the lanes; after `patience` the engines are killed. Nothing runs
+    /// any more when this returns.
+    pub fn finish(self, lanes: Lanes, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        self.stop();
+        while Instant::now() < deadline && !lanes.0.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let active = self.shared.active().take();
+        if !lanes.0.iter().all(JoinHandle::is_finished)
+            && let Some(set) = &active
+        {
+            tracing::warn!("scans are still running; their engines are killed");
+            set.stop();
+        }
+        for lane in lanes.0 {
+            if lane.join().is_err() {
+                tracing::error!("a lane panicked");
+            }
+        }
+        drop(active);
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn active(&self) -> MutexGuard<'_, Option<Arc<EngineSet>>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn ask(&self, asker: &Asker) -> (Ask<AgentId>, u64) {
+        let deadline_ms = asker.deadline.map(|deadline| {
+            let from_start = deadline.saturating_duration_since(self.started);
+            u64::try_from(from_start.as_millis()).unwrap_or(u64::MAX)
+        });
+        (Ask { agent: asker.agent, class: asker.class, deadline_ms }, self.now_ms())
+    }
+
+    fn pace(&self) -> Pace {
+        let scan_ms = self.average_us.load(Ordering::Relaxed).div_ceil(1000);
+        Pace { lanes: self.lanes, scan_ms: u32::try_from(scan_ms).unwrap_or(u32::MAX) }
+    }
+
+    /// A scan took this long.
+    fn measured(&self, took: Duration) {
+        self.scans.fetch_add(1, Ordering::Relaxed);
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let average = self.average_us.load(Ordering::Relaxed);
+        // Two lanes at once may lose one measurement, which an average survives.
+        let moved = average - average / AVERAGE_OVER + took / AVERAGE_OVER;
+        self.average_us.store(moved, Ordering::Relaxed);
+    }
+}
+
+impl From<crate::admission::Busy> for Failure {
+    fn from(busy: crate::admission::Busy) -> Self {
+        Self::Queue { retry_after_ms: busy.retry_after_ms }
+    }
+}

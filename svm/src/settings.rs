@@ -1,0 +1,423 @@
+//! Settings of the Protection Server: `scanserver.toml`, its drop-ins, and
+//! `PALISADE_SCANSERVER__…` variables.
+//!
+//! Owns the keys, their defaults and their bounds; does not own the reading,
+//! which is the same in every daemon. Sizes are bytes, or text with a unit
+//! (`"512 MiB"`); times are seconds.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use palisade_daemon::settings::{self, SettingsError};
+use palisade_daemon::site::{Component, Site};
+use palisade_protocol::content::MAX_CONTENT_BYTES;
+use palisade_protocol::control::{MAX_ADDRESSES, MAX_TAGS, Name};
+use palisade_protocol::{DEFAULT_SCAN_PORT, endpoint};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+
+/// The component's name in a site.
+pub const COMPONENT: Component = "scanserver";
+
+/// All settings.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// UDP address that agents connect to.
+    pub listen: SocketAddr,
+    /// Addresses that the Integration Server hands to agents; empty for the
+    /// listening address, or every interface's when that is unspecified.
+    pub advertise: Vec<Advertised>,
+    /// Where this Protection Server stands.
+    pub path: Place,
+    /// Only agents that carry one of these tags may use it; empty for all.
+    pub tags: Vec<String>,
+    /// The licence.
+    pub licence: Licence,
+    /// A file that holds a join token, for a first start without identity.
+    pub join_token_file: Option<PathBuf>,
+    /// Where state is kept, instead of the site's place.
+    pub state_dir: Option<PathBuf>,
+    /// Where scratch files go, instead of the site's place.
+    pub run_dir: Option<PathBuf>,
+    /// Where the engine programs are, instead of the site's place.
+    pub helpers_dir: Option<PathBuf>,
+    /// Signatures and rules.
+    pub definitions: Definitions,
+    /// Scans and what they may take.
+    pub scan: Scan,
+    /// The SharedCache.
+    pub cache: Cache,
+    /// What peers may have at a time.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::UNSPECIFIED, DEFAULT_SCAN_PORT).into(),
+            advertise: Vec::new(),
+            path: Place::default(),
+            tags: Vec::new(),
+            licence: Licence::default(),
+            join_token_file: None,
+            state_dir: None,
+            run_dir: None,
+            helpers_dir: None,
+            definitions: Definitions::default(),
+            scan: Scan::default(),
+            cache: Cache::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// One address that agents are told.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Advertised {
+    /// The network's name, for people.
+    #[serde(default)]
+    pub network: String,
+    /// Where agents of that network reach this Protection Server.
+    pub address: SocketAddr,
+}
+
+/// A place in the infrastructure; empty parts are unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Place {
+    /// Data centre.
+    pub datacenter: String,
+    /// Cluster.
+    pub cluster: String,
+    /// Hypervisor.
+    pub hypervisor: String,
+}
+
+/// Which licence is in force. It never stops protection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Licence {
+    /// The built-in licence, without limit.
+    #[default]
+    BuiltIn,
+}
+
+/// Signatures and rules.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Definitions {
+    /// A directory with ClamAV databases, YARA rules, or both.
+    pub source: Option<PathBuf>,
+    /// Seconds between two looks for changes of the source.
+    pub poll_s: u32,
+    /// Most bytes of one generation.
+    pub max_size: ByteSize,
+    /// Seconds that an engine may take to load a generation.
+    pub load_timeout_s: u32,
+}
+
+impl Default for Definitions {
+    fn default() -> Self {
+        Self { source: None, poll_s: 60, max_size: ByteSize(4 << 30), load_timeout_s: 300 }
+    }
+}
+
+/// Scans and what they may take.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scan {
+    /// Scans at a time, each with one worker of every engine; 0 for the machine's cores.
+    pub workers: u32,
+    /// Larger contents are not scanned.
+    pub max_scan_size: ByteSize,
+    /// Memory for contents in flight.
+    pub memory: ByteSize,
+    /// Seconds that each engine may take over one content.
+    pub timeout_s: u32,
+}
+
+impl Default for Scan {
+    fn default() -> Self {
+        Self {
+            workers: 0,
+            max_scan_size: ByteSize(512 << 20),
+            memory: ByteSize(1 << 30),
+            timeout_s: 120,
+        }
+    }
+}
+
+/// The SharedCache.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// Most verdicts that are kept.
+    pub entries: u64,
+    /// Whether verdicts outlive a restart.
+    pub persist: bool,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { entries: 500_000, persist: true }
+    }
+}
+
+/// What peers may have at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Connected agents' sessions.
+    pub sessions: u32,
+    /// Sessions of one agent; a further one ends its oldest.
+    pub sessions_per_agent: u32,
+    /// Open requests of all agents.
+    pub requests: u32,
+    /// Open requests of one agent.
+    pub requests_per_agent: u32,
+    /// Contents that wait for a worker.
+    pub queue: u32,
+    /// Contents of one agent that wait for a worker.
+    pub queue_per_agent: u32,
+    /// Seconds without the expected frame after which a sender is given up.
+    pub stall_s: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: 4096,
+            sessions_per_agent: 4,
+            requests: 8192,
+            requests_per_agent: 64,
+            queue: 1024,
+            queue_per_agent: 64,
+            stall_s: 5,
+        }
+    }
+}
+
+impl Limits {
+    /// Time without the expected frame after which a sender is given up.
+    pub fn stall(&self) -> Duration {
+        Duration::from_secs(self.stall_s.into())
+    }
+}
+
+/// A number of bytes: an integer, or text such as `"512 MiB"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Bytes(u64),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Bytes(bytes) => Ok(Self(bytes)),
+            Form::Text(text) => parse_size(&text).map(Self).ok_or_else(|| {
+                D::Error::custom(format!(
+                    "{text:?} is not a size: use bytes, or a number with KiB, MiB or GiB"
+                ))
+            }),
+        }
+    }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadSettings {
+    /// The file, a drop-in or a variable.
+    #[error(transparent)]
+    Read(#[from] SettingsError),
+    /// A value is outside its bounds.
+    #[error("{file}: {key} is {value}; {rule}", file = file.display())]
+    Bound {
+        /// The settings file.
+        file: PathBuf,
+        /// Which key.
+        key: &'static str,
+        /// What it holds.
+        value: String,
+        /// What it may hold.
+        rule: String,
+    },
+}
+
+/// Reads and checks the settings in `file`.
+///
+/// # Errors
+/// [`BadSettings`] naming the file, the key, and what it may hold.
+pub fn load(file: &Path) -> Result<Settings, BadSettings> {
+    let settings: Settings = settings::load(COMPONENT, file, std::env::vars_os())?;
+    settings.check(file)?;
+    Ok(settings)
+}
+
+impl Settings {
+    fn check(&self, file: &Path) -> Result<(), BadSettings> {
+        let bound = |fits: bool, key, value: &dyn fmt::Display, rule: String| {
+            if fits {
+                return Ok(());
+            }
+            Err(BadSettings::Bound { file: file.to_owned(), key, value: value.to_string(), rule })
+        };
+        let max = self.scan.max_scan_size;
+        bound(
+            (1..=MAX_CONTENT_BYTES).contains(&max.0),
+            "scan.max_scan_size",
+            &max,
+            format!("1 to {MAX_CONTENT_BYTES} bytes are possible"),
+        )?;
+        bound(
+            self.scan.memory >= max,
+            "scan.memory",
+            &self.scan.memory,
+            format!("it must hold the largest content that is scanned ({max})"),
+        )?;
+        bound(
+            self.advertise.len() <= MAX_ADDRESSES,
+            "advertise",
+            &format!("a list of {}", self.advertise.len()),
+            format!("{MAX_ADDRESSES} addresses are possible"),
+        )?;
+        bound(
+            self.tags.len() <= MAX_TAGS && self.tags.iter().all(|tag| Name::new(tag.as_str()).is_ok()),
+            "tags",
+            &format!("a list of {}", self.tags.len()),
+            format!("{MAX_TAGS} tags of 255 bytes each are possible"),
+        )?;
+        let streams = endpoint::Bounds::SCAN_SERVER.peer_streams;
+        bound(
+            (1..=streams).contains(&self.limits.requests_per_agent),
+            "limits.requests_per_agent",
+            &self.limits.requests_per_agent,
+            format!("1 to {streams} are possible"),
+        )?;
+        for (key, value) in [
+            ("definitions.poll_s", self.definitions.poll_s),
+            ("definitions.load_timeout_s", self.definitions.load_timeout_s),
+            ("scan.timeout_s", self.scan.timeout_s),
+            ("limits.sessions", self.limits.sessions),
+            ("limits.sessions_per_agent", self.limits.sessions_per_agent),
+            ("limits.requests", self.limits.requests),
+            ("limits.queue", self.limits.queue),
+            ("limits.queue_per_agent", self.limits.queue_per_agent),
+            ("limits.stall_s", self.limits.stall_s),
+        ] {
+            bound(value > 0, key, &value, "at least 1 is needed".to_owned())?;
+        }
+        Ok(())
+    }
+
+    /// The folders in force.
+    ///
+    /// # Errors
+    /// When the running program's own path is unknown.
+    pub fn folders(&self, site: &Site) -> std::io::Result<Folders> {
+        Ok(Folders {
+            state: self.state_dir.clone().unwrap_or_else(|| site.state(COMPONENT)),
+            run: self.run_dir.clone().unwrap_or_else(|| site.run(COMPONENT)),
+            helpers: match &self.helpers_dir {
+                Some(folder) => folder.clone(),
+                None => site.helpers()?,
+            },
+        })
+    }
+
+    /// Scans at a time.
+    pub fn workers(&self) -> usize {
+        match self.scan.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            given => given as usize,
+        }
+    }
+
+    /// Time that each engine may take over one content.
+    pub fn scan_timeout(&self) -> Duration {
+        Duration::from_secs(self.scan.timeout_s.into())
+    }
+}
+
+/// The folders in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folders {
+    /// What must outlive a restart.
+    pub state: PathBuf,
+    /// Scratch.
+    pub run: PathBuf,
+    /// The engine programs.
+    pub helpers: PathBuf,
+}
+
+impl Folders {
+    /// Where workers keep their temporary files.
+    pub fn scratch(&self) -> PathBuf {
+        self.run.join("scratch")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Settings, BadSettings> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("scanserver.toml");
+        std::fs::write(&file, text).unwrap();
+        let settings: Settings = settings::load(COMPONENT, &file, [])?;
+        settings.check(&file)?;
+        Ok(settings)
+    }
+
+    #[test]
+    fn defaults_are_within_their_own_bounds() {
+        assert_eq!(read("").unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        let settings = read("[scan]\nmax_scan_size = '64 MiB'\nmemory = 134217728").unwrap();
+        assert_eq!(settings.scan.max_scan_size, ByteSize(64 << 20));
+        assert_eq!(settings.scan.memory, ByteSize(128 << 20));
+        assert!(read("[scan]\nmax_scan_size = '64 MB'").is_err());
+        assert!(read("[scan]\nmax_scan_size = '99999999999999999999 GiB'").is_err());
+    }
+
+    #[test]
+    fn mistakes_name_the_key() {
+        let said = |text: &str| read(text).unwrap_err().to_string();
+        assert!(said("[scan]\nmax_scan_size = 0").contains("scan.max_scan_size"));
+        assert!(said("[scan]\nmemory = 1").contains("scan.memory"));
+        assert!(said("[limits]\nrequests_per_agent = 1000").contains("requests_per_agent"));
+        assert!(said("[limits]\nqueue = 0").contains("limits.queue"));
+        assert!(said("lisen = '127.0.0.1:1'").contains("lisen"));
+    }
+}

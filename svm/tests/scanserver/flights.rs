@@ -1,0 +1,120 @@
+//! One content, many requests, one scan.
+
+use std::sync::Arc;
+
+use palisade_protocol::scan::VerdictSource;
+use palisade_protocol::verdict::VerdictKind;
+
+use crate::client::{Client, fragment, indices, unique};
+use crate::site::{Site, marker, rule};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_requests_are_one_scan() {
+    let site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    let daemon = site.start();
+    let mut clients = Vec::new();
+    for _ in 0..10 {
+        clients.push(Arc::new(Client::connect(&daemon, &site.ca.agent("default")).await));
+    }
+    let bytes = Arc::new(unique(3_000_000));
+    let requests: Vec<_> = (0..50)
+        .map(|n| {
+            let (client, bytes) = (Arc::clone(&clients[n % 10]), Arc::clone(&bytes));
+            tokio::spawn(async move {
+                let scanned = client.scan(&bytes).await;
+                (scanned.fragments_sent, scanned.result())
+            })
+        })
+        .collect();
+    let (mut sent, mut scanned) = (0, 0);
+    for request in requests {
+        let (fragments, result) = request.await.unwrap();
+        assert_eq!(result.verdict.kind(), VerdictKind::Clean);
+        sent += fragments;
+        scanned += usize::from(result.source == VerdictSource::Scanned);
+    }
+    assert_eq!((sent, scanned, daemon.scans(1)), (12, 1, 1));
+}
+
+/// A leader that has sent the first of its fragments, and a follower that waits.
+async fn leader_and_follower(site: &Site, daemon: &crate::site::Daemon, bytes: &[u8]) -> (
+    (Client, crate::client::Stream),
+    (Client, crate::client::Stream),
+) {
+    let leader = Client::connect(daemon, &site.ca.agent("default")).await;
+    let mut leading = leader.begin(bytes).await;
+    assert_eq!(indices(&leading.need().await), [0, 1, 2]);
+    leading.say(&fragment(bytes, 1)).await;
+    let follower = Client::connect(daemon, &site.ca.agent("default")).await;
+    let mut following = follower.begin(bytes).await;
+    let soon = following.hear_soon(std::time::Duration::from_millis(300)).await;
+    assert!(soon.is_none(), "a follower waits, and hears {soon:?}");
+    ((leader, leading), (follower, following))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_leader_disconnects_a_follower_sends_the_rest() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[limits]\nstall_s = 60\n".to_owned();
+    let daemon = site.start();
+    let bytes = unique(700_000);
+    let ((leader, _leading), (_follower, mut following)) =
+        leader_and_follower(&site, &daemon, &bytes).await;
+    leader.connection.close(0_u32.into(), b"");
+    assert_eq!(indices(&following.need().await), [0, 2], "what the leader sent is kept");
+    following.say(&fragment(&bytes, 0)).await;
+    following.say(&fragment(&bytes, 2)).await;
+    let result = following.finish(&bytes).await.result();
+    assert_eq!(result.verdict.kind(), VerdictKind::Clean);
+    assert_eq!(daemon.scans(1), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_leader_stalls_a_follower_sends_the_rest() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[limits]\nstall_s = 2\n".to_owned();
+    let daemon = site.start();
+    let bytes = unique(700_000);
+    let ((_leader, leading), (_follower, following)) =
+        leader_and_follower(&site, &daemon, &bytes).await;
+    assert_eq!(following.finish(&bytes).await.fragments_sent, 2);
+    // The staller is told so.
+    leading.finish(&bytes).await.refusal();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_leader_lies_a_follower_is_not_harmed() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[limits]\nstall_s = 60\n".to_owned();
+    let daemon = site.start();
+    let bytes = unique(700_000);
+    let ((_leader, mut leading), (_follower, following)) =
+        leader_and_follower(&site, &daemon, &bytes).await;
+    let mut wrong = bytes.clone();
+    wrong[0] ^= 1;
+    leading.say(&fragment(&wrong, 0)).await;
+    leading.finish(&wrong).await.refusal();
+    let scanned = following.finish(&bytes).await;
+    assert_eq!(scanned.fragments_sent, 2);
+    assert_eq!(scanned.result().verdict.kind(), VerdictKind::Clean);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_whole_is_scanned_though_nobody_waits() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.plant(&["palisade-engine-yara"]);
+    let daemon = site.start();
+    let identity = site.ca.agent("default");
+    let client = Client::connect(&daemon, &identity).await;
+    let bytes = b"find Late.Verdict";
+    let mut stream = client.begin(bytes).await;
+    stream.need().await;
+    stream.say(&fragment(bytes, 0)).await;
+    // Gone before the verdict, maybe; the next one finds it known or in flight.
+    daemon.log.wait_for(" scanned content=");
+    client.connection.close(0_u32.into(), b"");
+    let client = Client::connect(&daemon, &identity).await;
+    let scanned = client.scan(bytes).await;
+    assert_eq!(scanned.fragments_sent, 0);
+    assert_eq!(scanned.result().verdict.kind(), VerdictKind::Malware);
+}

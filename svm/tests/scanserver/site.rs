@@ -1,0 +1,359 @@
+//! A daemon in a folder of its own, and the site's certificates.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use palisade_daemon::membership::Membership;
+use palisade_protocol::identity::{Identity, new_key};
+use palisade_protocol::ids::{AgentId, DeploymentId, SvmId, TenantId};
+use palisade_protocol::spiffe::SpiffeId;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::CertificateDer;
+use tempfile::TempDir;
+
+/// A wait that only a defect exhausts.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Root and issuing CA of a deployment.
+pub struct Ca {
+    pub deployment: DeploymentId,
+    root: CertificateDer<'static>,
+    issuing: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Ca {
+    pub fn new(deployment: &str) -> Self {
+        let params = |name: &str, below| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params
+        };
+        let root = CertifiedIssuer::self_signed(params("root", 1), new_key().unwrap()).unwrap();
+        let issuing =
+            CertifiedIssuer::signed_by(params("issuing", 0), new_key().unwrap(), &root).unwrap();
+        Self {
+            deployment: deployment.parse().unwrap(),
+            root: root.der().clone(),
+            issuing,
+        }
+    }
+
+    pub fn agent(&self, tenant: &str) -> Identity {
+        let tenant: TenantId = tenant.parse().unwrap();
+        self.issue(&SpiffeId::agent(&self.deployment, &tenant, AgentId::random()))
+    }
+
+    pub fn svm(&self) -> Identity {
+        self.issue(&SpiffeId::svm(&self.deployment, SvmId::random()))
+    }
+
+    pub fn issue(&self, id: &SpiffeId) -> Identity {
+        let key = new_key().unwrap();
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().unwrap())];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let leaf = params.signed_by(&key, &*self.issuing).unwrap();
+        let chain = vec![leaf.der().clone(), self.issuing.der().clone(), self.root.clone()];
+        Identity::new(&key, chain).unwrap()
+    }
+}
+
+/// A site's folder: settings, definitions, an identity.
+pub struct Site {
+    pub dir: TempDir,
+    pub ca: Ca,
+    /// Sections and keys of the settings file after the common ones.
+    pub settings: String,
+}
+
+impl Site {
+    /// A site whose definitions are these files.
+    pub fn new(definitions: &[(&str, &str)]) -> Self {
+        let site = Self {
+            dir: tempfile::tempdir().unwrap(),
+            ca: Ca::new("test-site"),
+            settings: String::new(),
+        };
+        std::fs::create_dir_all(site.source()).unwrap();
+        for (name, text) in definitions {
+            site.define(name, text);
+        }
+        let servers = vec![SocketAddr::from(([127, 0, 0, 1], 1))];
+        site.enrol(servers);
+        site
+    }
+
+    pub fn enrol(&self, servers: Vec<SocketAddr>) {
+        let membership = Membership { identity: self.ca.svm(), servers, name: "svm".to_owned() };
+        membership.save(&self.state()).unwrap();
+    }
+
+    /// Writes a file of definitions whole, as an updater does.
+    pub fn define(&self, name: &str, text: &str) {
+        let new = self.dir.path().join("definition.new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, self.source().join(name)).unwrap();
+    }
+
+    pub fn source(&self) -> PathBuf {
+        self.dir.path().join("source")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("var/scanserver")
+    }
+
+    /// Puts the planted engine in the place of the engine programs named.
+    pub fn plant(&mut self, programs: &[&str]) {
+        let helpers = self.dir.path().join("helpers");
+        std::fs::create_dir_all(&helpers).unwrap();
+        for name in ["palisade-engine-clamav", "palisade-engine-yara"] {
+            let to = helpers.join(name);
+            if programs.contains(&name) {
+                let planted = beside("palisade-planted-engine");
+                let script = format!(
+                    "#!/bin/sh\nwhile [ $# -gt 0 ]; do\n  [ \"$1\" = --scratch ] && scratch=$2\n  \
+                     shift 2\ndone\nexec {} --scratch \"$scratch\"\n",
+                    planted.display()
+                );
+                std::fs::write(&to, script).unwrap();
+                std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
+            } else {
+                std::os::unix::fs::symlink(beside(name), to).unwrap();
+            }
+        }
+        let setting = format!("helpers_dir = {:?}\n", helpers);
+        self.settings.insert_str(0, &setting);
+    }
+
+    fn write_settings(&self) {
+        let path = self.dir.path().join("etc/scanserver.toml");
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let text = format!(
+            "listen = '127.0.0.1:0'\n{}\n[definitions]\nsource = {:?}\npoll_s = 3600\n",
+            self.settings,
+            self.source()
+        );
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn command(&self) -> Command {
+        self.write_settings();
+        for engine in ["palisade-engine-clamav", "palisade-engine-yara"] {
+            beside(engine);
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_palisade-scanserver"));
+        command
+            .arg("--site")
+            .arg(self.dir.path())
+            .env("PALISADE_LOG", "info,palisade_svm=debug")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub fn start(&self) -> Daemon {
+        let mut child = self.command().spawn().unwrap();
+        let log = Log::of(&mut child);
+        let mut daemon = Daemon { child, log, address: ([0, 0, 0, 0], 0).into() };
+        let ready = daemon.log.wait_for("ready address=");
+        daemon.address = field(&ready, "address").parse().unwrap();
+        daemon
+    }
+
+    /// Runs the daemon, which is to give up; gives its exit code and what it said.
+    pub fn start_fails(&self) -> (i32, String) {
+        let output = self.command().output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// A program beside the daemon, in the build's folder.
+fn beside(name: &str) -> PathBuf {
+    let daemon = Path::new(env!("CARGO_BIN_EXE_palisade-scanserver"));
+    let path = daemon.with_file_name(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build -p palisade-engine-clamav -p palisade-engine-yara -p palisade-worker`",
+        path.display()
+    );
+    path
+}
+
+/// The value of `name=value` in a log line.
+pub fn field<'a>(line: &'a str, name: &str) -> &'a str {
+    let start = line.find(&format!("{name}=")).unwrap() + name.len() + 1;
+    line[start..].split(' ').next().unwrap()
+}
+
+/// A running daemon; killed when dropped.
+pub struct Daemon {
+    child: Child,
+    pub log: Log,
+    pub address: SocketAddr,
+}
+
+impl Daemon {
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    /// Waits for the daemon's own end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the daemon does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Processes below the daemon: engines and their workers.
+    pub fn descendants(&self) -> Vec<u32> {
+        descendants(self.child.id())
+    }
+
+    /// Contents that were given to the engines so far; waits until the log, which
+    /// lags, has these many.
+    pub fn scans(&self, expected: usize) -> usize {
+        wait_until("so many scans are in the log", || self.logged_scans() >= expected);
+        self.logged_scans()
+    }
+
+    fn logged_scans(&self) -> usize {
+        self.log.lines().iter().filter(|line| line.contains(" scanned content=")).count()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            for line in self.log.lines() {
+                eprintln!("    {line}");
+            }
+        }
+    }
+}
+
+fn descendants(of: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        let parent = stat.rsplit(')').next().and_then(|rest| rest.split(' ').nth(2)?.parse().ok());
+        if parent == Some(of) {
+            found.push(pid);
+            found.extend(descendants(pid));
+        }
+    }
+    found
+}
+
+pub fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A process is gone, or only waits for its parent to look.
+pub fn is_gone(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")),
+        Err(_) => true,
+    }
+}
+
+/// What a daemon said so far.
+#[derive(Clone)]
+pub struct Log(Arc<(Mutex<LogState>, Condvar)>);
+
+#[derive(Default)]
+struct LogState {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Log {
+    fn of(child: &mut Child) -> Self {
+        let log = Self(Arc::default());
+        let (shared, stderr) = (log.clone(), child.stderr.take().unwrap());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                shared.0.0.lock().unwrap().lines.push(line);
+                shared.0.1.notify_all();
+            }
+            shared.0.0.lock().unwrap().ended = true;
+            shared.0.1.notify_all();
+        });
+        log
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        self.0.0.lock().unwrap().lines.clone()
+    }
+
+    pub fn has(&self, part: &str) -> bool {
+        self.lines().iter().any(|line| line.contains(part))
+    }
+
+    /// Waits for a line that holds `part`.
+    pub fn wait_for(&self, part: &str) -> String {
+        self.wait_for_after(0, part)
+    }
+
+    /// Waits for such a line after the first `skip` lines.
+    pub fn wait_for_after(&self, skip: usize, part: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.0.0.lock().unwrap();
+        loop {
+            let lines = state.lines.iter().skip(skip);
+            if let Some(line) = lines.clone().find(|line| line.contains(part)) {
+                return line.clone();
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.ended {
+                let said = state.lines.join("\n");
+                drop(state);
+                panic!("never said: {part}\n{said}");
+            }
+            state = self.0.1.wait_timeout(state, left).unwrap().0;
+        }
+    }
+}
+
+/// Text that no other run has.
+pub fn marker() -> String {
+    format!("marker-{:032x}", rand::random::<u128>())
+}
+
+/// A rule that finds `marker`.
+pub fn rule(name: &str, marker: &str) -> String {
+    format!("rule {name} {{\n  strings:\n    $m = \"{marker}\"\n  condition:\n    $m\n}}\n")
+}
+
+/// A line of a ClamAV `.ndb` that finds `marker`.
+pub fn ndb(name: &str, marker: &str) -> String {
+    format!("{name}:0:*:{}\n", hex::encode(marker))
+}
