@@ -135,7 +135,12 @@ impl Accounts {
         let seen = self.seen.load(Relaxed).max(answered);
         let failures = Failure::ALL
             .iter()
-            .map(|failure| (failure.key(), self.failures[*failure as usize].load(Relaxed)))
+            .map(|failure| {
+                (
+                    failure.key(),
+                    self.failures[*failure as usize].load(Relaxed),
+                )
+            })
             .collect();
         Snapshot {
             seen,

@@ -48,7 +48,10 @@ pub struct Cache {
 impl Cache {
     /// An empty cache for at most `bound` files; 0 remembers nothing.
     pub fn new(bound: usize) -> Self {
-        Self { bound, inner: Mutex::new(Inner::default()) }
+        Self {
+            bound,
+            inner: Mutex::new(Inner::default()),
+        }
     }
 
     /// The verdict for exactly this stamp under the definitions in force.
@@ -66,12 +69,18 @@ impl Cache {
         let mut inner = self.lock();
         inner.use_generations(generations);
         let key = (stamp.device, stamp.inode);
-        let entry = Entry { stamp, known, epoch: inner.epoch };
+        let entry = Entry {
+            stamp,
+            known,
+            epoch: inner.epoch,
+        };
         if inner.entries.insert(key, entry).is_none() {
             inner.order.push_back(key);
         }
         while inner.entries.len() > self.bound {
-            let Some(oldest) = inner.order.pop_front() else { break };
+            let Some(oldest) = inner.order.pop_front() else {
+                break;
+            };
             inner.entries.remove(&oldest);
         }
     }
@@ -113,11 +122,21 @@ mod tests {
     use proptest::prelude::*;
 
     fn stamp(inode: u64, changed_ns: i128) -> Stamp {
-        Stamp { device: 1, inode, size: 10, modified_ns: 5, changed_ns, regular: true }
+        Stamp {
+            device: 1,
+            inode,
+            size: 10,
+            modified_ns: 5,
+            changed_ns,
+            regular: true,
+        }
     }
 
     fn clean(inode: u64) -> Known {
-        Known { content: ContentId::of(&inode.to_le_bytes()), verdict: Verdict::Clean }
+        Known {
+            content: ContentId::of(&inode.to_le_bytes()),
+            verdict: Verdict::Clean,
+        }
     }
 
     fn generations(number: u64) -> Generations {
@@ -134,7 +153,13 @@ mod tests {
         cache.put(stamp(1, 7), clean(1), &generations(1));
         assert_eq!(cache.get(&stamp(1, 7)), Some(clean(1)));
         assert_eq!(cache.get(&stamp(1, 8)), None, "the change time moved");
-        assert_eq!(cache.get(&Stamp { size: 11, ..stamp(1, 7) }), None);
+        assert_eq!(
+            cache.get(&Stamp {
+                size: 11,
+                ..stamp(1, 7)
+            }),
+            None
+        );
         cache.use_generations(&generations(2));
         assert_eq!(cache.get(&stamp(1, 7)), None, "new definitions");
     }
@@ -143,7 +168,10 @@ mod tests {
     fn what_was_not_scanned_is_not_remembered() {
         use palisade_protocol::verdict::NotScanned;
         let cache = Cache::new(8);
-        let known = Known { verdict: Verdict::NotScanned(NotScanned::Encrypted), ..clean(1) };
+        let known = Known {
+            verdict: Verdict::NotScanned(NotScanned::Encrypted),
+            ..clean(1)
+        };
         cache.put(stamp(1, 7), known, &generations(1));
         assert!(cache.is_empty());
     }

@@ -73,10 +73,12 @@ fn hash_once(content: &Content, max: u64) -> Result<Hashed, NotScanned> {
         if offset > stamp.size {
             return Err(NotScanned::Changed);
         }
-        builder.push(&fragment[..length]).map_err(|error| match error {
-            ContentError::TooLarge(_) => NotScanned::TooLarge { max },
-            _ => NotScanned::Changed,
-        })?;
+        builder
+            .push(&fragment[..length])
+            .map_err(|error| match error {
+                ContentError::TooLarge(_) => NotScanned::TooLarge { max },
+                _ => NotScanned::Changed,
+            })?;
         // The end is where the size says; one byte more shows that it grew.
         if (length as u64) < FRAGMENT_BYTES && offset == stamp.size {
             break;
@@ -86,7 +88,10 @@ fn hash_once(content: &Content, max: u64) -> Result<Hashed, NotScanned> {
     if offset != stamp.size || stamp.content_moved(&now) {
         return Err(NotScanned::Changed);
     }
-    Ok(Hashed { outline: builder.finish(), stamp })
+    Ok(Hashed {
+        outline: builder.finish(),
+        stamp,
+    })
 }
 
 /// Reads one fragment of a hashed content.
@@ -118,7 +123,9 @@ fn read_full(content: &Content, offset: u64, into: &mut [u8]) -> Result<usize, N
 
 /// Why a file cannot be read, as a verdict.
 pub fn unreadable(error: &std::io::Error) -> NotScanned {
-    NotScanned::ReadError { detail: Text::cut(&error.to_string()) }
+    NotScanned::ReadError {
+        detail: Text::cut(&error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -141,10 +148,23 @@ mod tests {
     #[test]
     fn the_content_id_is_the_plain_hash_at_every_border() {
         let fragment = FRAGMENT_BYTES as usize;
-        for length in [0, 1, 1023, fragment - 1, fragment, fragment + 1, 2 * fragment, 3 * fragment + 7] {
+        for length in [
+            0,
+            1,
+            1023,
+            fragment - 1,
+            fragment,
+            fragment + 1,
+            2 * fragment,
+            3 * fragment + 7,
+        ] {
             let bytes = pattern(length);
             let hashed = hash(&content_of(&bytes), MAX_CONTENT_BYTES).unwrap();
-            assert_eq!(hashed.outline.id(), ContentId(*blake3::hash(&bytes).as_bytes()), "{length}");
+            assert_eq!(
+                hashed.outline.id(),
+                ContentId(*blake3::hash(&bytes).as_bytes()),
+                "{length}"
+            );
             assert_eq!(hashed.outline.size(), length as u64);
         }
     }

@@ -55,7 +55,10 @@ pub struct Control {
 
 /// The greeting of this agent.
 pub fn hello(host: &HostFacts) -> Hello {
-    Hello { version: Text::cut(crate::VERSION), host: host.clone() }
+    Hello {
+        version: Text::cut(crate::VERSION),
+        host: host.clone(),
+    }
 }
 
 impl Control {
@@ -67,11 +70,15 @@ impl Control {
                 Ok((session, welcome, pushed)) => {
                     tracing::info!(version = %welcome.version, "connected to the Integration Server");
                     self.health.set_server(ServerState::connected());
-                    let every = u64::from(welcome.report_every_s)
-                        .clamp(REPORT_BOUNDS.0, REPORT_BOUNDS.1);
-                    let ended = self.serve(&session, pushed, Duration::from_secs(every)).await;
+                    let every =
+                        u64::from(welcome.report_every_s).clamp(REPORT_BOUNDS.0, REPORT_BOUNDS.1);
+                    let ended = self
+                        .serve(&session, pushed, Duration::from_secs(every))
+                        .await;
                     session.close();
-                    let reason = ended.err().map_or("it ended".to_owned(), |error| error.to_string());
+                    let reason = ended
+                        .err()
+                        .map_or("it ended".to_owned(), |error| error.to_string());
                     tracing::warn!(%reason, "lost the Integration Server");
                     self.health.set_server(ServerState::disconnected(&reason));
                     wait = FIRST_RETRY;
@@ -81,7 +88,11 @@ impl Control {
                     if self.health.set_server(ServerState::disconnected(&reason)) {
                         tracing::warn!(%reason, "no Integration Server");
                     }
-                    wait = if self.lists.borrow().is_none() { RETRY } else { (wait * 2).min(RETRY) };
+                    wait = if self.lists.borrow().is_none() {
+                        RETRY
+                    } else {
+                        (wait * 2).min(RETRY)
+                    };
                 }
             }
             tokio::time::sleep(jittered(wait, 0.9, 1.1)).await;
@@ -130,7 +141,11 @@ impl Control {
     }
 
     fn take(&self, list: SvmList) {
-        tracing::info!(etag = list.etag, svms = list.svms.len(), "took the list of Protection Servers");
+        tracing::info!(
+            etag = list.etag,
+            svms = list.svms.len(),
+            "took the list of Protection Servers"
+        );
         if let Err(error) = self.file.save(&list) {
             tracing::error!(%error, "the list of Protection Servers cannot be kept");
         }
@@ -145,7 +160,10 @@ impl Control {
             events: self.health.accounts().snapshot().reported(),
             clock_ms: now_ms(),
         };
-        session.request(&ToServer::AgentReport(report)).await.map(drop)
+        session
+            .request(&ToServer::AgentReport(report))
+            .await
+            .map(drop)
     }
 
     async fn deliver(&self, session: &Session) -> Result<(), ControlError> {

@@ -100,8 +100,12 @@ async fn serve(
     let (protection, mut failed) = OnAccess::start(settings, &parts, probe, descriptors);
     let source = parts.status_source(&membership, settings, &protection);
     tokio::spawn(status::serve(listener, source, Arc::clone(&parts.spooled)));
-    tokio::spawn(follow_link(parts.link.clone(), parts.health.clone(), Arc::clone(&parts.cache),
-        Arc::clone(&parts.max_scan_bytes)));
+    tokio::spawn(follow_link(
+        parts.link.clone(),
+        parts.health.clone(),
+        Arc::clone(&parts.cache),
+        Arc::clone(&parts.max_scan_bytes),
+    ));
     tracing::info!(id = %membership.identity.id(), version = crate::VERSION, "the agent runs");
     lifecycle::ready();
     let outcome = tokio::select! {
@@ -173,13 +177,21 @@ impl Parts {
     ) -> status::Source {
         let show = |path: &std::path::PathBuf| PathBytes::from_path(path).to_string();
         status::Source {
-            identity: (membership.identity.id().to_string(), membership.name.clone()),
+            identity: (
+                membership.identity.id().to_string(),
+                membership.name.clone(),
+            ),
             health: self.health.clone(),
             link: self.link.clone(),
             spool: self.spool.clone(),
             table: settings.failure_table(),
             cache: Arc::clone(&self.cache),
-            paths: protection.places.places.iter().map(|place| show(&place.path)).collect(),
+            paths: protection
+                .places
+                .places
+                .iter()
+                .map(|place| show(&place.path))
+                .collect(),
             gaps: protection.places.gaps.clone(),
         }
     }
@@ -327,23 +339,40 @@ fn protect(
     // Whoever reads is there before the first event can come.
     for place in &places.places {
         group.mark(&place.path).map_err(|error| {
-            format!("the file system of {} cannot be marked: {error}", place.path.display())
+            format!(
+                "the file system of {} cannot be marked: {error}",
+                place.path.display()
+            )
         })?;
         tracing::info!(path = %PathBytes::from_path(&place.path), kind = place.kind, "protecting");
     }
     tokio::spawn(test.run(parts.health.clone(), parts.link.clone()));
-    Ok(Running { group, deadlines, stop: Some(stop), reader: Some(reader) })
+    Ok(Running {
+        group,
+        deadlines,
+        stop: Some(stop),
+        reader: Some(reader),
+    })
 }
 
 fn scope(settings: &Settings, places: &Places, test: &SelfTest) -> Scope {
-    let mut paths: Vec<_> = places.places.iter().map(|place| place.path.clone()).collect();
+    let mut paths: Vec<_> = places
+        .places
+        .iter()
+        .map(|place| place.path.clone())
+        .collect();
     paths.extend(test.paths().iter().cloned());
-    Scope { paths, exclude: settings.exclude.clone() }
+    Scope {
+        paths,
+        exclude: settings.exclude.clone(),
+    }
 }
 
 /// Raises the soft limit of descriptors; gives the limit in force.
 fn raise_descriptors() -> u64 {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 1024 };
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
     let wanted = hard.min(FD_WANTED).max(soft);
     match setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) {
         Ok(()) => wanted,

@@ -41,8 +41,10 @@ impl Deadlines {
     /// # Errors
     /// When the system gives no thread.
     pub fn start() -> std::io::Result<Self> {
-        let shared =
-            Arc::new(Shared { waiting: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+        });
         let thread = Arc::clone(&shared);
         threads::vital("deadlines", move || thread.run())?;
         Ok(Self(shared))
@@ -54,7 +56,11 @@ impl Deadlines {
         let ticket = (when, waiting.next);
         waiting.next += 1;
         waiting.by_time.insert(ticket, what);
-        if waiting.by_time.first_key_value().is_some_and(|(first, _)| *first == ticket) {
+        if waiting
+            .by_time
+            .first_key_value()
+            .is_some_and(|(first, _)| *first == ticket)
+        {
             self.0.changed.notify_one();
         }
         ticket
@@ -110,7 +116,10 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner)
                     .0
             }
-            None => self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner),
+            None => self
+                .changed
+                .wait(waiting)
+                .unwrap_or_else(PoisonError::into_inner),
         }
     }
 }

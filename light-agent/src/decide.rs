@@ -78,7 +78,10 @@ pub fn decide(
         return Decision::Answer(Outcome::Policy);
     }
     let failed = |failure| {
-        Decision::Answer(Outcome::Failed(failure, table.answer(failure, facts.access)))
+        Decision::Answer(Outcome::Failed(
+            failure,
+            table.answer(failure, facts.access),
+        ))
     };
     if facts.few_fds {
         return failed(Failure::OutOfFds);
@@ -113,7 +116,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn scope() -> Scope {
-        Scope { paths: vec!["/home".into()], exclude: vec!["/home/cache".into()] }
+        Scope {
+            paths: vec!["/home".into()],
+            exclude: vec!["/home/cache".into()],
+        }
     }
 
     #[test]
@@ -130,8 +136,14 @@ mod tests {
         let name = || Text::cut("n");
         prop_oneof![
             Just(Verdict::Clean),
-            Just(Verdict::Malware { name: name(), engine: Text::cut("e") }),
-            Just(Verdict::Suspicious { name: name(), engine: Text::cut("e") }),
+            Just(Verdict::Malware {
+                name: name(),
+                engine: Text::cut("e")
+            }),
+            Just(Verdict::Suspicious {
+                name: name(),
+                engine: Text::cut("e")
+            }),
             Just(Verdict::NotScanned(NotScanned::Encrypted)),
             Just(Verdict::NotScanned(NotScanned::NoSvm)),
         ]

@@ -71,7 +71,11 @@ pub async fn command(
         ),
     };
     let membership = join(&token, &settings.host_facts(), folders).await?;
-    Ok(format!("enrolled as {} ({})", membership.name, membership.identity.id()))
+    Ok(format!(
+        "enrolled as {} ({})",
+        membership.name,
+        membership.identity.id()
+    ))
 }
 
 /// The daemon's identity: kept, or got with the token file, waiting for a server.

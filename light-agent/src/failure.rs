@@ -100,7 +100,10 @@ failures! {
 
 /// One cell pair as settings give it: one answer for both, or one each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(untagged, expecting = "the failure table takes \"allow\", \"deny\" or { open = …, exec = … } with one of them each")]
+#[serde(
+    untagged,
+    expecting = "the failure table takes \"allow\", \"deny\" or { open = …, exec = … } with one of them each"
+)]
 pub enum Cell {
     /// For opens and for execs.
     Both(Answer),

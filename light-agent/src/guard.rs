@@ -27,8 +27,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::accounts::{Accounts, Outcome};
 use crate::cache::{Cache, Known};
-use crate::deadline::Expires as _;
 use crate::content::Content;
+use crate::deadline::Expires as _;
 use crate::decide::verdict_outcome;
 use crate::failure::{Answer, Failure};
 use crate::fanotify::reader::Asked;
@@ -65,7 +65,9 @@ impl Guard {
     /// Serves the queue until it closes.
     pub async fn run(self: Arc<Self>, mut queue: mpsc::Receiver<Asked>) {
         while let Some(asked) = queue.recv().await {
-            let Ok(slot) = Arc::clone(&self.on_time).acquire_owned().await else { return };
+            let Ok(slot) = Arc::clone(&self.on_time).acquire_owned().await else {
+                return;
+            };
             let guard = Arc::clone(&self);
             tokio::spawn(async move {
                 let due = asked.event.due().unwrap_or_else(Instant::now);
@@ -99,7 +101,10 @@ impl Guard {
     }
 
     async fn serve(&self, asked: &Asked, due: Instant) -> Served {
-        let patience = Patience { until: Some(due), without_svm: Duration::ZERO };
+        let patience = Patience {
+            until: Some(due),
+            without_svm: Duration::ZERO,
+        };
         let scanned = self.scan(asked, ScanClass::OnAccess, patience).await;
         self.conclude(asked, &scanned);
         match scanned.verdict {
@@ -112,7 +117,10 @@ impl Guard {
     }
 
     async fn scan_late(&self, asked: &Asked) {
-        let patience = Patience { until: Some(Instant::now() + LATE), without_svm: LATE };
+        let patience = Patience {
+            until: Some(Instant::now() + LATE),
+            without_svm: LATE,
+        };
         let scanned = self.scan(asked, ScanClass::OnDemand, patience).await;
         self.conclude(asked, &scanned);
     }
@@ -170,14 +178,19 @@ impl Guard {
     }
 
     fn remember(&self, asked: &Asked, scanned: &Scanned) {
-        let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else { return };
+        let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else {
+            return;
+        };
         if asked.no_writer
             && stamp == asked.stamp
             && stamp.settled(SystemTime::now())
             && lease::has_no_writer(&*asked.event)
             && Stamp::of(&*asked.event).is_ok_and(|now| now == stamp)
         {
-            let known = Known { content, verdict: scanned.verdict.clone() };
+            let known = Known {
+                content,
+                verdict: scanned.verdict.clone(),
+            };
             self.cache.put(stamp, known, &scanned.generations);
         }
     }
@@ -197,8 +210,7 @@ fn detection(
     action: Action,
     asked: &Asked,
 ) -> Option<Detection> {
-    let mut found =
-        spool::detection(tenant.clone(), &path, scanned, action, ScanClass::OnAccess)?;
+    let mut found = spool::detection(tenant.clone(), &path, scanned, action, ScanClass::OnAccess)?;
     found.pid = asked.event.pid;
     Some(found)
 }

@@ -37,12 +37,18 @@ pub struct ServerState {
 impl ServerState {
     /// There is one.
     pub fn connected() -> Self {
-        Self { connected: true, reason: None }
+        Self {
+            connected: true,
+            reason: None,
+        }
     }
 
     /// There is none, and why.
     pub fn disconnected(reason: &str) -> Self {
-        Self { connected: false, reason: Some(reason.to_owned()) }
+        Self {
+            connected: false,
+            reason: Some(reason.to_owned()),
+        }
     }
 }
 
@@ -59,7 +65,10 @@ pub struct Health {
 impl Health {
     /// The state at the start.
     pub fn new(accounts: Arc<Accounts>) -> Self {
-        let posture = Posture { protection: off("not tested yet"), svm: None };
+        let posture = Posture {
+            protection: off("not tested yet"),
+            svm: None,
+        };
         Self {
             started: Instant::now(),
             accounts,
@@ -120,5 +129,7 @@ impl Health {
 
 /// Protection that is off, and why.
 pub fn off(reason: &str) -> Protection {
-    Protection::Off { reason: Text::cut(reason) }
+    Protection::Off {
+        reason: Text::cut(reason),
+    }
 }

@@ -43,7 +43,10 @@ mod tests {
         block_signal().unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         let reader = std::fs::File::open(file.path()).unwrap();
-        assert!(!has_no_writer(&reader), "the temporary file's own handle writes");
+        assert!(
+            !has_no_writer(&reader),
+            "the temporary file's own handle writes"
+        );
         let path = file.into_temp_path();
         assert!(has_no_writer(&reader));
         drop(path);

@@ -45,7 +45,11 @@ impl Probe {
         let gone = || io::Error::other("the probe has no pipes");
         let paths = Some(child.stdin.take().ok_or_else(gone)?);
         let answers = BufReader::new(child.stdout.take().ok_or_else(gone)?);
-        Ok(Self { child, paths, answers })
+        Ok(Self {
+            child,
+            paths,
+            answers,
+        })
     }
 
     /// Has a file opened; gives the errno with which that failed, if it did. Waits
@@ -54,7 +58,10 @@ impl Probe {
     /// # Errors
     /// When the probe is gone.
     pub fn open(&mut self, path: &Path) -> io::Result<Result<(), i32>> {
-        let paths = self.paths.as_mut().ok_or_else(|| io::Error::other("the probe ended"))?;
+        let paths = self
+            .paths
+            .as_mut()
+            .ok_or_else(|| io::Error::other("the probe ended"))?;
         let mut line = path.as_os_str().as_bytes().to_vec();
         line.push(0);
         paths.write_all(&line)?;

@@ -15,11 +15,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
-use palisade_protocol::scan::{
-    RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource,
-};
 use palisade_protocol::bounded::Text;
+use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
+use palisade_protocol::scan::{RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource};
 use palisade_protocol::verdict::{Generations, NotScanned, Verdict};
 use tokio::sync::{Semaphore, watch};
 
@@ -169,7 +167,9 @@ impl Scanner {
                     lost += 1;
                     if lost == MAX_LOST {
                         let detail = format!("the request was lost {lost} times: {error}");
-                        return Err(NotScanned::EngineFailed { detail: Text::cut(&detail) });
+                        return Err(NotScanned::EngineFailed {
+                            detail: Text::cut(&detail),
+                        });
                     }
                     if patience.without_svm.is_zero() && link.is_closed() {
                         return Err(NotScanned::NoSvm);
@@ -191,14 +191,20 @@ impl Scanner {
         result: &mut Scanned,
     ) -> Result<Arc<Hashed>, NotScanned> {
         let max = link.welcome.max_scan_bytes.min(MAX_CONTENT_BYTES);
-        let _permit = self.hashing.acquire().await.map_err(|_| NotScanned::NoSvm)?;
+        let _permit = self
+            .hashing
+            .acquire()
+            .await
+            .map_err(|_| NotScanned::NoSvm)?;
         let content = content.clone();
         let (size, hashed) = tokio::task::spawn_blocking(move || {
             let size = Stamp::of(&content).map_or(0, |stamp| stamp.size);
             (size, content::hash(&content, max))
         })
         .await
-        .map_err(|error| NotScanned::ReadError { detail: Text::cut(&error.to_string()) })?;
+        .map_err(|error| NotScanned::ReadError {
+            detail: Text::cut(&error.to_string()),
+        })?;
         result.size = size;
         let hashed = hashed?;
         result.content = Some(hashed.outline.id());

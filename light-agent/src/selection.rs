@@ -49,7 +49,10 @@ pub enum LinkState {
 impl LinkState {
     /// No session yet.
     pub fn none(reason: &str) -> Self {
-        Self::Down { since: Instant::now(), reason: reason.into() }
+        Self::Down {
+            since: Instant::now(),
+            reason: reason.into(),
+        }
     }
 
     /// The session, if there is one.
@@ -73,7 +76,14 @@ pub enum Source {
 /// Starts the keeper; it ends when nobody watches the state any more.
 pub fn keep(identity: Identity, source: Source) -> watch::Receiver<LinkState> {
     let (state, watched) = watch::channel(LinkState::none("not connected yet"));
-    tokio::spawn(Keeper { identity, source, state }.run());
+    tokio::spawn(
+        Keeper {
+            identity,
+            source,
+            state,
+        }
+        .run(),
+    );
     watched
 }
 
@@ -129,7 +139,10 @@ impl Keeper {
             };
             if let Some(reason) = reason {
                 tracing::warn!(svm = %link.id, %reason, "lost the Protection Server");
-                self.down(&format!("the session with {} was lost: {reason}", link.name));
+                self.down(&format!(
+                    "the session with {} was lost: {reason}",
+                    link.name
+                ));
                 return;
             }
             let jitter = jittered(MOVE_JITTER, 0.0, 1.0);
@@ -154,7 +167,11 @@ impl Keeper {
                 Err(error) => {
                     let addresses: Vec<String> =
                         target.addresses.iter().map(ToString::to_string).collect();
-                    failures.push(format!("{} ({}): {error}", target.name, addresses.join(", ")));
+                    failures.push(format!(
+                        "{} ({}): {error}",
+                        target.name,
+                        addresses.join(", ")
+                    ));
                 }
             }
         }
@@ -178,15 +195,26 @@ impl Keeper {
             Source::Static(svms) => (svms.iter().map(static_target).collect(), String::new()),
             Source::List(list) => {
                 let list = list.borrow_and_update().clone();
-                list.map_or_else(Default::default, |list| listed_targets(&self.identity, &list))
+                list.map_or_else(Default::default, |list| {
+                    listed_targets(&self.identity, &list)
+                })
             }
         }
     }
 
     fn should_leave(&self, link: &Link) -> bool {
-        let Source::List(list) = &self.source else { return false };
-        let Some(list) = list.borrow().clone() else { return false };
-        let ranking = rank(agent_id(&self.identity), &list.own_path, &list.own_tags, &list.svms);
+        let Source::List(list) = &self.source else {
+            return false;
+        };
+        let Some(list) = list.borrow().clone() else {
+            return false;
+        };
+        let ranking = rank(
+            agent_id(&self.identity),
+            &list.own_path,
+            &list.own_tags,
+            &list.svms,
+        );
         !ranking.candidates.is_empty() && should_move(&ranking, link.id)
     }
 
@@ -213,7 +241,10 @@ impl Keeper {
                 LinkState::Up(_) => Instant::now(),
             };
             tracing::warn!(%reason, "no Protection Server");
-            *state = LinkState::Down { since, reason: reason.into() };
+            *state = LinkState::Down {
+                since,
+                reason: reason.into(),
+            };
             true
         });
     }
@@ -231,11 +262,20 @@ async fn retire(link: Arc<Link>) {
 }
 
 fn static_target(svm: &StaticSvm) -> Target {
-    Target { id: svm.id, name: svm.address.to_string(), addresses: vec![svm.address] }
+    Target {
+        id: svm.id,
+        name: svm.address.to_string(),
+        addresses: vec![svm.address],
+    }
 }
 
 fn listed_targets(identity: &Identity, list: &SvmList) -> (Vec<Target>, String) {
-    let ranking = rank(agent_id(identity), &list.own_path, &list.own_tags, &list.svms);
+    let ranking = rank(
+        agent_id(identity),
+        &list.own_path,
+        &list.own_tags,
+        &list.svms,
+    );
     let entry = |id| list.svms.iter().find(|svm| svm.id == id);
     let targets = ranking
         .candidates

@@ -32,9 +32,13 @@ const RETRY: Duration = Duration::from_secs(10);
 /// The standard antivirus test file, put together here so that this program does
 /// not hold it (<https://www.eicar.org>).
 pub fn eicar() -> Vec<u8> {
-    [r"X5O!P%@AP[4\PZX54(P^)7CC)7}$", "EICAR-STANDARD-ANTIVIRUS-", "TEST-FILE!$H+H*"]
-        .concat()
-        .into_bytes()
+    [
+        r"X5O!P%@AP[4\PZX54(P^)7CC)7}$",
+        "EICAR-STANDARD-ANTIVIRUS-",
+        "TEST-FILE!$H+H*",
+    ]
+    .concat()
+    .into_bytes()
 }
 
 /// The test file that is open now, and what was said of it. Clones share it.
@@ -87,12 +91,19 @@ impl SelfTest {
             .iter()
             .filter_map(|place| {
                 let metadata = std::fs::metadata(&place.path).ok()?;
-                let folder =
-                    if metadata.is_dir() { place.path.as_path() } else { place.path.parent()? };
+                let folder = if metadata.is_dir() {
+                    place.path.as_path()
+                } else {
+                    place.path.parent()?
+                };
                 devices.insert(metadata.dev()).then(|| folder.join(&name))
             })
             .collect();
-        Self { paths, files, probe: Arc::new(Mutex::new(probe)) }
+        Self {
+            paths,
+            files,
+            probe: Arc::new(Mutex::new(probe)),
+        }
     }
 
     /// The files that it will use: they must be in scope.
@@ -112,7 +123,11 @@ impl SelfTest {
                     off(&format!("no Protection Server is connected: {reason}"))
                 }
             };
-            wait = if protection == Protection::Blocking { EVERY } else { wait };
+            wait = if protection == Protection::Blocking {
+                EVERY
+            } else {
+                wait
+            };
             health.set_protection(protection);
             tokio::select! {
                 changed = link.changed() => {
@@ -132,8 +147,7 @@ impl SelfTest {
         }
         for path in &self.paths {
             let (path, files, probe) = (path.clone(), self.files.clone(), Arc::clone(&self.probe));
-            let tried =
-                tokio::task::spawn_blocking(move || try_one(&path, &files, &probe)).await;
+            let tried = tokio::task::spawn_blocking(move || try_one(&path, &files, &probe)).await;
             match tried {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => return off(&reason),
@@ -184,20 +198,26 @@ fn describe(verdict: Option<&Verdict>) -> String {
 
 fn write(path: &Path) -> std::io::Result<()> {
     let _ = std::fs::remove_file(path);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)?;
     file.write_all(&eicar())
 }
 
 type Opened = (Result<(), i32>, Option<Verdict>);
 
-fn watched_open(
-    path: &Path,
-    files: &TestFiles,
-    probe: &Mutex<Probe>,
-) -> std::io::Result<Opened> {
+fn watched_open(path: &Path, files: &TestFiles, probe: &Mutex<Probe>) -> std::io::Result<Opened> {
     let metadata = std::fs::symlink_metadata(path)?;
-    files.set(Some(Current { device: metadata.dev(), inode: metadata.ino(), verdict: None }));
-    let opened = probe.lock().unwrap_or_else(PoisonError::into_inner).open(path);
+    files.set(Some(Current {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        verdict: None,
+    }));
+    let opened = probe
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .open(path);
     // The kernel is answered before the verdict is noted.
     let mut verdict = None;
     for _ in 0..20 {

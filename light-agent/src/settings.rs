@@ -61,7 +61,13 @@ pub struct OnAccess {
 
 impl Default for OnAccess {
     fn default() -> Self {
-        Self { enabled: true, paths: Vec::new(), deadline_ms: 5000, queue: 512, cache_files: 16_384 }
+        Self {
+            enabled: true,
+            paths: Vec::new(),
+            deadline_ms: 5000,
+            queue: 512,
+            cache_files: 16_384,
+        }
     }
 }
 
@@ -84,7 +90,10 @@ pub struct Scan {
 
 impl Default for Scan {
     fn default() -> Self {
-        Self { concurrency: 16, svm_wait_s: 300 }
+        Self {
+            concurrency: 16,
+            svm_wait_s: 300,
+        }
     }
 }
 
@@ -138,16 +147,20 @@ impl Settings {
     /// A [`LoadError`] that names the file and the key.
     pub fn load(file: &Path) -> Result<Self, LoadError> {
         let settings: Self = palisade_daemon::settings::load(COMPONENT, file, std::env::vars_os())?;
-        settings
-            .check()
-            .map_err(|source| LoadError::Value { file: file.to_owned(), source })?;
+        settings.check().map_err(|source| LoadError::Value {
+            file: file.to_owned(),
+            source,
+        })?;
         Ok(settings)
     }
 
     /// The folders: the site's, unless set.
     pub fn folders(&self, site: &Site) -> Folders {
         Folders {
-            state: self.state_dir.clone().unwrap_or_else(|| site.state(COMPONENT)),
+            state: self
+                .state_dir
+                .clone()
+                .unwrap_or_else(|| site.state(COMPONENT)),
             run: self.run_dir.clone().unwrap_or_else(|| site.run(COMPONENT)),
         }
     }
@@ -169,9 +182,19 @@ impl Settings {
     fn check(&self) -> Result<(), BadValue> {
         absolute("on_access.paths", &self.on_access.paths)?;
         absolute("exclude", &self.exclude)?;
-        within("on_access.deadline_ms", self.on_access.deadline_ms, 100, 60_000)?;
+        within(
+            "on_access.deadline_ms",
+            self.on_access.deadline_ms,
+            100,
+            60_000,
+        )?;
         within("on_access.queue", self.on_access.queue as u64, 1, 65_536)?;
-        within("on_access.cache_files", self.on_access.cache_files as u64, 0, 1_048_576)?;
+        within(
+            "on_access.cache_files",
+            self.on_access.cache_files as u64,
+            0,
+            1_048_576,
+        )?;
         within("scan.concurrency", self.scan.concurrency as u64, 1, 128)?;
         within("scan.svm_wait_s", self.scan.svm_wait_s, 1, 86_400)
     }
@@ -191,7 +214,10 @@ fn within(key: &'static str, value: u64, min: u64, max: u64) -> Result<(), BadVa
     if (min..=max).contains(&value) {
         return Ok(());
     }
-    Err(BadValue { key, problem: format!("{value} is not within {min} to {max}") })
+    Err(BadValue {
+        key,
+        problem: format!("{value} is not within {min} to {max}"),
+    })
 }
 
 #[cfg(test)]
@@ -211,7 +237,13 @@ mod tests {
         let settings = parse("").unwrap();
         assert!(settings.on_access.enabled);
         assert_eq!(settings.on_access.deadline(), Duration::from_secs(5));
-        assert_eq!(settings.scan, Scan { concurrency: 16, svm_wait_s: 300 });
+        assert_eq!(
+            settings.scan,
+            Scan {
+                concurrency: 16,
+                svm_wait_s: 300
+            }
+        );
     }
 
     #[test]
@@ -234,7 +266,10 @@ mod tests {
             ("[[svm]]\naddress = 'somewhere'", "socket address"),
         ] {
             let error = parse(text).unwrap_err();
-            assert!(error.contains(names) && error.contains("agent.toml"), "{text}: {error}");
+            assert!(
+                error.contains(names) && error.contains("agent.toml"),
+                "{text}: {error}"
+            );
         }
     }
 }

@@ -82,7 +82,10 @@ pub struct Batch {
 impl Spool {
     /// The spool in a state folder.
     pub fn new(state: &Path) -> Self {
-        Self { folder: state.join("spool"), dropped: Arc::default() }
+        Self {
+            folder: state.join("spool"),
+            dropped: Arc::default(),
+        }
     }
 
     /// Keeps detections until they are sent.
@@ -93,7 +96,8 @@ impl Spool {
         for batch in detections.chunks(MAX_DETECTIONS) {
             let kept = self.put_batch(batch);
             if !matches!(kept, Ok(true)) {
-                self.dropped.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                self.dropped
+                    .fetch_add(batch.len() as u64, Ordering::Relaxed);
             }
             kept?;
         }
@@ -121,8 +125,11 @@ impl Spool {
     pub fn next(&self) -> io::Result<Option<Batch>> {
         for file in self.files()? {
             let text = fs::read_to_string(&file)?;
-            let detections: Result<Vec<Detection>, _> =
-                text.lines().take(MAX_DETECTIONS).map(serde_json::from_str).collect();
+            let detections: Result<Vec<Detection>, _> = text
+                .lines()
+                .take(MAX_DETECTIONS)
+                .map(serde_json::from_str)
+                .collect();
             match detections {
                 Ok(detections) if !detections.is_empty() => {
                     return Ok(Some(Batch { file, detections }));
@@ -163,7 +170,10 @@ impl Spool {
         let mut files = Vec::new();
         for entry in entries {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "jsonl") {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "jsonl")
+            {
                 files.push(path);
             }
         }
@@ -191,7 +201,10 @@ impl Sender {
 /// Starts the task that writes detections, and tells `written` after each batch.
 pub fn start(spool: &Spool, written: Arc<Notify>) -> Sender {
     let (queue, mut queued) = mpsc::channel(MAX_QUEUED);
-    let sender = Sender { queue, dropped: Arc::clone(&spool.dropped) };
+    let sender = Sender {
+        queue,
+        dropped: Arc::clone(&spool.dropped),
+    };
     let spool = spool.clone();
     tokio::spawn(async move {
         let mut batch = Vec::new();
@@ -236,7 +249,9 @@ mod tests {
     fn batches_survive_and_leave_in_order() {
         let state = tempfile::tempdir().unwrap();
         let first = found(b"/a\xff\n");
-        Spool::new(state.path()).put(std::slice::from_ref(&first)).unwrap();
+        Spool::new(state.path())
+            .put(std::slice::from_ref(&first))
+            .unwrap();
         std::thread::sleep(std::time::Duration::from_millis(3));
         Spool::new(state.path()).put(&[found(b"/b")]).unwrap();
 

@@ -53,7 +53,9 @@ impl Stamp {
 
     /// Whether the change time is old enough that a further change would show.
     pub fn settled(&self, now: SystemTime) -> bool {
-        let now_ns = now.duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos());
+        let now_ns = now
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |now| now.as_nanos());
         let now_ns = i128::try_from(now_ns).unwrap_or(i128::MAX);
         now_ns - self.changed_ns >= RACY.as_nanos() as i128
     }

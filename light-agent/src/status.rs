@@ -159,7 +159,10 @@ impl Source {
             events: self.health.accounts().snapshot(),
             cached_files: self.cache.len(),
             failure_table: table_part(&self.table),
-            spool: SpoolPart { waiting: self.spool.waiting(), dropped: self.spool.dropped() },
+            spool: SpoolPart {
+                waiting: self.spool.waiting(),
+                dropped: self.spool.dropped(),
+            },
         }
     }
 }
@@ -196,11 +199,17 @@ fn table_part(table: &Table) -> BTreeMap<&'static str, BTreeMap<&'static str, &'
         .iter()
         .map(|&failure| {
             let answer = |access| table.answer(failure, access);
-            (failure.key(), row(answer(Access::Open), answer(Access::Exec)))
+            (
+                failure.key(),
+                row(answer(Access::Open), answer(Access::Exec)),
+            )
         })
         .collect();
     let suspicious = |access| table.suspicious(access);
-    rows.insert("suspicious", row(suspicious(Access::Open), suspicious(Access::Exec)));
+    rows.insert(
+        "suspicious",
+        row(suspicious(Access::Open), suspicious(Access::Exec)),
+    );
     rows
 }
 
@@ -230,7 +239,9 @@ pub fn listen(run: &Path) -> io::Result<UnixListener> {
 pub async fn serve(listener: UnixListener, source: Source, connected: Arc<Notify>) {
     let readers = Arc::new(Semaphore::new(MAX_READERS));
     loop {
-        let Ok(reader) = Arc::clone(&readers).acquire_owned().await else { return };
+        let Ok(reader) = Arc::clone(&readers).acquire_owned().await else {
+            return;
+        };
         let Ok((mut stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
@@ -282,7 +293,12 @@ impl fmt::Display for ForPeople<'_> {
             serde_json::Value::Null => "-".to_owned(),
             other => other.to_string(),
         };
-        writeln!(f, "agent       {} ({})", text(&shown.agent, "name"), text(&shown.agent, "id"))?;
+        writeln!(
+            f,
+            "agent       {} ({})",
+            text(&shown.agent, "name"),
+            text(&shown.agent, "id")
+        )?;
         write!(f, "protection  {}", text(&shown.protection, "state"))?;
         match &shown.protection["reason"] {
             serde_json::Value::String(reason) => writeln!(f, ": {reason}")?,
@@ -292,7 +308,12 @@ impl fmt::Display for ForPeople<'_> {
             writeln!(f, "  path      {}", path.as_str().unwrap_or_default())?;
         }
         for gap in shown.protection["gaps"].as_array().into_iter().flatten() {
-            writeln!(f, "  gap       {}: {}", text(gap, "path"), text(gap, "reason"))?;
+            writeln!(
+                f,
+                "  gap       {}: {}",
+                text(gap, "path"),
+                text(gap, "reason")
+            )?;
         }
         match &shown.svm["id"] {
             serde_json::Value::String(id) => writeln!(
@@ -309,8 +330,15 @@ impl fmt::Display for ForPeople<'_> {
         }
         write!(f, "events     ")?;
         for key in [
-            "seen", "scanned", "cached", "allowed_by_policy", "failed_open", "failed_closed",
-            "pending", "denied", "kernel_refused",
+            "seen",
+            "scanned",
+            "cached",
+            "allowed_by_policy",
+            "failed_open",
+            "failed_closed",
+            "pending",
+            "denied",
+            "kernel_refused",
         ] {
             write!(f, " {key} {}", shown.events[key])?;
         }

@@ -17,9 +17,12 @@ pub fn vital(
     name: &'static str,
     body: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<JoinHandle<()>> {
-    Builder::new().name(name.to_owned()).stack_size(STACK_BYTES).spawn(move || {
-        if catch_unwind(AssertUnwindSafe(body)).is_err() {
-            std::process::abort();
-        }
-    })
+    Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            if catch_unwind(AssertUnwindSafe(body)).is_err() {
+                std::process::abort();
+            }
+        })
 }

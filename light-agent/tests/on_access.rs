@@ -39,9 +39,18 @@ impl World {
             on_access(settings),
             svm.address
         );
-        let settings = settings.lines().filter(|l| !l.starts_with("deadline_ms_is ")).collect::<Vec<_>>().join("\n");
+        let settings = settings
+            .lines()
+            .filter(|l| !l.starts_with("deadline_ms_is "))
+            .collect::<Vec<_>>()
+            .join("\n");
         let agent = Agent::new(&site, &settings);
-        Self { agent, svm, tmpfs, _site: site }
+        Self {
+            agent,
+            svm,
+            tmpfs,
+            _site: site,
+        }
     }
 
     fn started(settings: &str) -> Self {
@@ -107,30 +116,52 @@ fn malware_is_blocked_and_clean_files_stay_usable() {
 
     assert!(denied(File::open(&bad)));
     let mut text = String::new();
-    File::open(&clean).unwrap().read_to_string(&mut text).unwrap();
+    File::open(&clean)
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
     assert_eq!(text, "hello");
     assert!(File::open(&outside).is_ok(), "not below a protected path");
     assert!(Command::new(&good_program).status().unwrap().success());
     assert!(denied(Command::new(&bad_program).status()));
 
     let events = world.agent.settled_events();
-    assert!(events["denied"].as_u64().unwrap() >= 3, "the self-test and two: {events}");
+    assert!(
+        events["denied"].as_u64().unwrap() >= 3,
+        "the self-test and two: {events}"
+    );
     assert_eq!(events["failed_open"], 0, "{events}");
-    wait_until("both detections are spooled", || world.agent.spooled().len() >= 2);
+    wait_until("both detections are spooled", || {
+        world.agent.spooled().len() >= 2
+    });
     let spooled = world.agent.spooled();
     let of = |path: &Path| {
         let bytes: Vec<u8> = path.to_str().unwrap().into();
-        spooled.iter().find(|found| found["path"] == json!(bytes)).unwrap()
+        spooled
+            .iter()
+            .find(|found| found["path"] == json!(bytes))
+            .unwrap()
     };
     assert_eq!(of(&bad)["name"], MARKER_NAME);
     assert_eq!(of(&bad)["action"], "Blocked");
     assert_eq!(of(&bad)["pid"], std::process::id());
     assert_eq!(of(&bad)["size"], 1 + MARKER.len());
     let log = world.agent.log();
-    assert!(log.contains("blocked") && log.contains(bad.to_str().unwrap()), "{log}");
+    assert!(
+        log.contains("blocked") && log.contains(bad.to_str().unwrap()),
+        "{log}"
+    );
     // The self-test's file is no detection, and is gone.
-    assert_eq!(fs::read_dir(world.tmpfs.path().join("protected")).unwrap().count(), 4);
-    assert!(spooled.iter().all(|found| found["name"] == MARKER_NAME), "{spooled:?}");
+    assert_eq!(
+        fs::read_dir(world.tmpfs.path().join("protected"))
+            .unwrap()
+            .count(),
+        4
+    );
+    assert!(
+        spooled.iter().all(|found| found["name"] == MARKER_NAME),
+        "{spooled:?}"
+    );
 }
 
 #[test]
@@ -143,7 +174,9 @@ fn a_verdict_is_remembered_until_the_file_changes() {
     // A file that changed just now could change again unseen.
     std::thread::sleep(palisade_light_agent::stamp::RACY + Duration::from_millis(100));
     File::open(&file).unwrap();
-    wait_until("the verdict is remembered", || world.agent.status()["cached_files"] == 1);
+    wait_until("the verdict is remembered", || {
+        world.agent.status()["cached_files"] == 1
+    });
     let asked = world.svm.requests();
     for _ in 0..10 {
         File::open(&file).unwrap();
@@ -154,7 +187,10 @@ fn a_verdict_is_remembered_until_the_file_changes() {
     // With a writer it is asked again, whatever is remembered.
     let writer = fs::OpenOptions::new().append(true).open(&file).unwrap();
     File::open(&file).unwrap();
-    assert!(world.svm.requests() >= asked + 2, "the writer's open and the reader's");
+    assert!(
+        world.svm.requests() >= asked + 2,
+        "the writer's open and the reader's"
+    );
     std::io::Write::write_all(&mut &writer, MARKER).unwrap();
     drop(writer);
     assert!(denied(File::open(&file)));
@@ -168,20 +204,30 @@ fn a_hanging_protection_server_meets_the_deadline() {
     }
     let world = World::started("deadline_ms_is 1000\n[failure]\ndeadline = { exec = 'deny' }");
     world.svm.set(Mode::Hang);
-    let files: Vec<PathBuf> =
-        (0..40).map(|i| world.file(&format!("{i}"), format!("c{i}").as_bytes())).collect();
+    let files: Vec<PathBuf> = (0..40)
+        .map(|i| world.file(&format!("{i}"), format!("c{i}").as_bytes()))
+        .collect();
     let waiting: Vec<_> = files.iter().map(|file| open_aside(file)).collect();
     for open in waiting {
         let (opened, took) = open.recv_timeout(Duration::from_secs(10)).unwrap();
         assert!(opened.is_ok(), "the table says allow");
-        assert!(took <= Duration::from_millis(2000), "deadline + 1 s is promised: {took:?}");
+        assert!(
+            took <= Duration::from_millis(2000),
+            "deadline + 1 s is promised: {took:?}"
+        );
     }
     let program = world.file("program", &program(b""));
     let started = Instant::now();
-    assert!(denied(Command::new(&program).status()), "the table says deny for exec");
+    assert!(
+        denied(Command::new(&program).status()),
+        "the table says deny for exec"
+    );
     assert!(started.elapsed() <= Duration::from_millis(2000));
     let events = world.agent.settled_events();
-    assert!(events["failures"]["deadline"].as_u64().unwrap() >= 40, "{events}");
+    assert!(
+        events["failures"]["deadline"].as_u64().unwrap() >= 40,
+        "{events}"
+    );
     assert!(events["failed_closed"].as_u64().unwrap() >= 1, "{events}");
 }
 
@@ -215,13 +261,27 @@ fn without_a_protection_server_the_table_decides_at_once() {
     assert!(denied(File::open(&file)));
     // An exec is two events, and the second of them is an open.
     assert!(denied(Command::new(&program).status()));
-    assert!(started.elapsed() < Duration::from_secs(2), "at once, not at the deadline");
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "at once, not at the deadline"
+    );
     let status = world.agent.status();
     assert_eq!(status["protection"]["state"], "off");
-    assert!(status["protection"]["reason"].as_str().unwrap().contains("no Protection Server"));
+    assert!(
+        status["protection"]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("no Protection Server")
+    );
     let events = world.agent.settled_events();
-    assert!(events["failures"]["no_svm"].as_u64().unwrap() >= 2, "{events}");
-    assert!(events["failed_open"].as_u64().unwrap() >= 1, "the exec's own event: {events}");
+    assert!(
+        events["failures"]["no_svm"].as_u64().unwrap() >= 2,
+        "{events}"
+    );
+    assert!(
+        events["failed_open"].as_u64().unwrap() >= 1,
+        "the exec's own event: {events}"
+    );
 
     // It comes back, and everything is as it should be.
     world.svm.resume();
@@ -241,7 +301,10 @@ fn the_default_table_lets_opens_through() {
     world.agent.run();
     assert!(File::open(&file).is_ok());
     let events = world.agent.settled_events();
-    assert_eq!(events["failures"]["no_svm"], events["failed_open"], "{events}");
+    assert_eq!(
+        events["failures"]["no_svm"], events["failed_open"],
+        "{events}"
+    );
 }
 
 #[test]
@@ -251,9 +314,12 @@ fn a_killed_agent_releases_whoever_waits() {
     }
     let mut world = World::started("deadline_ms_is 60000");
     world.svm.set(Mode::Hang);
-    let waiting: Vec<_> =
-        (0..5).map(|i| open_aside(&world.file(&format!("{i}"), format!("{i}").as_bytes()))).collect();
-    wait_until("they wait", || world.agent.status()["events"]["pending"] == 5);
+    let waiting: Vec<_> = (0..5)
+        .map(|i| open_aside(&world.file(&format!("{i}"), format!("{i}").as_bytes())))
+        .collect();
+    wait_until("they wait", || {
+        world.agent.status()["events"]["pending"] == 5
+    });
     let killed = Instant::now();
     world.agent.signal(Signal::SIGKILL);
     for open in waiting {
@@ -271,11 +337,18 @@ fn a_stopped_agent_answers_whoever_waits_and_ends_well() {
     let mut world = World::started("deadline_ms_is 60000\n[failure]\nstopping = 'deny'");
     world.svm.set(Mode::Hang);
     let waiting = open_aside(&world.file("f", b"f"));
-    wait_until("it waits", || world.agent.status()["events"]["pending"] == 1);
+    wait_until("it waits", || {
+        world.agent.status()["events"]["pending"] == 1
+    });
     world.agent.signal(Signal::SIGTERM);
-    assert!(denied(waiting.recv_timeout(Duration::from_secs(5)).unwrap().0));
+    assert!(denied(
+        waiting.recv_timeout(Duration::from_secs(5)).unwrap().0
+    ));
     assert_eq!(world.agent.wait(), Some(0));
-    assert!(File::open(world.file("g", MARKER)).is_ok(), "nothing protects any more");
+    assert!(
+        File::open(world.file("g", MARKER)).is_ok(),
+        "nothing protects any more"
+    );
 }
 
 #[test]
@@ -300,10 +373,17 @@ fn a_lease_holder_freezes_nobody_else() {
         Err(error) => panic!("{error}"),
     };
     let mut held = [0; 4];
-    holder.stdout.as_mut().unwrap().read_exact(&mut held).unwrap();
+    holder
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut held)
+        .unwrap();
     let stuck = open_aside(&leased);
     std::thread::sleep(Duration::from_millis(200));
-    let (opened, took) = open_aside(&other).recv_timeout(Duration::from_secs(10)).unwrap();
+    let (opened, took) = open_aside(&other)
+        .recv_timeout(Duration::from_secs(10))
+        .unwrap();
     holder.kill().unwrap();
     holder.wait().unwrap();
     assert!(opened.is_ok());
@@ -361,11 +441,17 @@ fn gaps_and_reasons_are_said() {
     let gaps: &Vec<Value> = status["protection"]["gaps"].as_array().unwrap();
     assert_eq!(gaps.len(), 2, "{status}");
     let text = agent.output(&["status"]);
-    assert!(String::from_utf8_lossy(&text.stdout).contains("gap       /proc"), "{text:?}");
+    assert!(
+        String::from_utf8_lossy(&text.stdout).contains("gap       /proc"),
+        "{text:?}"
+    );
     // One agent a folder.
     let second = agent.output(&["run"]);
     assert_eq!(second.status.code(), Some(3));
-    assert!(String::from_utf8_lossy(&second.stderr).contains("another agent runs"), "{second:?}");
+    assert!(
+        String::from_utf8_lossy(&second.stderr).contains("another agent runs"),
+        "{second:?}"
+    );
 }
 
 #[test]
@@ -379,15 +465,28 @@ fn without_root_on_access_is_off_with_the_remedy_and_on_demand_works() {
     for dir in ["", "etc", "var", "var/agent", "var/agent/identity"] {
         nix::unistd::chown(&own.join(dir), Some(65534.into()), None).unwrap();
     }
-    nix::unistd::chown(&own.join("var/agent/identity/key.pem"), Some(65534.into()), None).unwrap();
+    nix::unistd::chown(
+        &own.join("var/agent/identity/key.pem"),
+        Some(65534.into()),
+        None,
+    )
+    .unwrap();
     let program = own.join("palisade-agent");
     fs::copy(support::agent::BINARY, &program).unwrap();
     let run = |args: &[&str]| {
         let mut command = Command::new(&program);
-        command.arg("--site").arg(own).args(args).uid(65534).gid(65534);
+        command
+            .arg("--site")
+            .arg(own)
+            .args(args)
+            .uid(65534)
+            .gid(65534);
         command
     };
-    let mut daemon = run(&["run"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut daemon = run(&["run"])
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     let status = || run(&["status", "-o", "json"]).output().unwrap();
     wait_until("it answers", || status().status.success());
     let said: Value = serde_json::from_slice(&status().stdout).unwrap();
@@ -397,6 +496,8 @@ fn without_root_on_access_is_off_with_the_remedy_and_on_demand_works() {
     let reason = said["protection"]["reason"].as_str().unwrap();
     assert!(reason.contains("needs root (CAP_SYS_ADMIN)"), "{reason}");
     let bad = world.file("bad", MARKER);
-    let scan = run(&["scan", "-o", "json", bad.to_str().unwrap()]).output().unwrap();
+    let scan = run(&["scan", "-o", "json", bad.to_str().unwrap()])
+        .output()
+        .unwrap();
     assert_eq!(scan.status.code(), Some(1), "{scan:?}");
 }

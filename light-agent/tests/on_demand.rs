@@ -30,8 +30,15 @@ fn world() -> (Site, Svm, Agent) {
 }
 
 fn counts(report: &Value) -> [u64; 6] {
-    ["scanned", "clean", "malware", "suspicious", "not_scanned", "errors"]
-        .map(|key| report[key].as_u64().unwrap())
+    [
+        "scanned",
+        "clean",
+        "malware",
+        "suspicious",
+        "not_scanned",
+        "errors",
+    ]
+    .map(|key| report[key].as_u64().unwrap())
 }
 
 #[test]
@@ -61,10 +68,18 @@ fn a_folder_with_everything_in_it() {
     let finding = |path: &Path| {
         let path = palisade_protocol::bounded::PathBytes::from_path(path).to_string();
         let all = report["findings"].as_array().unwrap();
-        all.iter().find(|finding| finding["path"] == path.as_str()).unwrap().clone()
+        all.iter()
+            .find(|finding| finding["path"] == path.as_str())
+            .unwrap()
+            .clone()
     };
     assert_eq!(finding(&odd)["verdict"], "malware");
-    assert!(finding(&odd)["path"].as_str().unwrap().ends_with("/n\\xff\\x0a"));
+    assert!(
+        finding(&odd)["path"]
+            .as_str()
+            .unwrap()
+            .ends_with("/n\\xff\\x0a")
+    );
     assert_eq!(
         finding(&at("bad")),
         json!({
@@ -79,7 +94,10 @@ fn a_folder_with_everything_in_it() {
     let (code, again) = agent.scan(&[dir.path()]);
     assert_eq!(code, 1);
     assert_eq!(counts(&again), counts(&report));
-    assert_eq!((&again["sent_bytes"], &again["local_hits"]), (&json!(0), &json!(0)));
+    assert_eq!(
+        (&again["sent_bytes"], &again["local_hits"]),
+        (&json!(0), &json!(0))
+    );
     assert_eq!(again["shared_hits"], again["scanned"]);
     // The findings wait for an Integration Server.
     assert_eq!(agent.spooled().len(), 4);
@@ -113,7 +131,9 @@ fn exit_codes_and_messages() {
 fn an_unreadable_file_is_an_error_and_never_clean() {
     let (_site, _svm, agent) = world();
     if !nix::unistd::Uid::effective().is_root() {
-        println!("skipped: an_unreadable_file_is_an_error_and_never_clean needs root to become another user");
+        println!(
+            "skipped: an_unreadable_file_is_an_error_and_never_clean needs root to become another user"
+        );
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -130,8 +150,12 @@ fn an_unreadable_file_is_an_error_and_never_clean() {
     let program = own.join("palisade-agent");
     fs::copy(support::agent::BINARY, &program).unwrap();
     let output = std::process::Command::new(&program)
-        .arg("--site").arg(own).args(["scan", "-o", "json"]).arg(dir.path())
-        .uid(65534).gid(65534)
+        .arg("--site")
+        .arg(own)
+        .args(["scan", "-o", "json"])
+        .arg(dir.path())
+        .uid(65534)
+        .gid(65534)
         .output()
         .unwrap();
     let report: Value = serde_json::from_slice(&output.stdout)
@@ -140,7 +164,13 @@ fn an_unreadable_file_is_an_error_and_never_clean() {
     assert_eq!(counts(&report), [1, 1, 0, 0, 0, 2], "{report}");
     for finding in report["findings"].as_array().unwrap() {
         assert_eq!(finding["verdict"], "error");
-        assert!(finding["reason"].as_str().unwrap().contains("Permission denied"), "{finding}");
+        assert!(
+            finding["reason"]
+                .as_str()
+                .unwrap()
+                .contains("Permission denied"),
+            "{finding}"
+        );
     }
 }
 
@@ -169,7 +199,11 @@ fn busy_and_a_mismatch_are_retried() {
     assert_eq!(agent.scan(&[&file]).0, 0);
     svm.set(Mode::Mismatch(2));
     let (code, report) = agent.scan(&[&file]);
-    assert_eq!((code, &report["findings"][0]["reason"]), (4, &json!("changed")), "{report}");
+    assert_eq!(
+        (code, &report["findings"][0]["reason"]),
+        (4, &json!("changed")),
+        "{report}"
+    );
 }
 
 #[test]
@@ -207,14 +241,21 @@ fn content_that_ends_every_session_is_given_up() {
     fs::write(&file, "x").unwrap();
     svm.set(Mode::Cut);
     let (code, report) = agent.scan(&[&file]);
-    assert_eq!((code, &report["findings"][0]["reason"]), (4, &json!("engine_failed")), "{report}");
+    assert_eq!(
+        (code, &report["findings"][0]["reason"]),
+        (4, &json!("engine_failed")),
+        "{report}"
+    );
 }
 
 #[test]
 fn without_any_protection_server_the_scan_ends_with_a_reason() {
     let site = Site::new();
     let gone = "127.0.0.1:9".to_owned();
-    let agent = Agent::new(&site, &format!("[scan]\nsvm_wait_s = 4\n[[svm]]\naddress = '{gone}'"));
+    let agent = Agent::new(
+        &site,
+        &format!("[scan]\nsvm_wait_s = 4\n[[svm]]\naddress = '{gone}'"),
+    );
     let dir = tempfile::tempdir().unwrap();
     for i in 0..40 {
         fs::write(dir.path().join(format!("{i}")), "x").unwrap();
@@ -222,7 +263,10 @@ fn without_any_protection_server_the_scan_ends_with_a_reason() {
     let output = agent.output(&["scan", "-o", "json", dir.path().to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(3));
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("no Protection Server for 4 s") && said.contains(&gone), "{said}");
+    assert!(
+        said.contains("no Protection Server for 4 s") && said.contains(&gone),
+        "{said}"
+    );
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["clean"], 0, "{report}");
 }
@@ -230,7 +274,10 @@ fn without_any_protection_server_the_scan_ends_with_a_reason() {
 #[test]
 fn another_sites_protection_server_is_refused() {
     let svm = Svm::start(&Site::new());
-    let agent = Agent::new(&Site::new(), &format!("[scan]\nsvm_wait_s = 2\n{}", settings(&svm)));
+    let agent = Agent::new(
+        &Site::new(),
+        &format!("[scan]\nsvm_wait_s = 2\n{}", settings(&svm)),
+    );
     let output = agent.output(&["scan", "/etc/hostname"]);
     assert_eq!(output.status.code(), Some(3));
     let said = String::from_utf8_lossy(&output.stderr);
@@ -243,7 +290,11 @@ fn an_agent_without_identity_says_what_helps() {
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
         std::process::Command::new(support::agent::BINARY)
-            .arg("--site").arg(dir.path()).args(args).output().unwrap()
+            .arg("--site")
+            .arg(dir.path())
+            .args(args)
+            .output()
+            .unwrap()
     };
     for args in [&["scan", "/etc/hostname"][..], &["run"]] {
         let output = run(args);

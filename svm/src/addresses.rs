@@ -17,7 +17,10 @@ pub fn advertised(listening: SocketAddr, configured: &[Advertised]) -> Vec<SvmAd
     }
     configured
         .iter()
-        .map(|given| SvmAddress { network: Text::cut(&given.network), address: given.address })
+        .map(|given| SvmAddress {
+            network: Text::cut(&given.network),
+            address: given.address,
+        })
         .collect()
 }
 
@@ -36,20 +39,24 @@ fn choose(listening: SocketAddr, interfaces: Vec<(String, IpAddr)>) -> Vec<SvmAd
         .map(|(name, ip)| at(&name, ip))
         .take(MAX_ADDRESSES)
         .collect();
-    if found.is_empty() { vec![at("", Ipv4Addr::LOCALHOST.into())] } else { found }
+    if found.is_empty() {
+        vec![at("", Ipv4Addr::LOCALHOST.into())]
+    } else {
+        found
+    }
 }
 
 fn can_be_reached(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local() && !ip.is_unspecified(),
-        IpAddr::V6(ip) => {
-            !ip.is_loopback() && !ip.is_unicast_link_local() && !ip.is_unspecified()
-        }
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local() && !ip.is_unspecified(),
     }
 }
 
 fn interfaces() -> Vec<(String, IpAddr)> {
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
     all.filter_map(|interface| {
         let address = interface.address?;
         let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
@@ -85,6 +92,9 @@ mod tests {
         let eth = ("eth0", "192.0.2.7");
         let six = ("eth0", "2001:db8::7");
         assert_eq!(told("0.0.0.0:1", &[lo, eth, six]), ["eth0=192.0.2.7:1"]);
-        assert_eq!(told("[::]:1", &[lo, eth, six]), ["eth0=192.0.2.7:1", "eth0=[2001:db8::7]:1"]);
+        assert_eq!(
+            told("[::]:1", &[lo, eth, six]),
+            ["eth0=192.0.2.7:1", "eth0=[2001:db8::7]:1"]
+        );
     }
 }

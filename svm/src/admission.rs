@@ -101,7 +101,11 @@ struct Entry<T> {
 
 impl<A: Copy + Eq + Hash, T> Turns<A, T> {
     fn new() -> Self {
-        Self { entries: HashMap::new(), turn: VecDeque::new(), count: 0 }
+        Self {
+            entries: HashMap::new(),
+            turn: VecDeque::new(),
+            count: 0,
+        }
     }
 
     fn push(&mut self, agent: A, entry: Entry<T>) {
@@ -165,16 +169,20 @@ impl<A: Copy + Eq + Hash, T> Queue<A, T> {
         };
         let own = self.per_agent.get(&ask.agent).copied().unwrap_or(0);
         if self.len() >= total.max(1) {
-            return Err(Busy { retry_after_ms: pace.wait_ms(self.len().div_ceil(2)) });
+            return Err(Busy {
+                retry_after_ms: pace.wait_ms(self.len().div_ceil(2)),
+            });
         }
         if own >= self.bounds.per_agent {
-            return Err(Busy { retry_after_ms: pace.wait_ms(own) });
+            return Err(Busy {
+                retry_after_ms: pace.wait_ms(own),
+            });
         }
         let wait = pace.wait_ms(ahead);
         match ask.deadline_ms {
-            Some(deadline) if now_ms.saturating_add(wait.into()) > deadline => {
-                Err(Busy { retry_after_ms: wait })
-            }
+            Some(deadline) if now_ms.saturating_add(wait.into()) > deadline => Err(Busy {
+                retry_after_ms: wait,
+            }),
             _ => Ok(()),
         }
     }
@@ -188,7 +196,10 @@ impl<A: Copy + Eq + Hash, T> Queue<A, T> {
             return Err((busy, item));
         }
         *self.per_agent.entry(ask.agent).or_insert(0) += 1;
-        let entry = Entry { deadline_ms: ask.deadline_ms, item };
+        let entry = Entry {
+            deadline_ms: ask.deadline_ms,
+            item,
+        };
         match ask.class {
             ScanClass::OnAccess => self.on_access.push(ask.agent, entry),
             ScanClass::OnDemand => self.on_demand.push(ask.agent, entry),
@@ -200,7 +211,11 @@ impl<A: Copy + Eq + Hash, T> Queue<A, T> {
     pub fn pop(&mut self, now_ms: u64) -> Option<(A, T)> {
         let turn_of_on_demand =
             self.since_on_demand + 1 >= ON_DEMAND_TURN && self.on_demand.count > 0;
-        let urgent = if turn_of_on_demand { None } else { self.pop_urgent(now_ms) };
+        let urgent = if turn_of_on_demand {
+            None
+        } else {
+            self.pop_urgent(now_ms)
+        };
         let (agent, entry) = match urgent {
             Some(popped) => {
                 self.since_on_demand += 1;
@@ -241,11 +256,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const BOUNDS: Bounds = Bounds { total: 16, per_agent: 6 };
-    const PACE: Pace = Pace { lanes: 2, scan_ms: 10 };
+    const BOUNDS: Bounds = Bounds {
+        total: 16,
+        per_agent: 6,
+    };
+    const PACE: Pace = Pace {
+        lanes: 2,
+        scan_ms: 10,
+    };
 
     fn ask(agent: u8, class: ScanClass) -> Ask<u8> {
-        Ask { agent, class, deadline_ms: None }
+        Ask {
+            agent,
+            class,
+            deadline_ms: None,
+        }
     }
 
     fn drain<T>(queue: &mut Queue<u8, T>, now_ms: u64) -> Vec<(u8, T)> {
@@ -259,20 +284,31 @@ mod tests {
             queue.push(ask(1, ScanClass::OnAccess), n, 0, PACE).unwrap();
         }
         assert!(queue.push(ask(1, ScanClass::OnAccess), 6, 0, PACE).is_err());
-        queue.push(ask(2, ScanClass::OnAccess), 100, 0, PACE).unwrap();
-        let order: Vec<u8> = drain(&mut queue, 0).into_iter().map(|(agent, _)| agent).collect();
+        queue
+            .push(ask(2, ScanClass::OnAccess), 100, 0, PACE)
+            .unwrap();
+        let order: Vec<u8> = drain(&mut queue, 0)
+            .into_iter()
+            .map(|(agent, _)| agent)
+            .collect();
         assert_eq!(order, [1, 2, 1, 1, 1, 1, 1]);
     }
 
     #[test]
     fn on_access_first_yet_on_demand_never_starves() {
-        let bounds = Bounds { total: 1000, per_agent: 1000 };
+        let bounds = Bounds {
+            total: 1000,
+            per_agent: 1000,
+        };
         let mut queue = Queue::new(bounds);
         for n in 0..100 {
             queue.push(ask(1, ScanClass::OnDemand), n, 0, PACE).unwrap();
             queue.push(ask(2, ScanClass::OnAccess), n, 0, PACE).unwrap();
         }
-        let order: Vec<u8> = drain(&mut queue, 0).into_iter().map(|(agent, _)| agent).collect();
+        let order: Vec<u8> = drain(&mut queue, 0)
+            .into_iter()
+            .map(|(agent, _)| agent)
+            .collect();
         assert!(order[..15].iter().all(|agent| *agent == 2));
         assert_eq!(order[15], 1);
         assert_eq!(order[..32].iter().filter(|agent| **agent == 1).count(), 2);
@@ -282,18 +318,30 @@ mod tests {
     fn on_demand_leaves_room_for_on_access() {
         let mut queue = Queue::new(BOUNDS);
         let taken = (0..16)
-            .filter(|n| queue.push(ask(*n, ScanClass::OnDemand), (), 0, PACE).is_ok())
+            .filter(|n| {
+                queue
+                    .push(ask(*n, ScanClass::OnDemand), (), 0, PACE)
+                    .is_ok()
+            })
             .count();
         assert_eq!(taken, 12);
-        queue.push(ask(20, ScanClass::OnAccess), (), 0, PACE).unwrap();
+        queue
+            .push(ask(20, ScanClass::OnAccess), (), 0, PACE)
+            .unwrap();
     }
 
     #[test]
     fn past_its_deadline_an_entry_waits_behind_those_in_time() {
         let mut queue = Queue::new(BOUNDS);
-        let late = Ask { agent: 1, class: ScanClass::OnAccess, deadline_ms: Some(5) };
+        let late = Ask {
+            agent: 1,
+            class: ScanClass::OnAccess,
+            deadline_ms: Some(5),
+        };
         queue.push(late, "late", 0, PACE).unwrap();
-        queue.push(ask(2, ScanClass::OnAccess), "in time", 0, PACE).unwrap();
+        queue
+            .push(ask(2, ScanClass::OnAccess), "in time", 0, PACE)
+            .unwrap();
         assert_eq!(queue.pop(10), Some((2, "in time")));
         assert_eq!(queue.pop(10), Some((1, "late")));
     }
@@ -302,23 +350,44 @@ mod tests {
     fn what_cannot_be_served_in_time_is_turned_away() {
         let mut queue = Queue::new(BOUNDS);
         for agent in 0..8 {
-            queue.push(ask(agent, ScanClass::OnAccess), (), 0, PACE).unwrap();
+            queue
+                .push(ask(agent, ScanClass::OnAccess), (), 0, PACE)
+                .unwrap();
         }
-        let tight = Ask { agent: 9, class: ScanClass::OnAccess, deadline_ms: Some(30) };
-        assert_eq!(queue.check(&tight, 0, PACE), Err(Busy { retry_after_ms: 40 }));
-        let loose = Ask { deadline_ms: Some(41), ..tight };
+        let tight = Ask {
+            agent: 9,
+            class: ScanClass::OnAccess,
+            deadline_ms: Some(30),
+        };
+        assert_eq!(
+            queue.check(&tight, 0, PACE),
+            Err(Busy { retry_after_ms: 40 })
+        );
+        let loose = Ask {
+            deadline_ms: Some(41),
+            ..tight
+        };
         assert_eq!(queue.check(&loose, 0, PACE), Ok(()));
     }
 
     #[derive(Debug, Clone)]
     enum Step {
-        Push { agent: u8, on_access: bool, deadline: Option<u64> },
+        Push {
+            agent: u8,
+            on_access: bool,
+            deadline: Option<u64>,
+        },
         Pop,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let push = (0u8..5, any::<bool>(), proptest::option::of(0u64..300))
-            .prop_map(|(agent, on_access, deadline)| Step::Push { agent, on_access, deadline });
+        let push = (0u8..5, any::<bool>(), proptest::option::of(0u64..300)).prop_map(
+            |(agent, on_access, deadline)| Step::Push {
+                agent,
+                on_access,
+                deadline,
+            },
+        );
         proptest::collection::vec(prop_oneof![3 => push, 2 => Just(Step::Pop)], 0..200)
     }
 

@@ -29,7 +29,10 @@ pub struct Agents<S> {
 
 impl<S> Clone for Agents<S> {
     fn clone(&self) -> Self {
-        Self { limits: self.limits.clone(), table: Arc::clone(&self.table) }
+        Self {
+            limits: self.limits.clone(),
+            table: Arc::clone(&self.table),
+        }
     }
 }
 
@@ -69,14 +72,25 @@ fn lock<S>(table: &Mutex<Table<S>>) -> MutexGuard<'_, Table<S>> {
 impl<S: Close> Agents<S> {
     /// An empty table.
     pub fn new(limits: Limits) -> Self {
-        let table = Table { agents: HashMap::new(), sessions: 0, requests: 0, next: 0 };
-        Self { limits, table: Arc::new(Mutex::new(table)) }
+        let table = Table {
+            agents: HashMap::new(),
+            sessions: 0,
+            requests: 0,
+            next: 0,
+        };
+        Self {
+            limits,
+            table: Arc::new(Mutex::new(table)),
+        }
     }
 
     /// Agents with a session.
     pub fn count(&self) -> u32 {
         let table = lock(&self.table);
-        let connected = table.agents.values().filter(|agent| !agent.sessions.is_empty());
+        let connected = table
+            .agents
+            .values()
+            .filter(|agent| !agent.sessions.is_empty());
         u32::try_from(connected.count()).unwrap_or(u32::MAX)
     }
 
@@ -90,7 +104,10 @@ impl<S: Close> Agents<S> {
     /// full.
     pub fn session(&self, agent: AgentId, session: S) -> Option<SessionPlace<S>> {
         let mut table = lock(&self.table);
-        let own = table.agents.get(&agent).map_or(0, |agent| agent.sessions.len());
+        let own = table
+            .agents
+            .get(&agent)
+            .map_or(0, |agent| agent.sessions.len());
         let replaces = own >= self.limits.sessions_per_agent as usize;
         if !replaces && table.sessions >= self.limits.sessions {
             return None;
@@ -100,12 +117,20 @@ impl<S: Close> Agents<S> {
         table.sessions += 1;
         let known = table.agent(agent);
         known.sessions.push_back((number, session));
-        let oldest = if replaces { known.sessions.pop_front() } else { None };
+        let oldest = if replaces {
+            known.sessions.pop_front()
+        } else {
+            None
+        };
         if let Some((_, oldest)) = oldest {
             table.sessions -= 1;
             oldest.close();
         }
-        Some(SessionPlace { table: Arc::clone(&self.table), agent, number })
+        Some(SessionPlace {
+            table: Arc::clone(&self.table),
+            agent,
+            number,
+        })
     }
 
     /// A place for a new request.
@@ -115,7 +140,9 @@ impl<S: Close> Agents<S> {
     pub fn request(&self, agent: AgentId) -> Result<RequestPlace<S>, Failure> {
         let mut table = lock(&self.table);
         if table.requests >= self.limits.requests {
-            return Err(Failure::Queue { retry_after_ms: RETRY_AFTER_MS });
+            return Err(Failure::Queue {
+                retry_after_ms: RETRY_AFTER_MS,
+            });
         }
         let known = table.agent(agent);
         let max = self.limits.requests_per_agent;
@@ -124,21 +151,27 @@ impl<S: Close> Agents<S> {
         }
         known.requests += 1;
         table.requests += 1;
-        Ok(RequestPlace { table: Arc::clone(&self.table), agent })
+        Ok(RequestPlace {
+            table: Arc::clone(&self.table),
+            agent,
+        })
     }
 }
 
 impl<S> Table<S> {
     fn agent(&mut self, agent: AgentId) -> &mut Agent<S> {
-        self.agents
-            .entry(agent)
-            .or_insert_with(|| Agent { sessions: VecDeque::new(), requests: 0 })
+        self.agents.entry(agent).or_insert_with(|| Agent {
+            sessions: VecDeque::new(),
+            requests: 0,
+        })
     }
 
     fn forget_if_gone(&mut self, agent: AgentId) {
-        if self.agents.get(&agent).is_some_and(|agent| {
-            agent.sessions.is_empty() && agent.requests == 0
-        }) {
+        if self
+            .agents
+            .get(&agent)
+            .is_some_and(|agent| agent.sessions.is_empty() && agent.requests == 0)
+        {
             self.agents.remove(&agent);
         }
     }
@@ -148,7 +181,10 @@ impl<S> Drop for SessionPlace<S> {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         if let Some(agent) = table.agents.get_mut(&self.agent)
-            && let Some(at) = agent.sessions.iter().position(|(number, _)| *number == self.number)
+            && let Some(at) = agent
+                .sessions
+                .iter()
+                .position(|(number, _)| *number == self.number)
         {
             agent.sessions.remove(at);
             table.sessions -= 1;
@@ -197,12 +233,18 @@ mod tests {
         let agents = agents();
         let agent = AgentId::random();
         let closed = [Closed::default(), Closed::default(), Closed::default()];
-        let places: Vec<_> =
-            closed.iter().map(|closed| agents.session(agent, closed.clone()).unwrap()).collect();
+        let places: Vec<_> = closed
+            .iter()
+            .map(|closed| agents.session(agent, closed.clone()).unwrap())
+            .collect();
         let count = |n: usize| closed[n].0.load(Ordering::Relaxed);
         assert_eq!([count(0), count(1), count(2)], [1, 0, 0]);
         assert_eq!(agents.count(), 1);
-        assert!(agents.session(AgentId::random(), Closed::default()).is_some());
+        assert!(
+            agents
+                .session(AgentId::random(), Closed::default())
+                .is_some()
+        );
         drop(places);
         assert_eq!(agents.count(), 0);
         let table = lock(&agents.table);
@@ -212,9 +254,18 @@ mod tests {
     #[test]
     fn a_full_table_takes_no_new_agent() {
         let agents = agents();
-        let _places: Vec<_> =
-            (0..3).map(|_| agents.session(AgentId::random(), Closed::default()).unwrap()).collect();
-        assert!(agents.session(AgentId::random(), Closed::default()).is_none());
+        let _places: Vec<_> = (0..3)
+            .map(|_| {
+                agents
+                    .session(AgentId::random(), Closed::default())
+                    .unwrap()
+            })
+            .collect();
+        assert!(
+            agents
+                .session(AgentId::random(), Closed::default())
+                .is_none()
+        );
     }
 
     #[test]
@@ -222,7 +273,10 @@ mod tests {
         let agents = agents();
         let (a, b) = (AgentId::random(), AgentId::random());
         let held = [agents.request(a).unwrap(), agents.request(a).unwrap()];
-        assert_eq!(agents.request(a).unwrap_err(), Failure::OverLimit { max: 2 });
+        assert_eq!(
+            agents.request(a).unwrap_err(),
+            Failure::OverLimit { max: 2 }
+        );
         let _other = agents.request(b).unwrap();
         assert!(matches!(agents.request(b), Err(Failure::Queue { .. })));
         drop(held);

@@ -76,12 +76,17 @@ impl Budget {
     /// # Errors
     /// [`Failure::Memory`].
     pub async fn take(&self, agent: AgentId, bytes: u64) -> Result<Share, Failure> {
-        let busy = Failure::Memory { retry_after_ms: RETRY_AFTER_MS };
+        let busy = Failure::Memory {
+            retry_after_ms: RETRY_AFTER_MS,
+        };
         let wanted = units(bytes);
         let own = self.count(agent, wanted).ok_or_else(|| busy.clone())?;
         let units = Arc::clone(&self.units).acquire_many_owned(wanted);
         match tokio::time::timeout(WAIT, units).await {
-            Ok(Ok(units)) => Ok(Share { _units: units, _agent: own }),
+            Ok(Ok(units)) => Ok(Share {
+                _units: units,
+                _agent: own,
+            }),
             // The semaphore is never closed; either way there is no memory.
             Ok(Err(_)) | Err(_) => Err(busy),
         }
@@ -90,9 +95,15 @@ impl Budget {
     fn count(&self, agent: AgentId, units: u32) -> Option<AgentShare> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let own = held.get(&agent).copied().unwrap_or(0);
-        let after = own.checked_add(units).filter(|after| *after <= self.per_agent)?;
+        let after = own
+            .checked_add(units)
+            .filter(|after| *after <= self.per_agent)?;
         held.insert(agent, after);
-        Some(AgentShare { agent, units, held: Arc::clone(&self.held) })
+        Some(AgentShare {
+            agent,
+            units,
+            held: Arc::clone(&self.held),
+        })
     }
 
     /// Bytes that are free.

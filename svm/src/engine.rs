@@ -84,7 +84,9 @@ impl EngineKind {
     pub fn detects(self, path: &Path) -> bool {
         let extension = path.extension().and_then(|extension| extension.to_str());
         match self {
-            Self::Clamav => !extension.is_some_and(|extension| CLAMAV_AUXILIARY.contains(&extension)),
+            Self::Clamav => {
+                !extension.is_some_and(|extension| CLAMAV_AUXILIARY.contains(&extension))
+            }
             Self::Yara => true,
         }
     }
@@ -101,7 +103,10 @@ impl EngineKind {
                 .arg("--set")
                 .arg(format!("max-filesize={}", place.max_scan_bytes))
                 .arg("--set")
-                .arg(format!("max-scansize={}", place.max_scan_bytes.max(CLAMAV_UNPACKED_BYTES))),
+                .arg(format!(
+                    "max-scansize={}",
+                    place.max_scan_bytes.max(CLAMAV_UNPACKED_BYTES)
+                )),
             Self::Yara => command.arg("--rules").arg(definitions),
         };
         command.load_timeout = place.load_timeout;

@@ -69,7 +69,10 @@ impl Failure {
             }
             Self::PeerGone => return None,
         };
-        Some(ToAgent::Refused(Refusal { code, message: Text::cut(&self.to_string()) }))
+        Some(ToAgent::Refused(Refusal {
+            code,
+            message: Text::cut(&self.to_string()),
+        }))
     }
 }
 
@@ -101,8 +104,14 @@ mod tests {
         assert_eq!(refused(mismatch.into()), Some(RefusalCode::ContentMismatch));
         let outline = ContentError::OutlineLength { got: 1, want: 2 };
         assert_eq!(refused(outline.into()), Some(RefusalCode::Protocol));
-        assert_eq!(refused(Failure::OverLimit { max: 1 }), Some(RefusalCode::OverLimit));
-        assert_eq!(refused(Failure::NoEngine("x".into())), Some(RefusalCode::Unavailable));
+        assert_eq!(
+            refused(Failure::OverLimit { max: 1 }),
+            Some(RefusalCode::OverLimit)
+        );
+        assert_eq!(
+            refused(Failure::NoEngine("x".into())),
+            Some(RefusalCode::Unavailable)
+        );
         let busy = Failure::Queue { retry_after_ms: 0 }.answer();
         assert_eq!(busy, Some(ToAgent::Busy { retry_after_ms: 50 }));
         assert_eq!(Failure::PeerGone.answer(), None);

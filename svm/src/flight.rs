@@ -29,13 +29,17 @@ pub struct Flights<K, W, R> {
 
 impl<K, W, R> Clone for Flights<K, W, R> {
     fn clone(&self) -> Self {
-        Self { open: Arc::clone(&self.open) }
+        Self {
+            open: Arc::clone(&self.open),
+        }
     }
 }
 
 impl<K, W, R> Default for Flights<K, W, R> {
     fn default() -> Self {
-        Self { open: Arc::default() }
+        Self {
+            open: Arc::default(),
+        }
     }
 }
 
@@ -77,11 +81,18 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
     pub fn enter(&self, key: K) -> Seat<K, W, R> {
         let mut open = self.open();
         let place = open.entry(key.clone()).or_insert_with(|| Place {
-            flight: Arc::new(Flight { work: Arc::default(), landed: watch::Sender::new(None) }),
+            flight: Arc::new(Flight {
+                work: Arc::default(),
+                landed: watch::Sender::new(None),
+            }),
             seats: 0,
         });
         place.seats += 1;
-        Seat { flights: self.clone(), key, flight: Arc::clone(&place.flight) }
+        Seat {
+            flights: self.clone(),
+            key,
+            flight: Arc::clone(&place.flight),
+        }
     }
 
     /// Flights in the table.
@@ -129,7 +140,10 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
     pub fn land(&self, result: R) {
         self.flight.landed.send_replace(Some(result));
         let mut open = self.flights.open();
-        if open.get(&self.key).is_some_and(|place| Arc::ptr_eq(&place.flight, &self.flight)) {
+        if open
+            .get(&self.key)
+            .is_some_and(|place| Arc::ptr_eq(&place.flight, &self.flight))
+        {
             open.remove(&self.key);
         }
     }
@@ -156,7 +170,11 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
 
 impl<K: Eq + Hash, W, R> Drop for Seat<K, W, R> {
     fn drop(&mut self) {
-        let mut open = self.flights.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self
+            .flights
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = open.get_mut(&self.key)
             && Arc::ptr_eq(&place.flight, &self.flight)
         {
@@ -179,7 +197,9 @@ mod tests {
     async fn one_leads_and_all_have_the_result() {
         let flights = Table::default();
         let leader = flights.enter(1);
-        let Turn::Lead(mut work) = leader.turn().await else { panic!("nobody leads") };
+        let Turn::Lead(mut work) = leader.turn().await else {
+            panic!("nobody leads")
+        };
         let followers: Vec<_> = (0..50)
             .map(|_| {
                 let seat = flights.enter(1);
@@ -200,7 +220,9 @@ mod tests {
         }
         assert!(flights.is_empty());
         drop(leader);
-        let Turn::Lead(work) = flights.enter(1).turn().await else { panic!("it landed before") };
+        let Turn::Lead(work) = flights.enter(1).turn().await else {
+            panic!("it landed before")
+        };
         assert!(work.is_empty());
     }
 
@@ -208,7 +230,9 @@ mod tests {
     async fn a_leader_that_leaves_is_followed_by_the_next_in_line() {
         let flights = Table::default();
         let first = flights.enter(1);
-        let Turn::Lead(mut work) = first.turn().await else { panic!("nobody leads") };
+        let Turn::Lead(mut work) = first.turn().await else {
+            panic!("nobody leads")
+        };
         let second = flights.enter(1);
         let waiting = tokio::spawn(async move {
             match second.turn().await {
@@ -228,7 +252,9 @@ mod tests {
     async fn keys_do_not_meet() {
         let flights = Table::default();
         let (one, two) = (flights.enter(1), flights.enter(2));
-        let Turn::Lead(_work) = one.turn().await else { panic!("nobody leads") };
+        let Turn::Lead(_work) = one.turn().await else {
+            panic!("nobody leads")
+        };
         assert!(matches!(two.turn().await, Turn::Lead(_)));
         one.land("one");
         assert!(two.result().is_none());

@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use palisade_protocol::bounded::Text;
 use palisade_protocol::endpoint::{self, Bounds, EndpointError};
-use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::identity::Identity;
+use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::scan::{ALPN, ToAgent, ToSvm, Welcome};
 use palisade_protocol::spiffe::{Role, SpiffeId};
 use palisade_protocol::tls::{self, Accept, Peer as TlsPeer};
@@ -67,7 +67,10 @@ pub struct Handle(Connection);
 
 impl Close for Handle {
     fn close(&self) {
-        self.0.close(VarInt::from_u32(code::REPLACED), b"a newer session replaced this one");
+        self.0.close(
+            VarInt::from_u32(code::REPLACED),
+            b"a newer session replaced this one",
+        );
     }
 }
 
@@ -100,7 +103,11 @@ impl Listener {
         agents: Agents<Handle>,
         max_requests: u32,
     ) -> Result<Self, ListenError> {
-        let accept = Accept { agents: true, svms: false, unenrolled: false };
+        let accept = Accept {
+            agents: true,
+            svms: false,
+            unenrolled: false,
+        };
         let tls = tls::server_config(identity, trust, accept, ALPN)
             .map_err(|error| ListenError::Identity(error.to_string()))?;
         let endpoint = endpoint::listen(address, tls, Bounds::SCAN_SERVER)?;
@@ -111,7 +118,10 @@ impl Listener {
             handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             draining: AtomicBool::new(false),
         };
-        Ok(Self { endpoint, shared: Arc::new(shared) })
+        Ok(Self {
+            endpoint,
+            shared: Arc::new(shared),
+        })
     }
 
     /// The address in force.
@@ -153,7 +163,8 @@ impl Listener {
 
     /// Ends all sessions.
     pub async fn close(&self) {
-        self.endpoint.close(VarInt::from_u32(code::STOPPING), b"stopping");
+        self.endpoint
+            .close(VarInt::from_u32(code::STOPPING), b"stopping");
         // Peers that do not answer are not waited for.
         let _ = timeout(CLOSE_WITHIN, self.endpoint.wait_idle()).await;
     }
@@ -184,10 +195,15 @@ async fn shake(incoming: Incoming) -> Option<(Connection, SpiffeId)> {
 }
 
 async fn session(shared: &Arc<Shared>, connection: Connection, id: SpiffeId) {
-    let Role::Agent { tenant, id: agent } = id.role else { return };
+    let Role::Agent { tenant, id: agent } = id.role else {
+        return;
+    };
     let Some(_place) = shared.agents.session(agent, Handle(connection.clone())) else {
         tracing::warn!(%agent, "limits.sessions is reached; an agent was turned away");
-        connection.close(VarInt::from_u32(code::FULL), b"this Protection Server is full");
+        connection.close(
+            VarInt::from_u32(code::FULL),
+            b"this Protection Server is full",
+        );
         return;
     };
     if let Err(reason) = greet(shared, &connection).await {
@@ -212,7 +228,11 @@ fn caller(tenant: TenantId, agent: AgentId) -> Caller {
 async fn greet(shared: &Shared, connection: &Connection) -> Result<(), &'static str> {
     let greeting = async {
         let (send, receive) = connection.accept_bi().await.map_err(|_| "it ended")?;
-        let mut peer = Peer { receive, send, stall: HELLO };
+        let mut peer = Peer {
+            receive,
+            send,
+            stall: HELLO,
+        };
         let Ok(ToSvm::Hello(_)) = peer.next().await else {
             return Err("a Hello is expected on the first stream");
         };
@@ -223,17 +243,25 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<(), &'static 
             generations: shared.service.scanner.generations(),
             load: shared.service.scanner.load(),
         });
-        peer.tell(&welcome).await.map_err(|_| "it took no Welcome")?;
+        peer.tell(&welcome)
+            .await
+            .map_err(|_| "it took no Welcome")?;
         let _ = peer.send.finish();
         Ok(())
     };
-    timeout(HELLO, greeting).await.unwrap_or(Err("no Hello came in time"))
+    timeout(HELLO, greeting)
+        .await
+        .unwrap_or(Err("no Hello came in time"))
 }
 
 /// One request: whatever it ends in, the agent is told once.
 async fn stream(shared: &Shared, caller: &Caller, send: SendStream, receive: RecvStream) {
     let gone = send.stopped();
-    let mut peer = Peer { receive, send, stall: shared.service.stall };
+    let mut peer = Peer {
+        receive,
+        send,
+        stall: shared.service.stall,
+    };
     let served = tokio::select! {
         served = serve(shared, caller, &mut peer) => served,
         // Stopped by the agent, or its session ended: nobody waits.
@@ -266,5 +294,9 @@ async fn serve(
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Failure::Stopping);
     }
-    shared.service.serve(caller, &request, peer).await.map(ToAgent::Verdict)
+    shared
+        .service
+        .serve(caller, &request, peer)
+        .await
+        .map(ToAgent::Verdict)
 }

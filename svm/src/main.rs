@@ -92,7 +92,11 @@ fn enrol(common: &Common, token_file: &std::path::Path) -> anyhow::Result<()> {
     let settings = settings::load(&common.settings(COMPONENT))?;
     let state = State::open(settings.folders(&common.site())?)?;
     let membership = runtime()?.block_on(state.enrol(token_file))?;
-    println!("enrolled as {} ({})", membership.name, membership.identity.id());
+    println!(
+        "enrolled as {} ({})",
+        membership.name,
+        membership.identity.id()
+    );
     Ok(())
 }
 
@@ -104,18 +108,25 @@ fn run(common: &Common) -> anyhow::Result<()> {
     let served = runtime.block_on(serve(&settings, &file, &state));
     // A definitions' load that a stop interrupted ends with the process.
     runtime.shutdown_background();
-    state.clear_scratch().unwrap_or_else(|error| tracing::warn!(%error, "scratch files stay"));
+    state
+        .clear_scratch()
+        .unwrap_or_else(|error| tracing::warn!(%error, "scratch files stay"));
     served
 }
 
 fn runtime() -> anyhow::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no runtime")
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("no runtime")
 }
 
 async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> anyhow::Result<()> {
     let mut stop = tokio::spawn(lifecycle::stop_requested());
     let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
-    let membership = state.membership(settings.join_token_file.as_deref(), file).await?;
+    let membership = state
+        .membership(settings.join_token_file.as_deref(), file)
+        .await?;
 
     let keeper = Keeper::open(settings, file, state.folders())?;
     let (keeper, started) = tokio::select! {
@@ -147,7 +158,10 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     let address = listener.address()?;
     let accepting = tokio::spawn(listener.clone().run());
 
-    let standing = Standing::new(settings, addresses::advertised(address, &settings.advertise));
+    let standing = Standing::new(
+        settings,
+        addresses::advertised(address, &settings.advertise),
+    );
     let reporter = Reporter::new(standing, scanner.clone(), agents.clone(), grace);
     let id = membership.identity.id().to_string();
     let reporting = tokio::spawn(Arc::clone(&reporter).run(membership));
@@ -171,7 +185,9 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     finish(&agents, scanner, lanes, &listener).await;
     reporting.abort();
     accepting.abort();
-    tokio::task::spawn_blocking(move || cache.close()).await.context("the SharedCache's end")?;
+    tokio::task::spawn_blocking(move || cache.close())
+        .await
+        .context("the SharedCache's end")?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -65,7 +65,12 @@ impl Standing {
             licence: match settings.licence {
                 Licence::BuiltIn => LicenceState::Valid,
             },
-            tags: settings.tags.iter().take(MAX_TAGS).map(|tag| Text::cut(tag)).collect(),
+            tags: settings
+                .tags
+                .iter()
+                .take(MAX_TAGS)
+                .map(|tag| Text::cut(tag))
+                .collect(),
         }
     }
 }
@@ -215,8 +220,10 @@ struct Average {
 
 impl Average {
     fn add(&self, load: LoadHint) {
-        self.permille.fetch_add(load.load_permille.into(), Ordering::Relaxed);
-        self.wait_ms.fetch_add(load.queue_wait_ms.into(), Ordering::Relaxed);
+        self.permille
+            .fetch_add(load.load_permille.into(), Ordering::Relaxed);
+        self.wait_ms
+            .fetch_add(load.queue_wait_ms.into(), Ordering::Relaxed);
         self.samples.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -244,9 +251,21 @@ mod tests {
     fn an_average_is_over_what_was_added_since() {
         let average = Average::default();
         assert_eq!(average.take(), None);
-        average.add(LoadHint { load_permille: 100, queue_wait_ms: 0 });
-        average.add(LoadHint { load_permille: 300, queue_wait_ms: 10 });
-        assert_eq!(average.take(), Some(LoadHint { load_permille: 200, queue_wait_ms: 5 }));
+        average.add(LoadHint {
+            load_permille: 100,
+            queue_wait_ms: 0,
+        });
+        average.add(LoadHint {
+            load_permille: 300,
+            queue_wait_ms: 10,
+        });
+        assert_eq!(
+            average.take(),
+            Some(LoadHint {
+                load_permille: 200,
+                queue_wait_ms: 5
+            })
+        );
         assert_eq!(average.take(), None);
     }
 }

@@ -112,6 +112,9 @@ pub enum Licence {
 pub struct Definitions {
     /// A directory with ClamAV databases, YARA rules, or both.
     pub source: Option<PathBuf>,
+    /// Further directories, for example with a site's own signatures and rules
+    /// beside a vendor's.
+    pub extra: Vec<PathBuf>,
     /// Seconds between two looks for changes of the source.
     pub poll_s: u32,
     /// Most bytes of one generation.
@@ -122,7 +125,13 @@ pub struct Definitions {
 
 impl Default for Definitions {
     fn default() -> Self {
-        Self { source: None, poll_s: 60, max_size: ByteSize(4 << 30), load_timeout_s: 300 }
+        Self {
+            source: None,
+            extra: Vec::new(),
+            poll_s: 60,
+            max_size: ByteSize(4 << 30),
+            load_timeout_s: 300,
+        }
     }
 }
 
@@ -163,7 +172,10 @@ pub struct Cache {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { entries: 500_000, persist: true }
+        Self {
+            entries: 500_000,
+            persist: true,
+        }
     }
 }
 
@@ -239,7 +251,9 @@ impl<'de> Deserialize<'de> for ByteSize {
 
 fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit.trim() {
         "" | "B" => 1,
@@ -287,7 +301,12 @@ impl Settings {
             if fits {
                 return Ok(());
             }
-            Err(BadSettings::Bound { file: file.to_owned(), key, value: value.to_string(), rule })
+            Err(BadSettings::Bound {
+                file: file.to_owned(),
+                key,
+                value: value.to_string(),
+                rule,
+            })
         };
         let max = self.scan.max_scan_size;
         bound(
@@ -309,7 +328,8 @@ impl Settings {
             format!("{MAX_ADDRESSES} addresses are possible"),
         )?;
         bound(
-            self.tags.len() <= MAX_TAGS && self.tags.iter().all(|tag| Name::new(tag.as_str()).is_ok()),
+            self.tags.len() <= MAX_TAGS
+                && self.tags.iter().all(|tag| Name::new(tag.as_str()).is_ok()),
             "tags",
             &format!("a list of {}", self.tags.len()),
             format!("{MAX_TAGS} tags of 255 bytes each are possible"),
@@ -323,7 +343,10 @@ impl Settings {
         )?;
         for (key, value) in [
             ("definitions.poll_s", self.definitions.poll_s),
-            ("definitions.load_timeout_s", self.definitions.load_timeout_s),
+            (
+                "definitions.load_timeout_s",
+                self.definitions.load_timeout_s,
+            ),
             ("scan.timeout_s", self.scan.timeout_s),
             ("limits.sessions", self.limits.sessions),
             ("limits.sessions_per_agent", self.limits.sessions_per_agent),
@@ -343,7 +366,10 @@ impl Settings {
     /// When the running program's own path is unknown.
     pub fn folders(&self, site: &Site) -> std::io::Result<Folders> {
         Ok(Folders {
-            state: self.state_dir.clone().unwrap_or_else(|| site.state(COMPONENT)),
+            state: self
+                .state_dir
+                .clone()
+                .unwrap_or_else(|| site.state(COMPONENT)),
             run: self.run_dir.clone().unwrap_or_else(|| site.run(COMPONENT)),
             helpers: match &self.helpers_dir {
                 Some(folder) => folder.clone(),

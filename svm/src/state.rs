@@ -101,11 +101,16 @@ impl State {
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(StateError::InUse { path: folders.state });
+                return Err(StateError::InUse {
+                    path: folders.state,
+                });
             }
             Err(TryLockError::Error(error)) => return Err(at(&path)(error)),
         }
-        let state = Self { folders, _lock: lock };
+        let state = Self {
+            folders,
+            _lock: lock,
+        };
         state.clear_scratch()?;
         let scratch = state.folders.scratch();
         fs::create_dir_all(&scratch).map_err(at(&scratch))?;
@@ -182,7 +187,10 @@ fn read_token(path: &Path) -> Result<JoinToken, StateError> {
     File::open(path)
         .and_then(|file| file.take(bound).read_to_string(&mut text))
         .map_err(at(path))?;
-    text.trim().parse().map_err(|error| StateError::Token { path: path.to_owned(), error })
+    text.trim().parse().map_err(|error| StateError::Token {
+        path: path.to_owned(),
+        error,
+    })
 }
 
 #[cfg(test)]
@@ -201,7 +209,10 @@ mod tests {
     fn one_daemon_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(folders(&dir)).unwrap();
-        assert!(matches!(State::open(folders(&dir)), Err(StateError::InUse { .. })));
+        assert!(matches!(
+            State::open(folders(&dir)),
+            Err(StateError::InUse { .. })
+        ));
         drop(state);
         State::open(folders(&dir)).unwrap();
     }
@@ -210,11 +221,23 @@ mod tests {
     async fn without_identity_the_remedy_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(folders(&dir)).unwrap();
-        let error = state.membership(None, Path::new("/etc/x.toml")).await.unwrap_err();
-        assert!(error.to_string().contains("join_token_file in /etc/x.toml"), "{error}");
+        let error = state
+            .membership(None, Path::new("/etc/x.toml"))
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains("join_token_file in /etc/x.toml"),
+            "{error}"
+        );
         let token = dir.path().join("token");
         std::fs::write(&token, "nonsense").unwrap();
-        let error = state.membership(Some(&token), Path::new("/etc/x.toml")).await.unwrap_err();
-        assert!(error.to_string().contains(&*token.to_string_lossy()), "{error}");
+        let error = state
+            .membership(Some(&token), Path::new("/etc/x.toml"))
+            .await
+            .unwrap_err();
+        assert!(
+            error.to_string().contains(&*token.to_string_lossy()),
+            "{error}"
+        );
     }
 }

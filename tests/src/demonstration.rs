@@ -126,7 +126,7 @@ fn on_access(site: &Site) -> Result<Result<(), String>> {
             Duration::from_secs(20),
         )?;
         let status = finished.json()?;
-        let settled = status["protection"] == "blocking" || !nix::unistd::geteuid().is_root();
+        let settled = status["protection"]["state"] == "blocking" || !nix::unistd::geteuid().is_root();
         ensure!(
             settled,
             "protection is {}: {}",
@@ -135,7 +135,7 @@ fn on_access(site: &Site) -> Result<Result<(), String>> {
         );
         Ok(status)
     })?;
-    if status["protection"] == "blocking" {
+    if status["protection"]["state"] == "blocking" {
         return Ok(Ok(()));
     }
     Ok(Err(status["reason"]

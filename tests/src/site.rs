@@ -337,16 +337,21 @@ impl Site {
                 .context("etc/scanserver.toml names no listen")?,
             Err(_) => free_udp()?.into(),
         };
-        let mut sources = vec![self.definitions().display().to_string()];
-        if let Some(folder) = &plan.definitions {
-            let folder = folder
-                .canonicalize()
-                .with_context(|| folder.display().to_string())?;
-            sources.push(folder.display().to_string());
-            fs::remove_file(self.definitions().join("palisade-builtin.ndb"))?;
-        }
         let mut definitions = toml::Table::new();
-        definitions.insert("sources".into(), sources.into());
+        let own = self.definitions().display().to_string();
+        match &plan.definitions {
+            Some(folder) => {
+                let folder = folder
+                    .canonicalize()
+                    .with_context(|| folder.display().to_string())?;
+                definitions.insert("source".into(), folder.display().to_string().into());
+                definitions.insert("extra".into(), vec![own].into());
+                fs::remove_file(self.definitions().join("palisade-builtin.ndb"))?;
+            }
+            None => {
+                definitions.insert("source".into(), own.into());
+            }
+        }
         definitions.insert("poll_s".into(), 5.into());
         let mut settings = toml::Table::new();
         settings.insert("listen".into(), listen);

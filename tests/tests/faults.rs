@@ -329,7 +329,7 @@ fn missing_definitions_are_named() {
     let settings = test.file(
         "scanserver.toml",
         format!(
-            "listen = '127.0.0.1:0'\nstate_dir = '{0}/svm'\nrun_dir = '{0}/svm-run'\n[definitions]\nsources = ['{0}/not-there']\n",
+            "listen = '127.0.0.1:0'\nstate_dir = '{0}/svm'\nrun_dir = '{0}/svm-run'\n[definitions]\nsource = '{0}/not-there'\n",
             test.folder().display()
         )
         .as_bytes(),

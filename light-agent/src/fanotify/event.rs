@@ -114,7 +114,10 @@ impl Event {
 
     /// Answers from the failure table.
     pub fn fail(&self, failure: Failure) -> bool {
-        self.answer(Outcome::Failed(failure, self.desk.table.answer(failure, self.access)))
+        self.answer(Outcome::Failed(
+            failure,
+            self.desk.table.answer(failure, self.access),
+        ))
     }
 
     /// Whether the kernel was answered.

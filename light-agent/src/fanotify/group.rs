@@ -96,7 +96,9 @@ impl Group {
     /// Takes every mark away: no new events come.
     pub fn unmark_all(&self) {
         let flush = MarkFlags::FAN_MARK_FLUSH | MarkFlags::FAN_MARK_FILESYSTEM;
-        let _ = self.0.mark(flush, MaskFlags::empty(), AT_FDCWD, Some(Path::new("/")));
+        let _ = self
+            .0
+            .mark(flush, MaskFlags::empty(), AT_FDCWD, Some(Path::new("/")));
     }
 
     /// Reads what is queued, without waiting.

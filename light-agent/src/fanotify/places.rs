@@ -89,7 +89,10 @@ pub fn survey(paths: &[PathBuf]) -> Places {
         match place(path) {
             Ok(place) if seen.insert(place.path.clone()) => found.places.push(place),
             Ok(_) => {}
-            Err(reason) => found.gaps.push(Gap { path: path.display().to_string(), reason }),
+            Err(reason) => found.gaps.push(Gap {
+                path: path.display().to_string(),
+                reason,
+            }),
         }
     }
     keep_overlays_apart(&mut found);
@@ -102,24 +105,31 @@ fn keep_overlays_apart(found: &mut Places) {
     if !found.places.iter().any(|place| place.kind != "overlay") {
         return;
     }
-    let (kept, dropped) =
-        std::mem::take(&mut found.places).into_iter().partition(|place| place.kind != "overlay");
+    let (kept, dropped) = std::mem::take(&mut found.places)
+        .into_iter()
+        .partition(|place| place.kind != "overlay");
     found.places = kept;
     let dropped: Vec<Place> = dropped;
-    found.gaps.extend(dropped.into_iter().map(|place| Gap {
-        path: place.path.display().to_string(),
-        reason: "an overlay is not marked beside other file systems, which may lie below it; \
+    found.gaps.extend(dropped.into_iter().map(|place| {
+        Gap {
+            path: place.path.display().to_string(),
+            reason: "an overlay is not marked beside other file systems, which may lie below it; \
                  protect the overlay's upper and lower folders instead"
-            .to_owned(),
+                .to_owned(),
+        }
     }));
 }
 
 fn place(path: &Path) -> Result<Place, String> {
-    let path = std::fs::canonicalize(path).map_err(|error| format!("it cannot be used: {error}"))?;
+    let path =
+        std::fs::canonicalize(path).map_err(|error| format!("it cannot be used: {error}"))?;
     let kind = magic(&path).map_err(|error| format!("its file system is unknown: {error}"))?;
     match name(MARKED, kind) {
         Some(kind) => Ok(Place { path, kind }),
-        None if kind == OVERLAY => Ok(Place { path, kind: "overlay" }),
+        None if kind == OVERLAY => Ok(Place {
+            path,
+            kind: "overlay",
+        }),
         None => Err(format!(
             "its file system ({}) is not protected on access, since opens there can block the \
              whole system; scan it on demand",
@@ -139,7 +149,10 @@ fn magic(path: &Path) -> nix::Result<i64> {
 }
 
 fn name(table: &[(i64, &'static str)], kind: i64) -> Option<&'static str> {
-    table.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
+    table
+        .iter()
+        .find(|(magic, _)| *magic == kind)
+        .map(|(_, name)| *name)
 }
 
 #[cfg(test)]
@@ -154,14 +167,23 @@ mod tests {
         let found = survey(&["/proc".into(), "/no/such/folder".into()]);
         assert!(found.places.is_empty());
         assert!(found.gaps[0].reason.contains("proc"), "{:?}", found.gaps);
-        assert!(found.gaps[1].reason.contains("No such file"), "{:?}", found.gaps);
+        assert!(
+            found.gaps[1].reason.contains("No such file"),
+            "{:?}",
+            found.gaps
+        );
     }
 
     #[test]
     fn an_overlay_is_not_marked_beside_what_may_lie_below_it() {
-        let place = |path: &str, kind| Place { path: path.into(), kind };
-        let mut found =
-            Places { places: vec![place("/", "ext4"), place("/c", "overlay")], gaps: vec![] };
+        let place = |path: &str, kind| Place {
+            path: path.into(),
+            kind,
+        };
+        let mut found = Places {
+            places: vec![place("/", "ext4"), place("/c", "overlay")],
+            gaps: vec![],
+        };
         keep_overlays_apart(&mut found);
         assert_eq!(found.places, [place("/", "ext4")]);
         assert_eq!(found.gaps.len(), 1);

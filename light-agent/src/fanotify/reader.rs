@@ -88,8 +88,17 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
             Err(Errno::EINTR) => {}
             // The event could not be opened for us (a lease, no descriptor left,
             // a file that cannot be opened), and the kernel denied it.
-            Err(Errno::EAGAIN | Errno::EMFILE | Errno::ENFILE | Errno::ENXIO | Errno::ENODEV
-                | Errno::ETXTBSY | Errno::EPERM | Errno::EACCES | Errno::EOVERFLOW) => {
+            Err(
+                Errno::EAGAIN
+                | Errno::EMFILE
+                | Errno::ENFILE
+                | Errno::ENXIO
+                | Errno::ENODEV
+                | Errno::ETXTBSY
+                | Errno::EPERM
+                | Errno::EACCES
+                | Errno::EOVERFLOW,
+            ) => {
                 triage.desk.accounts.kernel_refused();
             }
             Err(error) => return Err(error),
@@ -124,8 +133,13 @@ impl Triage {
         let decision = decide(&facts, &self.scope, &self.desk.table, || {
             // The stamp is taken again after the lease: a writer that came and
             // went between the two has moved it.
-            no_writer = lease::has_no_writer(&event) && Stamp::of(&event).is_ok_and(|now| now == stamp);
-            if no_writer { self.cache.get(&stamp).map(|known| known.verdict) } else { None }
+            no_writer =
+                lease::has_no_writer(&event) && Stamp::of(&event).is_ok_and(|now| now == stamp);
+            if no_writer {
+                self.cache.get(&stamp).map(|known| known.verdict)
+            } else {
+                None
+            }
         });
         match decision {
             Decision::Answer(outcome) => {
@@ -135,7 +149,12 @@ impl Triage {
                 let event = Arc::new(event);
                 event.due_at(Instant::now() + self.deadline, &self.deadlines);
                 let path = path.unwrap_or_default();
-                let asked = Asked { event, stamp, path, no_writer };
+                let asked = Asked {
+                    event,
+                    stamp,
+                    path,
+                    no_writer,
+                };
                 if let Err(refused) = self.queue.try_send(asked) {
                     refused.into_inner().event.fail(Failure::QueueFull);
                 }
@@ -147,5 +166,7 @@ impl Triage {
 /// The path of an open file, as the kernel names it: a link is read, nothing is opened.
 fn path_of(event: &Event) -> Option<Vec<u8>> {
     let link = format!("/proc/self/fd/{}", event.as_fd().as_raw_fd());
-    std::fs::read_link(link).ok().map(|path| path.into_os_string().into_vec())
+    std::fs::read_link(link)
+        .ok()
+        .map(|path| path.into_os_string().into_vec())
 }

@@ -70,7 +70,11 @@ pub(super) async fn run(
         reply = receive_all(&mut receive, Wanted::new(hashed.outline.fragments(), want)) => reply,
         reply = send_all(&mut send, request, content, hashed, sent, wanted, &whole_frames) => reply,
     };
-    let _ = if whole_frames.load(Ordering::Relaxed) { send.finish() } else { send.reset(0_u32.into()) };
+    let _ = if whole_frames.load(Ordering::Relaxed) {
+        send.finish()
+    } else {
+        send.reset(0_u32.into())
+    };
     reply
 }
 
@@ -85,9 +89,15 @@ async fn receive_all(receive: &mut RecvStream, mut wanted: Wanted) -> Result<Rep
             Some(ToAgent::Refused(refusal)) => return Ok(Reply::Refused(refusal)),
             Some(ToAgent::Need(ranges)) => wanted.add(&ranges)?,
             Some(ToAgent::Welcome(_)) => {
-                return Err(LinkError::Protocol("a greeting came within a request".to_owned()));
+                return Err(LinkError::Protocol(
+                    "a greeting came within a request".to_owned(),
+                ));
             }
-            None => return Err(LinkError::Lost("the request ended without a verdict".to_owned())),
+            None => {
+                return Err(LinkError::Lost(
+                    "the request ended without a verdict".to_owned(),
+                ));
+            }
         }
     }
 }
@@ -108,7 +118,12 @@ async fn send_all(
         frames.push(ToSvm::Outline(List::cut(values.iter().copied())));
     }
     for frame in frames {
-        write(send, &frame::to_bytes(&frame).map_err(FrameError::from)?, whole_frames).await?;
+        write(
+            send,
+            &frame::to_bytes(&frame).map_err(FrameError::from)?,
+            whole_frames,
+        )
+        .await?;
     }
     while let Some(index) = wanted.recv().await {
         match read_fragment(content, hashed, index).await? {
@@ -131,7 +146,11 @@ struct Wanted {
 
 impl Wanted {
     fn new(fragments: usize, queue: mpsc::UnboundedSender<u32>) -> Self {
-        Self { fragments, budget: fragments * MAX_ROUNDS, queue }
+        Self {
+            fragments,
+            budget: fragments * MAX_ROUNDS,
+            queue,
+        }
     }
 
     fn add(&mut self, ranges: &[FragmentRange]) -> Result<(), LinkError> {
@@ -163,7 +182,10 @@ async fn read_fragment(
     let read = tokio::task::spawn_blocking(move || {
         content::fragment(&content, &hashed.outline, index).map(|bytes| {
             let length = bytes.len() as u64;
-            (length, frame::to_bytes(&ToSvm::Fragment(Fragment { index, bytes })))
+            (
+                length,
+                frame::to_bytes(&ToSvm::Fragment(Fragment { index, bytes })),
+            )
         })
     });
     match read.await {

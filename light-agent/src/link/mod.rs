@@ -141,7 +141,11 @@ impl Link {
         let id = match endpoint::peer(&connection)? {
             Peer::Enrolled(peer) => match peer.role {
                 Role::Svm(id) => id,
-                _ => return Err(LinkError::Protocol(format!("{peer} is no Protection Server"))),
+                _ => {
+                    return Err(LinkError::Protocol(format!(
+                        "{peer} is no Protection Server"
+                    )));
+                }
             },
             Peer::Unenrolled => {
                 return Err(LinkError::Protocol("it has no identity".to_owned()));
@@ -230,7 +234,9 @@ impl Drop for Open<'_> {
 async fn greet(connection: &quinn::Connection) -> Result<Welcome, LinkError> {
     let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
     let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
-    let hello = Hello { version: Text::cut(crate::VERSION) };
+    let hello = Hello {
+        version: Text::cut(crate::VERSION),
+    };
     frame::write(&mut send, &ToSvm::Hello(hello)).await?;
     let _ = send.finish();
     match frame::read::<ToAgent>(&mut receive).await? {
@@ -238,7 +244,9 @@ async fn greet(connection: &quinn::Connection) -> Result<Welcome, LinkError> {
         Some(ToAgent::Refused(refusal)) => {
             Err(LinkError::Connect(refusal.message.as_str().to_owned()))
         }
-        Some(_) => Err(LinkError::Protocol("it did not answer the greeting".to_owned())),
+        Some(_) => Err(LinkError::Protocol(
+            "it did not answer the greeting".to_owned(),
+        )),
         None => Err(LinkError::Lost("it ended the greeting".to_owned())),
     }
 }

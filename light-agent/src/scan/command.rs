@@ -74,7 +74,13 @@ pub async fn run(
     let link = keep(membership.identity.clone(), source);
     if settings.svm.is_empty() {
         let host = settings.host_facts();
-        tokio::spawn(refresh_list(membership.clone(), host, file, lists, link.clone()));
+        tokio::spawn(refresh_list(
+            membership.clone(),
+            host,
+            file,
+            lists,
+            link.clone(),
+        ));
     }
     let scanner = Scanner::new(link.clone());
     let job = Job {
@@ -89,7 +95,10 @@ pub async fn run(
     watching.bar.finish_and_clear();
     print(&report, output)?;
     for path in &missing {
-        eprintln!("palisade-agent: {} does not exist; nothing was scanned there", path.display());
+        eprintln!(
+            "palisade-agent: {} does not exist; nothing was scanned there",
+            path.display()
+        );
     }
     if outcome.is_err() {
         eprintln!(
@@ -186,7 +195,9 @@ async fn deliver(
     }
     let spool = Spool::new(&folders.state);
     if let Err(error) = spool.put(detections) {
-        eprintln!("palisade-agent: the findings cannot be kept for the Integration Server: {error}");
+        eprintln!(
+            "palisade-agent: the findings cannot be kept for the Integration Server: {error}"
+        );
         return;
     }
     // Any connection to its socket makes the daemon look into the spool.
@@ -194,9 +205,11 @@ async fn deliver(
         return;
     }
     let sent = tokio::time::timeout(DELIVERY, async {
-        let (session, _, _) =
-            palisade_daemon::control::Session::connect(membership, control::hello(&settings.host_facts()))
-                .await?;
+        let (session, _, _) = palisade_daemon::control::Session::connect(
+            membership,
+            control::hello(&settings.host_facts()),
+        )
+        .await?;
         control::deliver(&session, &spool).await?;
         session.close();
         Ok::<_, palisade_daemon::control::ControlError>(())
@@ -238,7 +251,12 @@ impl Watching {
                 shown.suspend(|| eprintln!("palisade-agent: {text}"));
             }
         }));
-        Self { tenant, output, bar, detections: Vec::new() }
+        Self {
+            tenant,
+            output,
+            bar,
+            detections: Vec::new(),
+        }
     }
 }
 
@@ -249,7 +267,10 @@ async fn say_when_waiting(mut link: watch::Receiver<LinkState>, say: impl Fn(&st
         let state = link.borrow_and_update().clone();
         match (&state, waiting) {
             (LinkState::Up(up), true) => {
-                say(&format!("connected to {} ({}); the scan goes on", up.name, up.address));
+                say(&format!(
+                    "connected to {} ({}); the scan goes on",
+                    up.name, up.address
+                ));
                 waiting = false;
             }
             (LinkState::Down { since, reason }, false) if since.elapsed() >= LIST_GRACE => {

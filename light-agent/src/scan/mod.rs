@@ -116,7 +116,10 @@ async fn scan_file(path: PathBuf, scanner: &Scanner, svm_wait: Duration) -> (Pat
     let done = match opened {
         Ok(Ok(Opened::Regular(file))) => {
             let content = Content::File(Arc::new(file));
-            let patience = Patience { until: None, without_svm: svm_wait };
+            let patience = Patience {
+                until: None,
+                without_svm: svm_wait,
+            };
             let scanned = scanner.scan(&content, ScanClass::OnDemand, patience).await;
             Done::Scanned(Box::new(scanned))
         }

@@ -76,7 +76,10 @@ impl Report {
             Done::Skipped => return,
             Done::Failed(reason) => {
                 self.errors += 1;
-                self.findings.push(Finding { reason: Some(reason.clone()), ..finding(path, "error") });
+                self.findings.push(Finding {
+                    reason: Some(reason.clone()),
+                    ..finding(path, "error")
+                });
                 return;
             }
             Done::Scanned(scanned) => scanned,
@@ -92,7 +95,10 @@ impl Report {
             self.scanned += 1;
             self.bytes += scanned.size;
         }
-        if matches!(scanned.source, Some(VerdictSource::SharedCache | VerdictSource::Coalesced)) {
+        if matches!(
+            scanned.source,
+            Some(VerdictSource::SharedCache | VerdictSource::Coalesced)
+        ) {
             self.shared_hits += 1;
             self.cache_hits += 1;
         }
@@ -178,7 +184,11 @@ impl fmt::Display for Report {
             self.scanned, self.clean, self.malware, self.suspicious
         )?;
         if self.not_scanned + self.errors > 0 {
-            writeln!(f, "{} not scanned, {} errors", self.not_scanned, self.errors)?;
+            writeln!(
+                f,
+                "{} not scanned, {} errors",
+                self.not_scanned, self.errors
+            )?;
         }
         write!(
             f,
@@ -209,28 +219,56 @@ mod tests {
     }
 
     fn eicar() -> Verdict {
-        Verdict::Malware { name: Text::cut("Eicar-Test-Signature"), engine: Text::cut("libclamav") }
+        Verdict::Malware {
+            name: Text::cut("Eicar-Test-Signature"),
+            engine: Text::cut("libclamav"),
+        }
     }
 
     #[test]
     fn the_json_has_exactly_its_keys_and_lists_what_is_not_clean() {
         let mut report = Report::default();
-        report.add(Path::new("/a"), &scanned(Verdict::Clean, VerdictSource::SharedCache));
+        report.add(
+            Path::new("/a"),
+            &scanned(Verdict::Clean, VerdictSource::SharedCache),
+        );
         report.add(Path::new("/b\n"), &scanned(eicar(), VerdictSource::Scanned));
         let limit = NotScanned::TooLarge { max: 5 };
-        report.add(Path::new("/c"), &scanned(Verdict::NotScanned(limit), VerdictSource::Scanned));
+        report.add(
+            Path::new("/c"),
+            &scanned(Verdict::NotScanned(limit), VerdictSource::Scanned),
+        );
         report.add(Path::new("/d"), &Done::Failed("cannot be read: no".into()));
         let json = serde_json::to_value(&report).unwrap();
-        let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        let keys: Vec<&str> = json
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
         let mut want = [
-            "scanned", "clean", "malware", "suspicious", "not_scanned", "errors", "bytes",
-            "sent_bytes", "cache_hits", "local_hits", "shared_hits", "elapsed_ms", "findings",
+            "scanned",
+            "clean",
+            "malware",
+            "suspicious",
+            "not_scanned",
+            "errors",
+            "bytes",
+            "sent_bytes",
+            "cache_hits",
+            "local_hits",
+            "shared_hits",
+            "elapsed_ms",
+            "findings",
         ];
         want.sort_unstable();
         let mut got = keys.clone();
         got.sort_unstable();
         assert_eq!(got, want);
-        assert_eq!((report.scanned, report.bytes, report.shared_hits), (2, 20, 1));
+        assert_eq!(
+            (report.scanned, report.bytes, report.shared_hits),
+            (2, 20, 1)
+        );
         assert_eq!(
             json["findings"][0],
             serde_json::json!({
@@ -254,8 +292,10 @@ mod tests {
             report
         };
         let failed = Done::Failed("no".into());
-        let encrypted =
-            scanned(Verdict::NotScanned(NotScanned::Encrypted), VerdictSource::Scanned);
+        let encrypted = scanned(
+            Verdict::NotScanned(NotScanned::Encrypted),
+            VerdictSource::Scanned,
+        );
         let malware = scanned(eicar(), VerdictSource::Scanned);
         assert_eq!(with(&[&clean]).exit_code(true), 0);
         assert_eq!(with(&[]).exit_code(true), 0);

@@ -47,7 +47,11 @@ pub fn open(path: &Path) -> io::Result<Opened> {
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_CLOEXEC)
         .open(path)?;
-    if file.metadata()?.is_file() { Ok(Opened::Regular(file)) } else { Ok(Opened::Other) }
+    if file.metadata()?.is_file() {
+        Ok(Opened::Regular(file))
+    } else {
+        Ok(Opened::Other)
+    }
 }
 
 /// Walks the paths and sends what it finds, until done or nobody takes it.
@@ -71,18 +75,26 @@ fn walk_one(path: &Path, exclude: &[PathBuf], found: &mpsc::Sender<Found>) -> Op
         Err(error) => return send(fail(&error)),
     };
     // A path that is given is meant, whatever the settings exclude above it.
-    let exclude: Vec<&PathBuf> = exclude.iter().filter(|entry| !root.starts_with(entry)).collect();
+    let exclude: Vec<&PathBuf> = exclude
+        .iter()
+        .filter(|entry| !root.starts_with(entry))
+        .collect();
     let mut entries = WalkDir::new(&root).follow_links(false).into_iter();
     while let Some(entry) = entries.next() {
         match entry {
             Ok(entry) if entry.file_type().is_dir() => {
-                let excluded = exclude.iter().any(|excluded| entry.path() == excluded.as_path());
+                let excluded = exclude
+                    .iter()
+                    .any(|excluded| entry.path() == excluded.as_path());
                 if entry.depth() > 0 && (excluded || enters_pseudo(&entry)) {
                     entries.skip_current_dir();
                 }
             }
             Ok(entry) if entry.file_type().is_file() => {
-                if !exclude.iter().any(|excluded| entry.path() == excluded.as_path()) {
+                if !exclude
+                    .iter()
+                    .any(|excluded| entry.path() == excluded.as_path())
+                {
                     send(Found::File(entry.into_path()))?;
                 }
             }
@@ -109,7 +121,11 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
 }
 
 fn enters_pseudo(entry: &DirEntry) -> bool {
-    let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev()).ok();
+    let device = |path: &Path| {
+        fs::symlink_metadata(path)
+            .map(|metadata| metadata.dev())
+            .ok()
+    };
     let own = device(entry.path());
     let parent = entry.path().parent().and_then(device);
     own != parent && is_pseudo(entry.path())
@@ -141,7 +157,10 @@ mod tests {
         symlink("nowhere", at("d/dangling")).unwrap();
         let _socket = UnixListener::bind(at("d/socket")).unwrap();
         nix::unistd::mkfifo(&at("d/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(walked(&[dir.path().into()], &[]), [Found::File(at("d/file"))]);
+        assert_eq!(
+            walked(&[dir.path().into()], &[]),
+            [Found::File(at("d/file"))]
+        );
         // A link that is given is followed.
         assert_eq!(
             walked(&[at("d/link")], &[]),
@@ -168,7 +187,10 @@ mod tests {
         fs::write(&file, "x").unwrap();
         let exclude = [dir.path().join("cache")];
         assert!(walked(&[dir.path().into()], &exclude).is_empty());
-        assert_eq!(walked(std::slice::from_ref(&file), &exclude), [Found::File(file.clone())]);
+        assert_eq!(
+            walked(std::slice::from_ref(&file), &exclude),
+            [Found::File(file.clone())]
+        );
     }
 
     #[test]

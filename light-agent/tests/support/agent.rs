@@ -29,7 +29,11 @@ impl Agent {
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(BINARY);
-        command.arg("--site").arg(self.dir.path()).args(args).env_remove("PALISADE_SITE");
+        command
+            .arg("--site")
+            .arg(self.dir.path())
+            .args(args)
+            .env_remove("PALISADE_SITE");
         command
     }
 
@@ -43,7 +47,10 @@ impl Agent {
         let output = command.args(paths).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let json = serde_json::from_str(&text).unwrap_or_else(|error| {
-            panic!("{error}: {text:?}; stderr: {}", String::from_utf8_lossy(&output.stderr))
+            panic!(
+                "{error}: {text:?}; stderr: {}",
+                String::from_utf8_lossy(&output.stderr)
+            )
         });
         (output.status.code().unwrap(), json)
     }
@@ -51,18 +58,27 @@ impl Agent {
     /// Starts the daemon, and waits until it answers.
     pub fn run(&mut self) {
         let log = fs::File::create(self.log_path()).unwrap();
-        let child = self.command(&["run"]).stderr(log).stdin(Stdio::null()).spawn().unwrap();
+        let child = self
+            .command(&["run"])
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
         self.process = Some(child);
         wait_until("the agent answers", || self.try_status().is_some());
     }
 
     pub fn status(&self) -> Value {
-        self.try_status().unwrap_or_else(|| panic!("no status; log:\n{}", self.log()))
+        self.try_status()
+            .unwrap_or_else(|| panic!("no status; log:\n{}", self.log()))
     }
 
     fn try_status(&self) -> Option<Value> {
         let output = self.output(&["status", "-o", "json"]);
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+        output
+            .status
+            .success()
+            .then(|| serde_json::from_slice(&output.stdout).unwrap())
     }
 
     pub fn wait_protection(&self, state: &str) {
@@ -81,12 +97,19 @@ impl Agent {
         let n = |key: &str| events[key].as_u64().unwrap();
         assert_eq!(
             n("seen"),
-            n("scanned") + n("cached") + n("allowed_by_policy") + n("failed_open")
+            n("scanned")
+                + n("cached")
+                + n("allowed_by_policy")
+                + n("failed_open")
                 + n("failed_closed"),
             "{events}"
         );
-        let failures: u64 =
-            events["failures"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum();
+        let failures: u64 = events["failures"]
+            .as_object()
+            .unwrap()
+            .values()
+            .map(|n| n.as_u64().unwrap())
+            .sum();
         assert_eq!(failures, n("failed_open") + n("failed_closed"), "{events}");
         events
     }
@@ -123,10 +146,15 @@ impl Agent {
         };
         entries
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "jsonl"))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "jsonl")
+            })
             .flat_map(|path| {
                 let text = fs::read_to_string(path).unwrap();
-                text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()
+                text.lines()
+                    .map(|line| serde_json::from_str(line).unwrap())
+                    .collect::<Vec<_>>()
             })
             .collect()
     }

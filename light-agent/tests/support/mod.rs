@@ -21,7 +21,10 @@ pub const MARKER_NAME: &str = "Test.Marker";
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(20), "waited in vain: {what}");
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "waited in vain: {what}"
+        );
         std::thread::sleep(Duration::from_millis(25));
     }
 }

@@ -12,7 +12,14 @@ impl Tmpfs {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let no: Option<&str> = None;
-        mount(Some("palisade-test"), dir.path(), Some("tmpfs"), MsFlags::empty(), no).unwrap();
+        mount(
+            Some("palisade-test"),
+            dir.path(),
+            Some("tmpfs"),
+            MsFlags::empty(),
+            no,
+        )
+        .unwrap();
         Self { dir }
     }
 

@@ -25,7 +25,11 @@ impl Site {
         let root_issuer = Issuer::new(root_params, root_key);
         let issuing_key = new_key().unwrap();
         let issuing_params = ca("issuing");
-        let issuing = issuing_params.signed_by(&issuing_key, &root_issuer).unwrap().der().clone();
+        let issuing = issuing_params
+            .signed_by(&issuing_key, &root_issuer)
+            .unwrap()
+            .der()
+            .clone();
         Self {
             deployment: "test".parse().unwrap(),
             root,
@@ -37,7 +41,11 @@ impl Site {
     pub fn agent(&self) -> Membership {
         let tenant = TenantId::default_tenant();
         let id = SpiffeId::agent(&self.deployment, &tenant, AgentId::random());
-        Membership { identity: self.issue(&id), servers: vec![], name: "test-agent".into() }
+        Membership {
+            identity: self.issue(&id),
+            servers: vec![],
+            name: "test-agent".into(),
+        }
     }
 
     pub fn svm(&self, id: SvmId) -> Identity {
@@ -48,8 +56,10 @@ impl Site {
         let key = new_key().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().unwrap())];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         Identity::new(&key, vec![leaf, self.issuing.clone(), self.root.clone()]).unwrap()
     }
@@ -57,7 +67,9 @@ impl Site {
 
 fn ca(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params

@@ -109,13 +109,24 @@ impl Svm {
     pub fn resume(&mut self) {
         let (stop, stopped) = oneshot::channel();
         let (started, address) = std::sync::mpsc::channel();
-        let (shared, identity, at) = (Arc::clone(&self.shared), self.identity.clone(), self.address);
+        let (shared, identity, at) = (
+            Arc::clone(&self.shared),
+            self.identity.clone(),
+            self.address,
+        );
         let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async move {
-                let accept = Accept { agents: true, svms: false, unenrolled: false };
-                let tls = tls::server_config(&identity, identity.trust(), accept, scan::ALPN).unwrap();
+                let accept = Accept {
+                    agents: true,
+                    svms: false,
+                    unenrolled: false,
+                };
+                let tls =
+                    tls::server_config(&identity, identity.trust(), accept, scan::ALPN).unwrap();
                 let endpoint = endpoint::listen(at, tls, Bounds::SCAN_SERVER).unwrap();
                 started.send(endpoint.local_addr().unwrap()).unwrap();
                 tokio::select! {
@@ -140,7 +151,9 @@ async fn accept_all(endpoint: &quinn::Endpoint, shared: &Arc<Shared>) {
     while let Some(incoming) = endpoint.accept().await {
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
-            let Ok(connection) = incoming.await else { return };
+            let Ok(connection) = incoming.await else {
+                return;
+            };
             while let Ok((send, receive)) = connection.accept_bi().await {
                 let (shared, connection) = (Arc::clone(&shared), connection.clone());
                 tokio::spawn(async move {
@@ -216,14 +229,23 @@ async fn answer(
         Mode::Busy(_) => return Ok(ToAgent::Busy { retry_after_ms: 20 }),
         Mode::Mismatch(_) => return Ok(mismatch()),
         Mode::Encrypted => {
-            return Ok(verdict(Verdict::NotScanned(NotScanned::Encrypted), VerdictSource::Scanned));
+            return Ok(verdict(
+                Verdict::NotScanned(NotScanned::Encrypted),
+                VerdictSource::Scanned,
+            ));
         }
         Mode::Cut => {
             connection.close(1_u32.into(), b"cut");
             return Ok(mismatch());
         }
     }
-    let known = shared.counts.lock().unwrap().known.get(&request.content).cloned();
+    let known = shared
+        .counts
+        .lock()
+        .unwrap()
+        .known
+        .get(&request.content)
+        .cloned();
     if let Some(known) = known {
         return Ok(verdict(known, VerdictSource::SharedCache));
     }
@@ -237,7 +259,10 @@ async fn answer(
     }
     let outline = Outline::verify(request.content, request.size, values).expect("a true outline");
     if count > 0 {
-        let all = FragmentRange { first: 0, count: u32::try_from(count)? };
+        let all = FragmentRange {
+            first: 0,
+            count: u32::try_from(count)?,
+        };
         frame::write(send, &ToAgent::Need(List::cut([all]))).await?;
     }
     let mut content = Vec::new();
@@ -247,20 +272,31 @@ async fn answer(
         };
         assert_eq!(fragment.index as usize, index);
         assert!(fragment.bytes.len() as u64 <= FRAGMENT_BYTES);
-        if outline.verify_fragment(fragment.index, &fragment.bytes).is_err() {
+        if outline
+            .verify_fragment(fragment.index, &fragment.bytes)
+            .is_err()
+        {
             return Ok(mismatch());
         }
         shared.counts.lock().unwrap().content_bytes += fragment.bytes.len() as u64;
         content.extend(fragment.bytes);
     }
     let found = judge(&content);
-    shared.counts.lock().unwrap().known.insert(request.content, found.clone());
+    shared
+        .counts
+        .lock()
+        .unwrap()
+        .known
+        .insert(request.content, found.clone());
     Ok(verdict(found, VerdictSource::Scanned))
 }
 
 fn judge(content: &[u8]) -> Verdict {
     let holds = |what: &[u8]| content.windows(what.len()).any(|window| window == what);
-    let malware = |name: &str| Verdict::Malware { name: Text::cut(name), engine: Text::cut("test") };
+    let malware = |name: &str| Verdict::Malware {
+        name: Text::cut(name),
+        engine: Text::cut("test"),
+    };
     if holds(MARKER) {
         malware(MARKER_NAME)
     } else if holds(&palisade_light_agent::selftest::eicar()) {

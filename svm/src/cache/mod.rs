@@ -60,7 +60,9 @@ impl Message for Entry {
 
 /// Milliseconds since 1970, for [`Entry::scanned_ms`].
 pub fn now_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -74,7 +76,10 @@ pub struct SharedCache {
 impl SharedCache {
     /// A cache of at most `entries` verdicts, in memory alone.
     pub fn in_memory(entries: u64) -> Self {
-        Self { entries: Cache::new(entries), store: None }
+        Self {
+            entries: Cache::new(entries),
+            store: None,
+        }
     }
 
     /// A cache of at most `entries` verdicts with a copy in `folder`. What is
@@ -96,7 +101,10 @@ impl SharedCache {
         for (key, entry) in kept {
             cache.insert(key, entry);
         }
-        Self { entries: cache, store }
+        Self {
+            entries: cache,
+            store,
+        }
     }
 
     /// The verdict of a content, if one was given by the definitions in force.
@@ -136,9 +144,8 @@ impl SharedCache {
 pub fn same_definitions(a: &Generations, b: &Generations) -> bool {
     a.len() == b.len()
         && a.iter().all(|one| {
-            b.iter().any(|other| {
-                one.engine == other.engine && one.fingerprint == other.fingerprint
-            })
+            b.iter()
+                .any(|other| one.engine == other.engine && one.fingerprint == other.fingerprint)
         })
 }
 
@@ -197,14 +204,22 @@ mod tests {
     }
 
     fn keys() -> impl Strategy<Value = Key> {
-        ("[a-z]{1,8}", any::<[u8; 32]>(), any::<u64>(), any::<[bool; 3]>()).prop_map(
-            |(tenant, content, size, [archives, heuristics, pua])| Key {
+        (
+            "[a-z]{1,8}",
+            any::<[u8; 32]>(),
+            any::<u64>(),
+            any::<[bool; 3]>(),
+        )
+            .prop_map(|(tenant, content, size, [archives, heuristics, pua])| Key {
                 tenant: tenant.parse().unwrap(),
                 content: ContentId(content),
                 size,
-                options: ScanOptions { archives, heuristics, pua },
-            },
-        )
+                options: ScanOptions {
+                    archives,
+                    heuristics,
+                    pua,
+                },
+            })
     }
 
     proptest! {

@@ -86,7 +86,10 @@ impl Store {
 
 fn checksum(key: &[u8], value: &[u8]) -> [u8; SUM_BYTES] {
     let mut hasher = blake3::Hasher::new_derive_key(SUM_CONTEXT);
-    hasher.update(&(key.len() as u64).to_le_bytes()).update(key).update(value);
+    hasher
+        .update(&(key.len() as u64).to_le_bytes())
+        .update(key)
+        .update(value);
     let mut sum = [0; SUM_BYTES];
     hasher.finalize_xof().fill(&mut sum);
     sum
@@ -144,9 +147,12 @@ fn guarded_open(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String>
             let _ = done.send(result.unwrap_or_else(|_| Err("opening it panicked".to_owned())));
         })
         .map_err(|error| error.to_string())?;
-    opened
-        .recv_timeout(OPEN_WITHIN)
-        .unwrap_or_else(|_| Err(format!("it did not open within {} s", OPEN_WITHIN.as_secs())))
+    opened.recv_timeout(OPEN_WITHIN).unwrap_or_else(|_| {
+        Err(format!(
+            "it did not open within {} s",
+            OPEN_WITHIN.as_secs()
+        ))
+    })
 }
 
 fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
@@ -156,10 +162,15 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
         .cache_capacity(PAGE_CACHE_BYTES)
         .flush_every_ms(Some(1000));
     let database = config.open().map_err(|error| error.to_string())?;
-    match database.get(FORMAT_KEY).map_err(|error| error.to_string())? {
+    match database
+        .get(FORMAT_KEY)
+        .map_err(|error| error.to_string())?
+    {
         Some(format) if format == FORMAT => {}
         None if database.is_empty() => {
-            database.insert(FORMAT_KEY, FORMAT).map_err(|error| error.to_string())?;
+            database
+                .insert(FORMAT_KEY, FORMAT)
+                .map_err(|error| error.to_string())?;
             database.flush().map_err(|error| error.to_string())?;
         }
         _ => return Err("it has an unknown format".to_owned()),
@@ -180,7 +191,10 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
         }
     }
     if dropped > 0 {
-        tracing::warn!(dropped, "entries of the SharedCache were unusable or too many");
+        tracing::warn!(
+            dropped,
+            "entries of the SharedCache were unusable or too many"
+        );
     }
     Ok((database, kept))
 }
@@ -314,18 +328,27 @@ mod tests {
             cache.close();
             drop(cache);
             let cache = SharedCache::open(&folder, 1000);
-            assert!(cache.get(&key(b"after"), &generations(1)).is_some(), "{damage}");
+            assert!(
+                cache.get(&key(b"after"), &generations(1)).is_some(),
+                "{damage}"
+            );
         }
     }
 
     #[test]
     fn a_value_that_does_not_fit_its_key_is_dropped() {
         let value = codec::encode(&entry(1)).unwrap();
-        let (a, b) = (codec::encode(&key(b"a")).unwrap(), codec::encode(&key(b"b")).unwrap());
+        let (a, b) = (
+            codec::encode(&key(b"a")).unwrap(),
+            codec::encode(&key(b"b")).unwrap(),
+        );
         let mut sealed = checksum(&a, &value).to_vec();
         sealed.extend_from_slice(&value);
         assert!(unseal(&a, &sealed).is_some());
-        assert!(unseal(&b, &sealed).is_none(), "a clean verdict moved to another content");
+        assert!(
+            unseal(&b, &sealed).is_none(),
+            "a clean verdict moved to another content"
+        );
         *sealed.last_mut().unwrap() ^= 1;
         assert!(unseal(&a, &sealed).is_none());
         assert!(unseal(&a, &[]).is_none());

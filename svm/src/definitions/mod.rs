@@ -122,6 +122,7 @@ pub enum Refreshed {
 pub struct Keeper {
     store: Store,
     source: Option<PathBuf>,
+    extra: Vec<PathBuf>,
     settings_file: String,
     max_bytes: u64,
     place: Place,
@@ -143,6 +144,7 @@ impl Keeper {
         Ok(Self {
             store: Store::open(&folders.state.join("definitions"))?,
             source: settings.definitions.source.clone(),
+            extra: settings.definitions.extra.clone(),
             settings_file: settings_file.display().to_string(),
             max_bytes: settings.definitions.max_size.0,
             place: Place {
@@ -206,10 +208,12 @@ impl Keeper {
         let Some(source) = self.source.clone() else {
             return match &self.active {
                 Some(_) => Ok(Refreshed::Unchanged),
-                None => Err(DefinitionsError::NoSource { settings: self.settings_file.clone() }),
+                None => Err(DefinitionsError::NoSource {
+                    settings: self.settings_file.clone(),
+                }),
             };
         };
-        let listing = Listing::of(&source, self.max_bytes)?;
+        let listing = Listing::of(&source, &self.extra, self.max_bytes)?;
         if self.seen.as_ref() == Some(&listing) {
             return Ok(Refreshed::Unchanged);
         }
@@ -225,7 +229,11 @@ impl Keeper {
                 return Err(error);
             }
         };
-        if self.active.as_ref().is_some_and(|active| active.same_definitions(&staged)) {
+        if self
+            .active
+            .as_ref()
+            .is_some_and(|active| active.same_definitions(&staged))
+        {
             self.store.discard(&staged)?;
             return Ok(Refreshed::Unchanged);
         }
@@ -265,7 +273,11 @@ impl Keeper {
             })?;
             engines.push(started);
         }
-        Ok(Arc::new(EngineSet::new(manifest.generation, generations(manifest), engines)))
+        Ok(Arc::new(EngineSet::new(
+            manifest.generation,
+            generations(manifest),
+            engines,
+        )))
     }
 }
 
@@ -284,13 +296,22 @@ fn named_as_in_source(
     staged: &Manifest,
     listing: &Listing,
 ) -> DefinitionsError {
-    let DefinitionsError::Engine { engine, mut detail } = error else { return error };
-    let Some(kind) = EngineKind::ALL.into_iter().find(|kind| kind.name() == engine) else {
+    let DefinitionsError::Engine { engine, mut detail } = error else {
+        return error;
+    };
+    let Some(kind) = EngineKind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == engine)
+    else {
         return DefinitionsError::Engine { engine, detail };
     };
     let folder = store.engine_folder(staged.generation, kind);
     // Longest names first: one may be the beginning of another.
-    let mut files: Vec<_> = listing.files.iter().filter(|file| file.engine == kind).collect();
+    let mut files: Vec<_> = listing
+        .files
+        .iter()
+        .filter(|file| file.engine == kind)
+        .collect();
     files.sort_by_key(|file| std::cmp::Reverse(file.stored.len()));
     for file in files {
         let copy = folder.join(&file.stored).display().to_string();

@@ -46,17 +46,31 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Looks at the source.
+    /// Looks at the source, and at the extra directories beside it.
     ///
     /// # Errors
     /// [`DefinitionsError`] naming the directory or file that cannot be read, or
     /// the bound that is broken.
-    pub fn of(source: &Path, max_bytes: u64) -> Result<Self, DefinitionsError> {
-        let mut walk = Walk { files: Vec::new(), seen: HashSet::new(), entries: 0 };
+    pub fn of(source: &Path, extra: &[PathBuf], max_bytes: u64) -> Result<Self, DefinitionsError> {
+        let mut walk = Walk {
+            files: Vec::new(),
+            seen: HashSet::new(),
+            entries: 0,
+        };
         walk.folder(source, source, 0)?;
+        for (index, folder) in extra.iter().enumerate() {
+            let before = walk.files.len();
+            walk.folder(folder, folder, 0)?;
+            for file in &mut walk.files[before..] {
+                // Equal names in two folders are two files.
+                file.stored = format!("extra{index}__{}", file.stored);
+            }
+        }
         let mut files = walk.files;
         files.sort_by(|a, b| (a.engine, &a.stored).cmp(&(b.engine, &b.stored)));
-        let total = files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.size));
+        let total = files
+            .iter()
+            .fold(0_u64, |sum, file| sum.saturating_add(file.size));
         if total > max_bytes {
             return Err(DefinitionsError::TooLarge {
                 source_dir: source.to_owned(),
@@ -69,12 +83,16 @@ impl Listing {
 
     /// Whether an engine has anything to find.
     pub fn serves(&self, engine: EngineKind) -> bool {
-        self.files.iter().any(|file| file.engine == engine && engine.detects(&file.path))
+        self.files
+            .iter()
+            .any(|file| file.engine == engine && engine.detects(&file.path))
     }
 
     /// Whether any engine has anything to find.
     pub fn is_usable(&self) -> bool {
-        EngineKind::ALL.into_iter().any(|engine| self.serves(engine))
+        EngineKind::ALL
+            .into_iter()
+            .any(|engine| self.serves(engine))
     }
 }
 
@@ -85,7 +103,12 @@ struct Walk {
 }
 
 impl Walk {
-    fn folder(&mut self, source: &Path, folder: &Path, depth: usize) -> Result<(), DefinitionsError> {
+    fn folder(
+        &mut self,
+        source: &Path,
+        folder: &Path,
+        depth: usize,
+    ) -> Result<(), DefinitionsError> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |error| DefinitionsError::Source { path, error }
@@ -154,10 +177,12 @@ pub fn copy(
     let mut taken = HashSet::new();
     for file in listing.files.iter().filter(|file| file.engine == engine) {
         if !taken.insert(&file.stored) {
-            return Err(DefinitionsError::SameName { path: file.path.clone() });
+            return Err(DefinitionsError::SameName {
+                path: file.path.clone(),
+            });
         }
-        let content = copy_file(&file.path, &folder.join(&file.stored), file.size)
-            .map_err(at(&file.path))?;
+        let content =
+            copy_file(&file.path, &folder.join(&file.stored), file.size).map_err(at(&file.path))?;
         fingerprint.update(&(file.stored.len() as u64).to_le_bytes());
         fingerprint.update(file.stored.as_bytes());
         fingerprint.update(content.as_bytes());
@@ -196,7 +221,11 @@ mod tests {
     use super::*;
 
     fn names(listing: &Listing) -> Vec<(EngineKind, &str)> {
-        listing.files.iter().map(|file| (file.engine, file.stored.as_str())).collect()
+        listing
+            .files
+            .iter()
+            .map(|file| (file.engine, file.stored.as_str()))
+            .collect()
     }
 
     #[test]
@@ -209,10 +238,13 @@ mod tests {
         fs::write(source.join("README"), "z").unwrap();
         std::os::unix::fs::symlink(source, source.join("sub/loop")).unwrap();
         std::os::unix::fs::symlink("self", source.join("self")).unwrap();
-        let listing = Listing::of(source, 100).unwrap();
+        let listing = Listing::of(source, &[], 100).unwrap();
         assert_eq!(
             names(&listing),
-            [(EngineKind::Clamav, "a.ndb"), (EngineKind::Yara, "sub__b.yar")]
+            [
+                (EngineKind::Clamav, "a.ndb"),
+                (EngineKind::Yara, "sub__b.yar")
+            ]
         );
     }
 
@@ -220,10 +252,10 @@ mod tests {
     fn size_is_bounded_and_emptiness_is_seen() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("local.ign2"), "x").unwrap();
-        assert!(!Listing::of(dir.path(), 100).unwrap().is_usable());
+        assert!(!Listing::of(dir.path(), &[], 100).unwrap().is_usable());
         fs::write(dir.path().join("a.ndb"), vec![0; 101]).unwrap();
         assert!(matches!(
-            Listing::of(dir.path(), 100),
+            Listing::of(dir.path(), &[], 100),
             Err(DefinitionsError::TooLarge { bytes: 102, .. })
         ));
     }
@@ -237,11 +269,14 @@ mod tests {
             for (name, text) in files {
                 fs::write(source.join(name), text).unwrap();
             }
-            let listing = Listing::of(&source, 100).unwrap();
+            let listing = Listing::of(&source, &[], 100).unwrap();
             copy(&listing, EngineKind::Yara, &dir.path().join("copy")).unwrap()
         };
         let one = fingerprint(&[("a.yar", "x"), ("b.yar", "y")]);
-        assert_eq!(one, fingerprint(&[("b.yar", "y"), ("a.yar", "x"), ("c.ndb", "z")]));
+        assert_eq!(
+            one,
+            fingerprint(&[("b.yar", "y"), ("a.yar", "x"), ("c.ndb", "z")])
+        );
         assert_ne!(one, fingerprint(&[("a.yar", "y"), ("b.yar", "x")]));
         assert_ne!(one, fingerprint(&[("a.yar", "x"), ("c.yar", "y")]));
     }

@@ -88,7 +88,10 @@ impl Store {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => State::default(),
             Err(error) => return Err(at(&path)(error)),
         };
-        let mut store = Self { folder: folder.to_owned(), state };
+        let mut store = Self {
+            folder: folder.to_owned(),
+            state,
+        };
         let numbers = store.numbers()?;
         let highest = numbers.iter().copied().max().unwrap_or(0);
         store.state.last = store.state.last.max(highest);
@@ -117,7 +120,9 @@ impl Store {
 
     /// Where an engine's definitions of a generation are.
     pub fn engine_folder(&self, generation: u64, engine: EngineKind) -> PathBuf {
-        self.folder.join(generation.to_string()).join(engine.folder())
+        self.folder
+            .join(generation.to_string())
+            .join(engine.folder())
     }
 
     /// Copies the listing into a new generation, which is not active yet.
@@ -148,15 +153,25 @@ impl Store {
     ) -> Result<Manifest, DefinitionsError> {
         remove(temporary)?;
         let mut engines = Vec::new();
-        for engine in EngineKind::ALL.into_iter().filter(|engine| listing.serves(*engine)) {
+        for engine in EngineKind::ALL
+            .into_iter()
+            .filter(|engine| listing.serves(*engine))
+        {
             let fingerprint = source::copy(listing, engine, &temporary.join(engine.folder()))?;
             let unchanged = active
                 .and_then(|active| active.engines.iter().find(|known| known.engine == engine))
                 .filter(|known| known.fingerprint == fingerprint);
             let generation = unchanged.map_or(number, |known| known.generation);
-            engines.push(EngineManifest { engine, generation, fingerprint });
+            engines.push(EngineManifest {
+                engine,
+                generation,
+                fingerprint,
+            });
         }
-        let manifest = Manifest { generation: number, engines };
+        let manifest = Manifest {
+            generation: number,
+            engines,
+        };
         let path = temporary.join("manifest.json");
         let text = serde_json::to_vec_pretty(&manifest).map_err(|error| at(&path)(error.into()))?;
         write(&path, &text)?;
@@ -216,7 +231,10 @@ impl Store {
                 remove(&self.folder.join(number.to_string()))?;
             }
         }
-        for entry in fs::read_dir(&self.folder).map_err(at(&self.folder))?.flatten() {
+        for entry in fs::read_dir(&self.folder)
+            .map_err(at(&self.folder))?
+            .flatten()
+        {
             if entry.file_name().to_string_lossy().starts_with("new-") {
                 remove(&entry.path())?;
             }
@@ -259,7 +277,7 @@ mod tests {
         fn put(&self, name: &str, text: &str) -> Listing {
             let source = self.dir.path().join("source");
             fs::write(source.join(name), text).unwrap();
-            Listing::of(&source, 1000).unwrap()
+            Listing::of(&source, &[], 1000).unwrap()
         }
 
         fn store(&self) -> Store {
@@ -273,20 +291,30 @@ mod tests {
         let mut store = bench.store();
         let mut active: Option<Manifest> = None;
         for text in ["a", "b", "c"] {
-            let staged = store.stage(&bench.put("x.yar", text), active.as_ref()).unwrap();
+            let staged = store
+                .stage(&bench.put("x.yar", text), active.as_ref())
+                .unwrap();
             store.activate(&staged).unwrap();
             active = Some(staged);
         }
         let numbers = |store: &Store| {
-            store.candidates().iter().map(|manifest| manifest.generation).collect::<Vec<_>>()
+            store
+                .candidates()
+                .iter()
+                .map(|manifest| manifest.generation)
+                .collect::<Vec<_>>()
         };
         assert_eq!(numbers(&store), [3, 2]);
         let mut store = bench.store();
         assert_eq!(numbers(&store), [3, 2]);
-        let bad = store.stage(&bench.put("x.yar", "bad"), active.as_ref()).unwrap();
+        let bad = store
+            .stage(&bench.put("x.yar", "bad"), active.as_ref())
+            .unwrap();
         assert_eq!(bad.generation, 4);
         store.discard(&bad).unwrap();
-        let next = store.stage(&bench.put("x.yar", "d"), active.as_ref()).unwrap();
+        let next = store
+            .stage(&bench.put("x.yar", "d"), active.as_ref())
+            .unwrap();
         assert_eq!(next.generation, 5, "a number is never used twice");
     }
 
@@ -297,10 +325,16 @@ mod tests {
         bench.put("x.yar", "a");
         let first = store.stage(&bench.put("x.ndb", "a"), None).unwrap();
         let second = store.stage(&bench.put("x.ndb", "b"), Some(&first)).unwrap();
-        let numbers: Vec<u64> = second.engines.iter().map(|engine| engine.generation).collect();
+        let numbers: Vec<u64> = second
+            .engines
+            .iter()
+            .map(|engine| engine.generation)
+            .collect();
         assert_eq!(numbers, [2, 1]);
         assert!(!first.same_definitions(&second));
-        let third = store.stage(&bench.put("x.ndb", "b"), Some(&second)).unwrap();
+        let third = store
+            .stage(&bench.put("x.ndb", "b"), Some(&second))
+            .unwrap();
         assert!(second.same_definitions(&third));
     }
 

@@ -50,14 +50,16 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<R, W> {
     /// bytes that are no frame.
     pub async fn next(&mut self) -> Result<ToSvm, Failure> {
         match timeout(self.stall, frame::read::<ToSvm>(&mut self.receive)).await {
-            Err(_) => Err(Failure::Stalled { waited_s: self.stall.as_secs() }),
+            Err(_) => Err(Failure::Stalled {
+                waited_s: self.stall.as_secs(),
+            }),
             Ok(Ok(Some(frame))) => Ok(frame),
             Ok(Ok(None)) => Err(Failure::Protocol("the stream ended early".to_owned())),
             Ok(Err(FrameError::Codec(error))) => Err(Failure::Protocol(error.to_string())),
             Ok(Err(FrameError::Io(error))) => match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => {
-                    Err(Failure::Protocol("the stream ended within a frame".to_owned()))
-                }
+                std::io::ErrorKind::UnexpectedEof => Err(Failure::Protocol(
+                    "the stream ended within a frame".to_owned(),
+                )),
                 _ => Err(Failure::PeerGone),
             },
         }
@@ -69,7 +71,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<R, W> {
     /// [`Failure::Stalled`] when the peer does not take it, [`Failure::PeerGone`].
     pub async fn tell(&mut self, message: &ToAgent) -> Result<(), Failure> {
         match timeout(self.stall, frame::write(&mut self.send, message)).await {
-            Err(_) => Err(Failure::Stalled { waited_s: self.stall.as_secs() }),
+            Err(_) => Err(Failure::Stalled {
+                waited_s: self.stall.as_secs(),
+            }),
             Ok(Ok(())) => Ok(()),
             Ok(Err(FrameError::Codec(error))) => {
                 tracing::error!(%error, "an answer cannot be encoded");
@@ -124,7 +128,11 @@ impl Gathering {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let want = if has_outline(size) { fragment_count(size)? } else { 0 };
+        let want = if has_outline(size) {
+            fragment_count(size)?
+        } else {
+            0
+        };
         let mut values = Vec::with_capacity(want);
         while values.len() < want {
             match peer.next().await? {
@@ -157,11 +165,15 @@ impl Gathering {
             }
             let bytes = count as u64 * FRAGMENT_BYTES;
             let deadline = Instant::now() + peer.stall + Duration::from_secs(bytes / MIN_RATE);
-            peer.tell(&ToAgent::Need(List::cut(need.iter().copied()))).await?;
+            peer.tell(&ToAgent::Need(List::cut(need.iter().copied())))
+                .await?;
             while count > 0 {
-                let frame = timeout_at(deadline, peer.next()).await.map_err(|_| {
-                    Failure::Stalled { waited_s: (peer.stall.as_secs()) + bytes / MIN_RATE }
-                })??;
+                let frame =
+                    timeout_at(deadline, peer.next())
+                        .await
+                        .map_err(|_| Failure::Stalled {
+                            waited_s: (peer.stall.as_secs()) + bytes / MIN_RATE,
+                        })??;
                 let ToSvm::Fragment(fragment) = frame else {
                     return Err(Failure::Protocol("a Fragment is expected".to_owned()));
                 };
@@ -179,17 +191,26 @@ impl Gathering {
 
     fn keep(&mut self, fragment: &Fragment) -> Result<(), Failure> {
         let (Some(outline), Some(file)) = (&self.outline, &self.file) else {
-            return Err(Failure::Protocol("a Fragment before its Outline".to_owned()));
+            return Err(Failure::Protocol(
+                "a Fragment before its Outline".to_owned(),
+            ));
         };
         let (offset, _) = outline.span(fragment.index)?;
         let Some(held) = self.held.get_mut(fragment.index as usize) else {
-            return Err(Failure::Protocol(format!("there is no fragment {}", fragment.index)));
+            return Err(Failure::Protocol(format!(
+                "there is no fragment {}",
+                fragment.index
+            )));
         };
         if *held {
-            return Err(Failure::Protocol(format!("fragment {} came twice", fragment.index)));
+            return Err(Failure::Protocol(format!(
+                "fragment {} came twice",
+                fragment.index
+            )));
         }
         outline.verify_fragment(fragment.index, &fragment.bytes)?;
-        file.write_at(&fragment.bytes, offset).map_err(|error| no_memory(&error))?;
+        file.write_at(&fragment.bytes, offset)
+            .map_err(|error| no_memory(&error))?;
         *held = true;
         Ok(())
     }
@@ -212,7 +233,9 @@ impl Gathering {
 
 fn no_memory(error: &std::io::Error) -> Failure {
     tracing::error!(%error, "no memory file");
-    Failure::Memory { retry_after_ms: NO_MEMORY_RETRY_MS }
+    Failure::Memory {
+        retry_after_ms: NO_MEMORY_RETRY_MS,
+    }
 }
 
 fn holds(range: &FragmentRange, index: u32) -> bool {
@@ -231,7 +254,10 @@ fn ranges(held: &[bool]) -> (Vec<FragmentRange>, usize) {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         match need.last_mut() {
             Some(last) if last.first + last.count == index => last.count += 1,
-            _ => need.push(FragmentRange { first: index, count: 1 }),
+            _ => need.push(FragmentRange {
+                first: index,
+                count: 1,
+            }),
         }
         count += 1;
     }
@@ -265,7 +291,10 @@ mod tests {
 
     fn fragment(bytes: &[u8], index: u32) -> ToSvm {
         let parts: Vec<&[u8]> = bytes.chunks(FRAGMENT_BYTES as usize).collect();
-        ToSvm::Fragment(Fragment { index, bytes: parts[index as usize].to_vec() })
+        ToSvm::Fragment(Fragment {
+            index,
+            bytes: parts[index as usize].to_vec(),
+        })
     }
 
     type Half = Peer<ReadHalf<DuplexStream>, WriteHalf<DuplexStream>>;
@@ -286,11 +315,19 @@ mod tests {
             send_theirs
         });
         let (receive, send) = split(ours);
-        let mut peer: Half = Peer { receive, send, stall: STALL };
+        let mut peer: Half = Peer {
+            receive,
+            send,
+            stall: STALL,
+        };
         let budget = Budget::new(1 << 30, 1 << 30);
         let size = content.size();
-        gathering.begin(size, || budget.take(AgentId::random(), size)).await?;
-        gathering.read_outline(content.id(), size, &mut peer).await?;
+        gathering
+            .begin(size, || budget.take(AgentId::random(), size))
+            .await?;
+        gathering
+            .read_outline(content.id(), size, &mut peer)
+            .await?;
         gathering.read_fragments(&mut peer).await?;
         drain.abort();
         let (sealed, _share) = gathering.finish()?;
@@ -316,7 +353,9 @@ mod tests {
                 let end = count.min(round + ROUND_FRAGMENTS as u32);
                 frames.extend((round..end).rev().map(|index| fragment(&bytes, index)));
             }
-            let got = gather(&mut Gathering::default(), &outline, frames).await.unwrap();
+            let got = gather(&mut Gathering::default(), &outline, frames)
+                .await
+                .unwrap();
             assert!(got == bytes, "{size}");
         }
     }
@@ -328,7 +367,10 @@ mod tests {
         let mut gathering = Gathering::default();
         let half = vec![values(&outline), fragment(&bytes, 2)];
         let failure = gather(&mut gathering, &outline, half).await.unwrap_err();
-        assert!(matches!(failure, Failure::Stalled { waited_s: 5 }), "{failure}");
+        assert!(
+            matches!(failure, Failure::Stalled { waited_s: 5 }),
+            "{failure}"
+        );
         assert_eq!(gathering.held, [false, false, true]);
         let rest = vec![values(&outline), fragment(&bytes, 0), fragment(&bytes, 1)];
         assert!(gather(&mut gathering, &outline, rest).await.unwrap() == bytes);
@@ -342,26 +384,60 @@ mod tests {
         wrong[300_000] ^= 1;
         let cases: Vec<(&str, Vec<ToSvm>, bool)> = vec![
             ("other bytes", vec![fragment(&wrong, 1)], true),
-            ("twice", vec![fragment(&bytes, 0), fragment(&bytes, 0)], false),
+            (
+                "twice",
+                vec![fragment(&bytes, 0), fragment(&bytes, 0)],
+                false,
+            ),
             (
                 "out of range",
-                vec![ToSvm::Fragment(Fragment { index: 3, bytes: vec![0; 10] })],
+                vec![ToSvm::Fragment(Fragment {
+                    index: 3,
+                    bytes: vec![0; 10],
+                })],
                 false,
             ),
             (
                 "far out of range",
-                vec![ToSvm::Fragment(Fragment { index: u32::MAX, bytes: Vec::new() })],
+                vec![ToSvm::Fragment(Fragment {
+                    index: u32::MAX,
+                    bytes: Vec::new(),
+                })],
                 false,
             ),
-            ("too short", vec![ToSvm::Fragment(Fragment { index: 0, bytes: vec![0; 10] })], false),
-            ("empty", vec![ToSvm::Fragment(Fragment { index: 0, bytes: Vec::new() })], false),
+            (
+                "too short",
+                vec![ToSvm::Fragment(Fragment {
+                    index: 0,
+                    bytes: vec![0; 10],
+                })],
+                false,
+            ),
+            (
+                "empty",
+                vec![ToSvm::Fragment(Fragment {
+                    index: 0,
+                    bytes: Vec::new(),
+                })],
+                false,
+            ),
             ("another outline", vec![values(&outline)], false),
         ];
         for (name, mut frames, mismatch) in cases {
             frames.insert(0, values(&outline));
-            let failure = gather(&mut Gathering::default(), &outline, frames).await.unwrap_err();
-            assert_eq!(matches!(failure, Failure::Mismatch(_)), mismatch, "{name}: {failure}");
-            assert_eq!(matches!(failure, Failure::Protocol(_)), !mismatch, "{name}: {failure}");
+            let failure = gather(&mut Gathering::default(), &outline, frames)
+                .await
+                .unwrap_err();
+            assert_eq!(
+                matches!(failure, Failure::Mismatch(_)),
+                mismatch,
+                "{name}: {failure}"
+            );
+            assert_eq!(
+                matches!(failure, Failure::Protocol(_)),
+                !mismatch,
+                "{name}: {failure}"
+            );
         }
     }
 
@@ -370,10 +446,13 @@ mod tests {
         let bytes = content(600_000);
         let mut other = bytes.clone();
         other[0] ^= 1;
-        let failure =
-            gather(&mut Gathering::default(), &outline(&bytes), vec![values(&outline(&other))])
-                .await
-                .unwrap_err();
+        let failure = gather(
+            &mut Gathering::default(),
+            &outline(&bytes),
+            vec![values(&outline(&other))],
+        )
+        .await
+        .unwrap_err();
         assert!(matches!(failure, Failure::Mismatch(_)), "{failure}");
     }
 
@@ -393,11 +472,21 @@ mod tests {
             }
         });
         let (receive, send) = split(ours);
-        let mut peer: Half = Peer { receive, send, stall: STALL };
+        let mut peer: Half = Peer {
+            receive,
+            send,
+            stall: STALL,
+        };
         let budget = Budget::new(1 << 30, 1 << 30);
         let mut gathering = Gathering::default();
-        gathering.begin(9_000_000, || budget.take(AgentId::random(), 9_000_000)).await.unwrap();
-        gathering.read_outline(outline.id(), outline.size(), &mut peer).await.unwrap();
+        gathering
+            .begin(9_000_000, || budget.take(AgentId::random(), 9_000_000))
+            .await
+            .unwrap();
+        gathering
+            .read_outline(outline.id(), outline.size(), &mut peer)
+            .await
+            .unwrap();
         let failure = gathering.read_fragments(&mut peer).await.unwrap_err();
         assert!(matches!(failure, Failure::Stalled { .. }), "{failure}");
         drip.abort();

@@ -98,7 +98,14 @@ impl Service {
         max_scan_bytes: u64,
         stall: Duration,
     ) -> Self {
-        Self { scanner, cache, budget, max_scan_bytes, stall, flights: Table::default() }
+        Self {
+            scanner,
+            cache,
+            budget,
+            max_scan_bytes,
+            stall,
+            flights: Table::default(),
+        }
     }
 
     /// Serves one request. Nothing of it is left when the future is dropped, but a
@@ -125,7 +132,11 @@ impl Service {
         if let Some(verdict) = self.without_content(request)? {
             let generations = self.scanner.generations();
             return Ok(self.result(
-                Landed { verdict, sha256: None, generations },
+                Landed {
+                    verdict,
+                    sha256: None,
+                    generations,
+                },
                 VerdictSource::Scanned,
             ));
         }
@@ -139,7 +150,10 @@ impl Service {
             return Ok(self.result(known, VerdictSource::SharedCache));
         }
         let generations = self.scanner.generations();
-        let seat = self.flights.enter(FlightKey { key: key.clone(), generations });
+        let seat = self.flights.enter(FlightKey {
+            key: key.clone(),
+            generations,
+        });
         match seat.turn().await {
             Turn::Landed(landed) => Ok(self.result(landed?, VerdictSource::Coalesced)),
             Turn::Lead(work) => {
@@ -193,12 +207,18 @@ impl Service {
         W: AsyncWrite + Unpin,
     {
         self.scanner.check(asker)?;
-        work.begin(key.size, || self.budget.take(asker.agent, key.size)).await?;
+        work.begin(key.size, || self.budget.take(asker.agent, key.size))
+            .await?;
         work.read_outline(key.content, key.size, peer).await?;
         work.read_fragments(peer).await?;
         let (bytes, share) = work.finish()?;
         let (reply, done) = oneshot::channel();
-        let job = Job { content: key.content, bytes, options: key.options, reply };
+        let job = Job {
+            content: key.content,
+            bytes,
+            options: key.options,
+            reply,
+        };
         if let Err(failure) = self.scanner.submit(asker, job) {
             // Followers would send it all again to hear the same.
             seat.land(Err(failure.clone()));
@@ -220,14 +240,22 @@ impl Service {
         key: cache::Key,
         share: Share,
     ) -> Result<Landed, Failure> {
-        let Done { end, generations, bytes } = done.await.map_err(|_| Failure::Stopping)?;
+        let Done {
+            end,
+            generations,
+            bytes,
+        } = done.await.map_err(|_| Failure::Stopping)?;
         let end = end.map_err(|no_worker| Failure::NoEngine(no_worker.to_string()))?;
         let sha256 = match end.verdict.kind() {
             VerdictKind::Malware | VerdictKind::Suspicious => sha256(bytes).await,
             VerdictKind::Clean | VerdictKind::NotScanned => None,
         };
         drop(share);
-        let landed = Landed { verdict: end.verdict, sha256, generations };
+        let landed = Landed {
+            verdict: end.verdict,
+            sha256,
+            generations,
+        };
         if landed.verdict.kind() == VerdictKind::Malware {
             tracing::info!(content = %key.content, tenant = %key.tenant, verdict = ?landed.verdict, "malware");
         }

@@ -38,7 +38,11 @@ pub struct EngineSet {
 impl EngineSet {
     /// Puts loaded engines together.
     pub fn new(number: u64, generations: Generations, engines: Vec<Arc<Engine>>) -> Self {
-        Self { number, generations, engines }
+        Self {
+            number,
+            generations,
+            engines,
+        }
     }
 
     /// The generation's number.
@@ -174,7 +178,10 @@ impl Engine {
         }
         *state = State::Down;
         drop(state);
-        tracing::error!(engine = self.kind.name(), "its process is gone; it is started again");
+        tracing::error!(
+            engine = self.kind.name(),
+            "its process is gone; it is started again"
+        );
         let engine = Arc::downgrade(self);
         let kind = self.kind;
         let thread = std::thread::Builder::new()
@@ -255,7 +262,9 @@ fn proven(kind: EngineKind, command: &EngineCommand) -> Result<EngineProcess, St
 fn restart(kind: EngineKind, engine: &Weak<Engine>) {
     let mut wait = BACKOFF.0;
     loop {
-        let Some(strong) = engine.upgrade() else { return };
+        let Some(strong) = engine.upgrade() else {
+            return;
+        };
         if !strong.rest(wait) {
             return;
         }

@@ -34,7 +34,11 @@ const POLITE_PERMILLE: u128 = 900;
 
 /// The lane's whole life.
 pub(super) fn run(shared: &Shared) {
-    let mut lane = Lane { timeout: shared.timeout, set: None, workers: Vec::new() };
+    let mut lane = Lane {
+        timeout: shared.timeout,
+        set: None,
+        workers: Vec::new(),
+    };
     while let Some(job) = next(shared, &mut lane) {
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
@@ -67,7 +71,10 @@ fn next(shared: &Shared, lane: &mut Lane) -> Option<Job> {
             state = shared.state();
             continue;
         }
-        state = shared.ready.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        state = shared
+            .ready
+            .wait(state)
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
     }
 }
 
@@ -109,8 +116,15 @@ impl Lane {
     ) -> Done {
         let mut tally = Tally::new(options);
         let Some(set) = self.set.clone() else {
-            tally.absent(NoWorker { engine: "engines", detail: "none is loaded".to_owned() });
-            return Done { end: tally.end(), generations: Default::default(), bytes };
+            tally.absent(NoWorker {
+                engine: "engines",
+                detail: "none is loaded".to_owned(),
+            });
+            return Done {
+                end: tally.end(),
+                generations: Default::default(),
+                bytes,
+            };
         };
         for index in 0..set.engines().len() {
             if tally.is_decided() {
@@ -119,11 +133,24 @@ impl Lane {
             let deadline = Instant::now() + self.timeout;
             let members = options.archives
                 && set.engines()[index].kind().unpacks()
-                && set.engines().iter().any(|engine| engine.kind().takes_members());
-            let step = Step { set: &set, index, deadline, members, content };
+                && set
+                    .engines()
+                    .iter()
+                    .any(|engine| engine.kind().takes_members());
+            let step = Step {
+                set: &set,
+                index,
+                deadline,
+                members,
+                content,
+            };
             self.ask(&step, &bytes, &mut tally);
         }
-        Done { end: tally.end(), generations: set.generations().clone(), bytes }
+        Done {
+            end: tally.end(),
+            generations: set.generations().clone(),
+            bytes,
+        }
     }
 
     /// Has one engine scan `bytes`, and the others what it unpacks.
@@ -135,7 +162,10 @@ impl Lane {
                 Err(no_worker) => return tally.absent(no_worker),
             };
             let left = step.deadline.saturating_duration_since(Instant::now());
-            let options = WorkerOptions { members: step.members, timeout_ms: polite_ms(left) };
+            let options = WorkerOptions {
+                members: step.members,
+                timeout_ms: polite_ms(left),
+            };
             let result = worker.scan(bytes, options, left, &mut |member| {
                 self.ask_about_member(step, &member.content, tally);
             });
@@ -170,7 +200,11 @@ impl Lane {
         for (index, engine) in step.set.engines().iter().enumerate() {
             // A member of a content that is malware already is of no interest.
             if index != step.index && engine.kind().takes_members() && !tally.is_decided() {
-                let inner = Step { index, members: false, ..*step };
+                let inner = Step {
+                    index,
+                    members: false,
+                    ..*step
+                };
                 self.ask(&inner, member, tally);
             }
         }
@@ -212,4 +246,3 @@ impl Step<'_> {
 fn polite_ms(left: Duration) -> u32 {
     u32::try_from((left.as_millis() * POLITE_PERMILLE / 1000).max(1)).unwrap_or(u32::MAX)
 }
-

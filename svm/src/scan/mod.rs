@@ -123,7 +123,10 @@ impl Scanner {
             started: Instant::now(),
             lanes: lanes.max(1),
             timeout,
-            queue: Mutex::new(State { jobs: Queue::new(bounds), stopping: false }),
+            queue: Mutex::new(State {
+                jobs: Queue::new(bounds),
+                stopping: false,
+            }),
             ready: Condvar::new(),
             busy: AtomicUsize::new(0),
             average_us: AtomicU64::new(FIRST_GUESS_MS * 1000),
@@ -159,7 +162,9 @@ impl Scanner {
 
     /// The definitions in force; empty when there are none.
     pub fn generations(&self) -> Generations {
-        self.active().map(|set| set.generations().clone()).unwrap_or_default()
+        self.active()
+            .map(|set| set.generations().clone())
+            .unwrap_or_default()
     }
 
     /// Whether a request like this would be queued now: asked before its content
@@ -182,7 +187,10 @@ impl Scanner {
             return Err(Failure::Stopping);
         }
         let (ask, now_ms) = self.shared.ask(asker);
-        state.jobs.check(&ask, now_ms, self.shared.pace()).map_err(Failure::from)
+        state
+            .jobs
+            .check(&ask, now_ms, self.shared.pace())
+            .map_err(Failure::from)
     }
 
     /// Queues a content.
@@ -195,7 +203,10 @@ impl Scanner {
             return Err(Failure::Stopping);
         }
         let (ask, now_ms) = self.shared.ask(asker);
-        state.jobs.push(ask, job, now_ms, self.shared.pace()).map_err(|(busy, _)| busy)?;
+        state
+            .jobs
+            .push(ask, job, now_ms, self.shared.pace())
+            .map_err(|(busy, _)| busy)?;
         drop(state);
         self.shared.ready.notify_one();
         Ok(())
@@ -272,12 +283,22 @@ impl Shared {
             let from_start = deadline.saturating_duration_since(self.started);
             u64::try_from(from_start.as_millis()).unwrap_or(u64::MAX)
         });
-        (Ask { agent: asker.agent, class: asker.class, deadline_ms }, self.now_ms())
+        (
+            Ask {
+                agent: asker.agent,
+                class: asker.class,
+                deadline_ms,
+            },
+            self.now_ms(),
+        )
     }
 
     fn pace(&self) -> Pace {
         let scan_ms = self.average_us.load(Ordering::Relaxed).div_ceil(1000);
-        Pace { lanes: self.lanes, scan_ms: u32::try_from(scan_ms).unwrap_or(u32::MAX) }
+        Pace {
+            lanes: self.lanes,
+            scan_ms: u32::try_from(scan_ms).unwrap_or(u32::MAX),
+        }
     }
 
     /// A scan took this long.
@@ -293,6 +314,8 @@ impl Shared {
 
 impl From<crate::admission::Busy> for Failure {
     fn from(busy: crate::admission::Busy) -> Self {
-        Self::Queue { retry_after_ms: busy.retry_after_ms }
+        Self::Queue {
+            retry_after_ms: busy.retry_after_ms,
+        }
     }
 }

@@ -40,7 +40,13 @@ pub struct Tally {
 impl Tally {
     /// Nothing was said yet.
     pub fn new(options: ScanOptions) -> Self {
-        Self { options, found: None, not_scanned: None, passing: false, no_worker: None }
+        Self {
+            options,
+            found: None,
+            not_scanned: None,
+            passing: false,
+            no_worker: None,
+        }
     }
 
     /// Whether nothing that is still to come can change the verdict.
@@ -77,7 +83,9 @@ impl Tally {
 
     /// A limit was reached, as the engine calls it.
     pub fn limit(&mut self, limit: &str) {
-        self.stopped(NotScanned::LimitHit { limit: Text::cut(limit) });
+        self.stopped(NotScanned::LimitHit {
+            limit: Text::cut(limit),
+        });
     }
 
     /// The deadline passed.
@@ -110,14 +118,20 @@ impl Tally {
     pub fn end(self) -> Result<End, NoWorker> {
         let verdict = match (self.found, self.no_worker, self.not_scanned) {
             (Some(malware @ Verdict::Malware { .. }), _, _) => {
-                return Ok(End { verdict: malware, lasting: true });
+                return Ok(End {
+                    verdict: malware,
+                    lasting: true,
+                });
             }
             (_, Some(no_worker), _) => return Err(no_worker),
             (Some(found), None, _) => found,
             (None, None, Some(reason)) => Verdict::NotScanned(reason),
             (None, None, None) => Verdict::Clean,
         };
-        Ok(End { verdict, lasting: !self.passing })
+        Ok(End {
+            verdict,
+            lasting: !self.passing,
+        })
     }
 }
 
@@ -141,20 +155,31 @@ mod tests {
     }
 
     fn tally(all: &[Said], heuristics: bool) -> Result<End, NoWorker> {
-        let mut tally = Tally::new(ScanOptions { heuristics, ..ScanOptions::default() });
+        let mut tally = Tally::new(ScanOptions {
+            heuristics,
+            ..ScanOptions::default()
+        });
         let engine = EngineKind::Clamav;
-        let found = |suspicious| Outcome::Found { names: vec!["X".into()], suspicious };
+        let found = |suspicious| Outcome::Found {
+            names: vec!["X".into()],
+            suspicious,
+        };
         for said in all {
             match said {
                 Said::Clean => tally.said(engine, &Outcome::Clean),
                 Said::Limit => tally.limit("MaxFiles"),
                 Said::Encrypted => tally.said(
                     engine,
-                    &Outcome::NotScanned { reason: worker::NotScanned::Encrypted },
+                    &Outcome::NotScanned {
+                        reason: worker::NotScanned::Encrypted,
+                    },
                 ),
                 Said::TimedOut => tally.timed_out(),
                 Said::Failed => tally.said(engine, &Outcome::engine_error("broke")),
-                Said::Absent => tally.absent(NoWorker { engine: "x", detail: String::new() }),
+                Said::Absent => tally.absent(NoWorker {
+                    engine: "x",
+                    detail: String::new(),
+                }),
                 Said::Suspicious => tally.said(engine, &found(true)),
                 Said::Malware => tally.said(engine, &found(false)),
             }
@@ -167,7 +192,10 @@ mod tests {
         let kind = |said: &[Said], heuristics| tally(said, heuristics).unwrap().verdict.kind();
         assert_eq!(kind(&[Said::Suspicious], true), VerdictKind::Suspicious);
         assert_eq!(kind(&[Said::Suspicious], false), VerdictKind::Clean);
-        assert_eq!(kind(&[Said::Suspicious, Said::Limit], false), VerdictKind::NotScanned);
+        assert_eq!(
+            kind(&[Said::Suspicious, Said::Limit], false),
+            VerdictKind::NotScanned
+        );
     }
 
     fn all() -> impl Strategy<Value = Vec<Said>> {

@@ -77,9 +77,19 @@ impl Client {
     pub async fn connect(daemon: &Daemon, identity: &Identity) -> Self {
         let (endpoint, connection) = dial(daemon.address, identity).await.unwrap();
         let mut stream = Stream::open(&connection).await;
-        stream.say(&ToSvm::Hello(Hello { version: Text::cut("test") })).await;
-        let ToAgent::Welcome(welcome) = stream.hear().await else { panic!("no welcome") };
-        Self { connection, welcome, _endpoint: endpoint }
+        stream
+            .say(&ToSvm::Hello(Hello {
+                version: Text::cut("test"),
+            }))
+            .await;
+        let ToAgent::Welcome(welcome) = stream.hear().await else {
+            panic!("no welcome")
+        };
+        Self {
+            connection,
+            welcome,
+            _endpoint: endpoint,
+        }
     }
 
     pub async fn stream(&self) -> Stream {
@@ -90,7 +100,9 @@ impl Client {
     pub async fn begin(&self, bytes: &[u8]) -> Stream {
         let outline = outline(bytes);
         let mut stream = self.stream().await;
-        stream.say(&ToSvm::Scan(request(outline.id(), outline.size()))).await;
+        stream
+            .say(&ToSvm::Scan(request(outline.id(), outline.size())))
+            .await;
         stream.say_outline(&outline).await;
         stream
     }
@@ -131,18 +143,26 @@ impl Stream {
 
     pub async fn say_outline(&mut self, outline: &Outline) {
         for part in outline.chaining_values().chunks(MAX_OUTLINE_VALUES) {
-            self.say(&ToSvm::Outline(List::cut(part.iter().copied()))).await;
+            self.say(&ToSvm::Outline(List::cut(part.iter().copied())))
+                .await;
         }
     }
 
     pub async fn hear(&mut self) -> ToAgent {
         let heard = tokio::time::timeout(PATIENCE, frame::read(&mut self.receive));
-        heard.await.expect("no answer in time").unwrap().expect("the stream ended without an answer")
+        heard
+            .await
+            .expect("no answer in time")
+            .unwrap()
+            .expect("the stream ended without an answer")
     }
 
     /// Hears something within a moment, or not.
     pub async fn hear_soon(&mut self, within: Duration) -> Option<ToAgent> {
-        tokio::time::timeout(within, frame::read(&mut self.receive)).await.ok()?.unwrap()
+        tokio::time::timeout(within, frame::read(&mut self.receive))
+            .await
+            .ok()?
+            .unwrap()
     }
 
     pub async fn need(&mut self) -> Vec<FragmentRange> {
@@ -163,14 +183,22 @@ impl Stream {
                         fragments_sent += 1;
                     }
                 }
-                answer => return Scanned { answer, fragments_sent },
+                answer => {
+                    return Scanned {
+                        answer,
+                        fragments_sent,
+                    };
+                }
             }
         }
     }
 }
 
 pub fn indices(ranges: &[FragmentRange]) -> Vec<u32> {
-    ranges.iter().flat_map(|range| range.first..range.first + range.count).collect()
+    ranges
+        .iter()
+        .flat_map(|range| range.first..range.first + range.count)
+        .collect()
 }
 
 pub fn request(content: ContentId, size: u64) -> ScanRequest {
@@ -194,7 +222,10 @@ pub fn outline(bytes: &[u8]) -> Outline {
 pub fn fragment(bytes: &[u8], index: u32) -> ToSvm {
     let start = index as usize * FRAGMENT_BYTES as usize;
     let end = bytes.len().min(start + FRAGMENT_BYTES as usize);
-    ToSvm::Fragment(Fragment { index, bytes: bytes[start..end].to_vec() })
+    ToSvm::Fragment(Fragment {
+        index,
+        bytes: bytes[start..end].to_vec(),
+    })
 }
 
 /// Content of some size that no other run has.

@@ -23,9 +23,14 @@ async fn the_cache_outlives_a_kill() {
     // Writes are gathered for a fifth of a second, and one more is under way.
     tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     let below = daemon.descendants();
-    assert!(below.len() >= 2, "an engine and a worker at the least: {below:?}");
+    assert!(
+        below.len() >= 2,
+        "an engine and a worker at the least: {below:?}"
+    );
     daemon.signal(Signal::SIGKILL);
-    wait_until("the engines die with their daemon", || below.iter().all(|pid| is_gone(*pid)));
+    wait_until("the engines die with their daemon", || {
+        below.iter().all(|pid| is_gone(*pid))
+    });
     drop(daemon);
 
     let daemon = site.start();
@@ -34,7 +39,10 @@ async fn the_cache_outlives_a_kill() {
         let scanned = client.scan(bytes).await;
         assert_eq!(scanned.fragments_sent, 0);
         let result = scanned.result();
-        assert_eq!((result.verdict.kind(), result.source), (kind, VerdictSource::SharedCache));
+        assert_eq!(
+            (result.verdict.kind(), result.source),
+            (kind, VerdictSource::SharedCache)
+        );
     }
 }
 
@@ -64,7 +72,11 @@ async fn a_damaged_cache_is_set_aside() {
         let daemon = site.start();
         let client = Client::connect(&daemon, &identity).await;
         if damage == 0 {
-            assert!(daemon.log.has("it was set aside, and the cache starts empty"));
+            assert!(
+                daemon
+                    .log
+                    .has("it was set aside, and the cache starts empty")
+            );
             assert!(site.state().join("cache.damaged").exists());
         }
         assert_eq!(client.kind(&bytes).await, VerdictKind::Clean);
@@ -102,7 +114,10 @@ async fn a_killed_worker_costs_one_retry() {
     }
     let verdict = hanging.await.unwrap();
     assert!(
-        matches!(verdict, Verdict::NotScanned(NotScanned::EngineFailed { .. })),
+        matches!(
+            verdict,
+            Verdict::NotScanned(NotScanned::EngineFailed { .. })
+        ),
         "{verdict:?}"
     );
     assert_eq!(client.kind(b"another").await, VerdictKind::Clean);
@@ -133,7 +148,10 @@ async fn a_scan_past_its_deadline_is_not_clean_and_not_stored() {
     // What is deterministic is stored.
     for source in [VerdictSource::Scanned, VerdictSource::SharedCache] {
         let result = client.scan(b"limit").await.result();
-        assert!(matches!(result.verdict, Verdict::NotScanned(NotScanned::LimitHit { .. })));
+        assert!(matches!(
+            result.verdict,
+            Verdict::NotScanned(NotScanned::LimitHit { .. })
+        ));
         assert_eq!(result.source, source);
     }
 }

@@ -23,7 +23,11 @@ async fn new_definitions_are_in_force_after_sighup() {
     daemon.signal(Signal::SIGHUP);
     daemon.log.wait_for_after(lines, "definitions are in force");
     let result = client.scan(&with_new).await.result();
-    assert_eq!(result.verdict.kind(), VerdictKind::Malware, "a verdict of old definitions");
+    assert_eq!(
+        result.verdict.kind(),
+        VerdictKind::Malware,
+        "a verdict of old definitions"
+    );
     assert_eq!(result.source, VerdictSource::Scanned);
     let after = &result.generations[0];
     assert!(after.generation > before.generation && after.fingerprint != before.fingerprint);
@@ -42,8 +46,12 @@ async fn an_engine_without_definitions_does_not_run() {
     let site = Site::new(&[("only.ndb", &ndb("Only", &marker))]);
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
-    let engines: Vec<&str> =
-        client.welcome.generations.iter().map(|engine| engine.engine.as_str()).collect();
+    let engines: Vec<&str> = client
+        .welcome
+        .generations
+        .iter()
+        .map(|engine| engine.engine.as_str())
+        .collect();
     assert_eq!(engines, ["libclamav"]);
     assert_eq!(client.kind(marker.as_bytes()).await, VerdictKind::Malware);
 
@@ -60,7 +68,11 @@ async fn an_engine_without_definitions_does_not_run() {
 async fn malformed_definitions_are_named_and_the_last_good_ones_stay() {
     let marker = marker();
     for (good, bad) in [("rules.yar", "broken.yar"), ("good.ndb", "broken.ndb")] {
-        let text = if good.ends_with("yar") { rule("Good", &marker) } else { ndb("Good", &marker) };
+        let text = if good.ends_with("yar") {
+            rule("Good", &marker)
+        } else {
+            ndb("Good", &marker)
+        };
         let site = Site::new(&[(good, &text)]);
         let daemon = site.start();
         let broken = if bad.ends_with("yar") {
@@ -125,7 +137,10 @@ fn without_identity_it_does_not_start() {
     std::fs::remove_dir_all(site.state().join("identity")).unwrap();
     let (code, said) = site.start_fails();
     assert_eq!(code, 3, "{said}");
-    assert!(said.contains("join_token_file") && said.contains("token create"), "{said}");
+    assert!(
+        said.contains("join_token_file") && said.contains("token create"),
+        "{said}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

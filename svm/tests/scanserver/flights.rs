@@ -14,7 +14,9 @@ async fn fifty_requests_are_one_scan() {
     let daemon = site.start();
     let mut clients = Vec::new();
     for _ in 0..10 {
-        clients.push(Arc::new(Client::connect(&daemon, &site.ca.agent("default")).await));
+        clients.push(Arc::new(
+            Client::connect(&daemon, &site.ca.agent("default")).await,
+        ));
     }
     let bytes = Arc::new(unique(3_000_000));
     let requests: Vec<_> = (0..50)
@@ -37,7 +39,11 @@ async fn fifty_requests_are_one_scan() {
 }
 
 /// A leader that has sent the first of its fragments, and a follower that waits.
-async fn leader_and_follower(site: &Site, daemon: &crate::site::Daemon, bytes: &[u8]) -> (
+async fn leader_and_follower(
+    site: &Site,
+    daemon: &crate::site::Daemon,
+    bytes: &[u8],
+) -> (
     (Client, crate::client::Stream),
     (Client, crate::client::Stream),
 ) {
@@ -47,7 +53,9 @@ async fn leader_and_follower(site: &Site, daemon: &crate::site::Daemon, bytes: &
     leading.say(&fragment(bytes, 1)).await;
     let follower = Client::connect(daemon, &site.ca.agent("default")).await;
     let mut following = follower.begin(bytes).await;
-    let soon = following.hear_soon(std::time::Duration::from_millis(300)).await;
+    let soon = following
+        .hear_soon(std::time::Duration::from_millis(300))
+        .await;
     assert!(soon.is_none(), "a follower waits, and hears {soon:?}");
     ((leader, leading), (follower, following))
 }
@@ -61,7 +69,11 @@ async fn when_the_leader_disconnects_a_follower_sends_the_rest() {
     let ((leader, _leading), (_follower, mut following)) =
         leader_and_follower(&site, &daemon, &bytes).await;
     leader.connection.close(0_u32.into(), b"");
-    assert_eq!(indices(&following.need().await), [0, 2], "what the leader sent is kept");
+    assert_eq!(
+        indices(&following.need().await),
+        [0, 2],
+        "what the leader sent is kept"
+    );
     following.say(&fragment(&bytes, 0)).await;
     following.say(&fragment(&bytes, 2)).await;
     let result = following.finish(&bytes).await.result();

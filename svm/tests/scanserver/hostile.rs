@@ -37,11 +37,18 @@ async fn claiming_one_content_and_sending_another_changes_nothing() {
         let claim = request(outline(&a).id(), longer.len() as u64);
         stream.say(&ToSvm::Scan(claim)).await;
         stream.say_outline(&outline(&longer)).await;
-        assert_eq!(stream.finish(&longer).await.refusal(), RefusalCode::ContentMismatch);
+        assert_eq!(
+            stream.finish(&longer).await.refusal(),
+            RefusalCode::ContentMismatch
+        );
         let known = honest.scan(&a).await.result();
         assert_eq!(known.source, VerdictSource::SharedCache);
         assert_eq!(known.verdict.kind(), VerdictKind::Clean);
-        assert_eq!(honest.source(&b).await, VerdictSource::Scanned, "B was never stored");
+        assert_eq!(
+            honest.source(&b).await,
+            VerdictSource::Scanned,
+            "B was never stored"
+        );
     }
 }
 
@@ -52,7 +59,9 @@ async fn a_lie_about_the_size_is_found_out() {
     assert_eq!(client.kind(&bytes).await, VerdictKind::Clean);
     for size in [bytes.len() - 1, bytes.len() + 1] {
         let mut stream = client.stream().await;
-        stream.say(&ToSvm::Scan(request(outline(&bytes).id(), size as u64))).await;
+        stream
+            .say(&ToSvm::Scan(request(outline(&bytes).id(), size as u64)))
+            .await;
         stream.say_outline(&outline(&bytes)).await;
         let needed = stream.need().await;
         assert_eq!(needed[0].count, 3, "a size is no part of what is known");
@@ -61,11 +70,16 @@ async fn a_lie_about_the_size_is_found_out() {
         for index in 0..3 {
             stream.say(&fragment(&claimed, index)).await;
         }
-        assert_eq!(stream.finish(&claimed).await.refusal(), RefusalCode::ContentMismatch);
+        assert_eq!(
+            stream.finish(&claimed).await.refusal(),
+            RefusalCode::ContentMismatch
+        );
     }
     // As many fragments as no outline has.
     let mut stream = client.stream().await;
-    stream.say(&ToSvm::Scan(request(outline(&bytes).id(), 2_000_000))).await;
+    stream
+        .say(&ToSvm::Scan(request(outline(&bytes).id(), 2_000_000)))
+        .await;
     stream.say_outline(&outline(&bytes)).await;
     // More values are waited for, and do not come.
     assert_eq!(stream.finish(&bytes).await.refusal(), RefusalCode::Protocol);
@@ -76,7 +90,12 @@ async fn wrong_duplicate_and_unasked_fragments_are_refused() {
     let (_site, _daemon, client) = site().await;
     let bytes = unique(700_000);
     let own = |index| fragment(&bytes, index);
-    let raw = |index, length| ToSvm::Fragment(Fragment { index, bytes: vec![7; length] });
+    let raw = |index, length| {
+        ToSvm::Fragment(Fragment {
+            index,
+            bytes: vec![7; length],
+        })
+    };
     let whole = FRAGMENT_BYTES as usize;
     for (frames, code) in [
         (vec![raw(0, whole)], RefusalCode::ContentMismatch),
@@ -86,7 +105,10 @@ async fn wrong_duplicate_and_unasked_fragments_are_refused() {
         (vec![raw(3, 10)], RefusalCode::Protocol),
         (vec![raw(u32::MAX, 10)], RefusalCode::Protocol),
         (vec![own(0), own(0)], RefusalCode::Protocol),
-        (vec![own(0), own(1), ToSvm::Scan(request(ContentId::of(b"x"), 1))], RefusalCode::Protocol),
+        (
+            vec![own(0), own(1), ToSvm::Scan(request(ContentId::of(b"x"), 1))],
+            RefusalCode::Protocol,
+        ),
         // Two of three: the third is waited for, and does not come.
         (vec![own(2), own(0)], RefusalCode::Protocol),
     ] {
@@ -95,10 +117,16 @@ async fn wrong_duplicate_and_unasked_fragments_are_refused() {
         for frame in &frames {
             stream.say(frame).await;
         }
-        let ToAgent::Refused(refusal) = stream.hear().await else { panic!("{frames:?}") };
+        let ToAgent::Refused(refusal) = stream.hear().await else {
+            panic!("{frames:?}")
+        };
         assert_eq!(refusal.code, code, "{frames:?}");
     }
-    assert_eq!(client.source(&bytes).await, VerdictSource::Scanned, "nothing of it was stored");
+    assert_eq!(
+        client.source(&bytes).await,
+        VerdictSource::Scanned,
+        "nothing of it was stored"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,9 +134,16 @@ async fn a_fragment_before_it_is_asked_for_is_refused() {
     let (_site, _daemon, client) = site().await;
     let bytes = unique(700_000);
     let mut stream = client.stream().await;
-    stream.say(&ToSvm::Scan(request(outline(&bytes).id(), bytes.len() as u64))).await;
+    stream
+        .say(&ToSvm::Scan(request(
+            outline(&bytes).id(),
+            bytes.len() as u64,
+        )))
+        .await;
     stream.say(&fragment(&bytes, 0)).await;
-    let ToAgent::Refused(refusal) = stream.hear().await else { panic!("not refused") };
+    let ToAgent::Refused(refusal) = stream.hear().await else {
+        panic!("not refused")
+    };
     assert_eq!(refusal.code, RefusalCode::Protocol);
 }
 
@@ -134,7 +169,11 @@ async fn nonsense_is_refused_and_harms_nobody() {
     list.extend_from_slice(&u64::MAX.to_le_bytes());
     list.push(0);
     for bytes in [&huge[..], &over, &unknown, &empty, &cut, &list] {
-        assert_eq!(answered(client.stream().await, bytes).await, RefusalCode::Protocol, "{bytes:?}");
+        assert_eq!(
+            answered(client.stream().await, bytes).await,
+            RefusalCode::Protocol,
+            "{bytes:?}"
+        );
     }
     let mut random = vec![0; 2000];
     for _ in 0..300 {
@@ -158,7 +197,9 @@ async fn mutated_conversations_are_answered_or_ended() {
     let mut whole = Vec::new();
     for message in [
         ToSvm::Scan(request(outline.id(), outline.size())),
-        ToSvm::Outline(palisade_protocol::bounded::List::cut(outline.chaining_values().to_vec())),
+        ToSvm::Outline(palisade_protocol::bounded::List::cut(
+            outline.chaining_values().to_vec(),
+        )),
         fragment(&bytes, 0),
         fragment(&bytes, 1),
     ] {
@@ -194,7 +235,9 @@ async fn only_agents_of_the_site_are_served() {
             Err(_) => true,
             // TLS 1.3 lets a client believe that it is connected until it hears.
             Ok((_endpoint, connection)) => {
-                tokio::time::timeout(Duration::from_secs(10), connection.closed()).await.is_ok()
+                tokio::time::timeout(Duration::from_secs(10), connection.closed())
+                    .await
+                    .is_ok()
             }
         };
         assert!(refused, "{what}");
@@ -207,18 +250,30 @@ async fn a_session_that_says_nothing_is_ended() {
     let (site, daemon, client) = site().await;
     let mut silent = Vec::new();
     for _ in 0..50 {
-        silent.push(dial(daemon.address, &site.ca.agent("default")).await.unwrap());
+        silent.push(
+            dial(daemon.address, &site.ca.agent("default"))
+                .await
+                .unwrap(),
+        );
     }
-    assert_eq!(client.kind(&unique(1000)).await, VerdictKind::Clean, "others are served meanwhile");
+    assert_eq!(
+        client.kind(&unique(1000)).await,
+        VerdictKind::Clean,
+        "others are served meanwhile"
+    );
     for (_endpoint, connection) in silent {
         // The promise is ten seconds.
         let ended = tokio::time::timeout(Duration::from_secs(20), connection.closed()).await;
         assert!(ended.is_ok(), "a silent session stays");
     }
     // Something else than a Hello is no beginning either.
-    let (_endpoint, connection) = dial(daemon.address, &site.ca.agent("default")).await.unwrap();
+    let (_endpoint, connection) = dial(daemon.address, &site.ca.agent("default"))
+        .await
+        .unwrap();
     let mut stream = Stream::open(&connection).await;
-    stream.say(&ToSvm::Scan(request(ContentId::of(b"x"), 1))).await;
+    stream
+        .say(&ToSvm::Scan(request(ContentId::of(b"x"), 1)))
+        .await;
     let ended = tokio::time::timeout(Duration::from_secs(10), connection.closed()).await;
     assert!(ended.is_ok());
 }
@@ -237,7 +292,10 @@ async fn an_agent_has_so_many_requests_open_and_no_more() {
         stream.need().await;
         open.push(stream);
     }
-    assert_eq!(greedy.scan(b"one too many").await.refusal(), RefusalCode::OverLimit);
+    assert_eq!(
+        greedy.scan(b"one too many").await.refusal(),
+        RefusalCode::OverLimit
+    );
     assert_eq!(other.kind(b"another's").await, VerdictKind::Clean);
     // An abandoned request makes room.
     let mut abandoned = open.pop().unwrap();
@@ -256,7 +314,8 @@ async fn an_agent_has_so_many_requests_open_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_for_content_is_bounded_and_busy_is_said() {
     let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
-    site.settings = "[scan]\nmax_scan_size = '4 MiB'\nmemory = '8 MiB'\n[limits]\nstall_s = 60\n".to_owned();
+    site.settings =
+        "[scan]\nmax_scan_size = '4 MiB'\nmemory = '8 MiB'\n[limits]\nstall_s = 60\n".to_owned();
     let daemon = site.start();
     let mut held = Vec::new();
     for _ in 0..2 {

@@ -35,7 +35,9 @@ impl Ca {
     pub fn new(deployment: &str) -> Self {
         let params = |name: &str, below| {
             let mut params = CertificateParams::default();
-            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params
+                .distinguished_name
+                .push(rcgen::DnType::CommonName, name);
             params.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             params
@@ -52,7 +54,11 @@ impl Ca {
 
     pub fn agent(&self, tenant: &str) -> Identity {
         let tenant: TenantId = tenant.parse().unwrap();
-        self.issue(&SpiffeId::agent(&self.deployment, &tenant, AgentId::random()))
+        self.issue(&SpiffeId::agent(
+            &self.deployment,
+            &tenant,
+            AgentId::random(),
+        ))
     }
 
     pub fn svm(&self) -> Identity {
@@ -63,10 +69,16 @@ impl Ca {
         let key = new_key().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().unwrap())];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         let leaf = params.signed_by(&key, &*self.issuing).unwrap();
-        let chain = vec![leaf.der().clone(), self.issuing.der().clone(), self.root.clone()];
+        let chain = vec![
+            leaf.der().clone(),
+            self.issuing.der().clone(),
+            self.root.clone(),
+        ];
         Identity::new(&key, chain).unwrap()
     }
 }
@@ -97,7 +109,11 @@ impl Site {
     }
 
     pub fn enrol(&self, servers: Vec<SocketAddr>) {
-        let membership = Membership { identity: self.ca.svm(), servers, name: "svm".to_owned() };
+        let membership = Membership {
+            identity: self.ca.svm(),
+            servers,
+            name: "svm".to_owned(),
+        };
         membership.save(&self.state()).unwrap();
     }
 
@@ -169,7 +185,11 @@ impl Site {
     pub fn start(&self) -> Daemon {
         let mut child = self.command().spawn().unwrap();
         let log = Log::of(&mut child);
-        let mut daemon = Daemon { child, log, address: ([0, 0, 0, 0], 0).into() };
+        let mut daemon = Daemon {
+            child,
+            log,
+            address: ([0, 0, 0, 0], 0).into(),
+        };
         let ready = daemon.log.wait_for("ready address=");
         daemon.address = field(&ready, "address").parse().unwrap();
         daemon
@@ -178,7 +198,10 @@ impl Site {
     /// Runs the daemon, which is to give up; gives its exit code and what it said.
     pub fn start_fails(&self) -> (i32, String) {
         let output = self.command().output().unwrap();
-        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     }
 }
 
@@ -232,12 +255,18 @@ impl Daemon {
     /// Contents that were given to the engines so far; waits until the log, which
     /// lags, has these many.
     pub fn scans(&self, expected: usize) -> usize {
-        wait_until("so many scans are in the log", || self.logged_scans() >= expected);
+        wait_until("so many scans are in the log", || {
+            self.logged_scans() >= expected
+        });
         self.logged_scans()
     }
 
     fn logged_scans(&self) -> usize {
-        self.log.lines().iter().filter(|line| line.contains(" scanned content=")).count()
+        self.log
+            .lines()
+            .iter()
+            .filter(|line| line.contains(" scanned content="))
+            .count()
     }
 }
 
@@ -256,11 +285,18 @@ impl Drop for Daemon {
 fn descendants(of: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split(' ').nth(2)?.parse().ok());
+        let parent = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split(' ').nth(2)?.parse().ok());
         if parent == Some(of) {
             found.push(pid);
             found.extend(descendants(pid));
@@ -280,7 +316,10 @@ pub fn wait_until(what: &str, done: impl Fn() -> bool) {
 /// A process is gone, or only waits for its parent to look.
 pub fn is_gone(pid: u32) -> bool {
     match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z")),
+        Ok(stat) => stat
+            .rsplit(')')
+            .next()
+            .is_some_and(|rest| rest.starts_with(" Z")),
         Err(_) => true,
     }
 }

@@ -33,10 +33,15 @@ async fn a_random_marker_is_found_by_the_engine_that_knows_it() {
     let result = client.scan(&infected).await.result();
     let (name, engine) = malware(&result.verdict);
     assert!(name.starts_with("Test.Marker"), "{name}");
-    assert_eq!((engine, result.source), ("libclamav", VerdictSource::Scanned));
+    assert_eq!(
+        (engine, result.source),
+        ("libclamav", VerdictSource::Scanned)
+    );
     assert_eq!(result.sha256, Some(Sha256::digest(&infected).into()));
 
-    let verdict = client.verdict(format!("before {by_yara} after").as_bytes()).await;
+    let verdict = client
+        .verdict(format!("before {by_yara} after").as_bytes())
+        .await;
     assert_eq!(malware(&verdict), ("TestMarker", "yara-x"));
 
     assert_eq!(client.kind(&unique(1000)).await, VerdictKind::Clean);
@@ -70,7 +75,10 @@ async fn the_second_request_sends_nothing() {
         assert_eq!(known.fragments_sent, 0);
         let known = known.result();
         assert_eq!(known.source, VerdictSource::SharedCache);
-        assert_eq!((&known.verdict, known.sha256), (&before.verdict, before.sha256));
+        assert_eq!(
+            (&known.verdict, known.sha256),
+            (&before.verdict, before.sha256)
+        );
     }
     assert_eq!(daemon.scans(3), 3);
 }
@@ -84,7 +92,10 @@ async fn tenants_share_nothing() {
     let bytes = unique(1000);
     assert_eq!(one.source(&bytes).await, VerdictSource::Scanned);
     let other = two.scan(&bytes).await;
-    assert_eq!(other.fragments_sent, 1, "it has to show that it has the content");
+    assert_eq!(
+        other.fragments_sent, 1,
+        "it has to show that it has the content"
+    );
     assert_eq!(other.result().source, VerdictSource::Scanned);
     assert_eq!(two.source(&bytes).await, VerdictSource::SharedCache);
 }
@@ -97,10 +108,16 @@ async fn options_are_part_of_what_is_known() {
     let bytes = unique(1000);
     client.scan(&bytes).await.result();
     let mut other = request(ContentId::of(&bytes), bytes.len() as u64);
-    other.options = ScanOptions { archives: false, ..ScanOptions::default() };
+    other.options = ScanOptions {
+        archives: false,
+        ..ScanOptions::default()
+    };
     let mut stream = client.stream().await;
     stream.say(&ToSvm::Scan(other)).await;
-    assert_eq!(stream.finish(&bytes).await.result().source, VerdictSource::Scanned);
+    assert_eq!(
+        stream.finish(&bytes).await.result().source,
+        VerdictSource::Scanned
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,12 +127,24 @@ async fn too_large_is_said_at_once() {
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
     assert_eq!(client.welcome.max_scan_bytes, 1 << 20);
-    for size in [(1 << 20) + 1, MAX_CONTENT_BYTES, MAX_CONTENT_BYTES + 1, u64::MAX] {
+    for size in [
+        (1 << 20) + 1,
+        MAX_CONTENT_BYTES,
+        MAX_CONTENT_BYTES + 1,
+        u64::MAX,
+    ] {
         let mut stream = client.stream().await;
         // Without an outline, and without the bytes.
-        stream.say(&ToSvm::Scan(request(ContentId::of(b"x"), size))).await;
-        let ToAgent::Verdict(result) = stream.hear().await else { panic!("no verdict") };
-        assert_eq!(result.verdict, Verdict::NotScanned(NotScanned::TooLarge { max: 1 << 20 }));
+        stream
+            .say(&ToSvm::Scan(request(ContentId::of(b"x"), size)))
+            .await;
+        let ToAgent::Verdict(result) = stream.hear().await else {
+            panic!("no verdict")
+        };
+        assert_eq!(
+            result.verdict,
+            Verdict::NotScanned(NotScanned::TooLarge { max: 1 << 20 })
+        );
     }
     assert_eq!(client.kind(&unique(1 << 20)).await, VerdictKind::Clean);
 }
@@ -126,14 +155,22 @@ async fn an_empty_content_has_one_id() {
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
     let mut stream = client.stream().await;
-    stream.say(&ToSvm::Scan(request(ContentId::of(b"x"), 0))).await;
-    assert_eq!(stream.finish(b"").await.refusal(), RefusalCode::ContentMismatch);
+    stream
+        .say(&ToSvm::Scan(request(ContentId::of(b"x"), 0)))
+        .await;
+    assert_eq!(
+        stream.finish(b"").await.refusal(),
+        RefusalCode::ContentMismatch
+    );
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     use std::io::Write;
-    let mut child =
-        Command::new("gzip").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = Command::new("gzip")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let bytes = bytes.to_owned();
     let writer = std::thread::spawn(move || stdin.write_all(&bytes));
@@ -152,8 +189,15 @@ async fn rules_find_what_libclamav_unpacks() {
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
     let packed = gzip(format!("packed {marker}").repeat(10).as_bytes());
-    assert!(!packed.windows(marker.len()).any(|part| part == marker.as_bytes()));
-    assert_eq!(malware(&client.verdict(&packed).await), ("Packed", "yara-x"));
+    assert!(
+        !packed
+            .windows(marker.len())
+            .any(|part| part == marker.as_bytes())
+    );
+    assert_eq!(
+        malware(&client.verdict(&packed).await),
+        ("Packed", "yara-x")
+    );
     assert_eq!(client.kind(&gzip(&unique(5000))).await, VerdictKind::Clean);
 
     // Who asks not to look into archives is not told about them by the rules.
@@ -161,7 +205,10 @@ async fn rules_find_what_libclamav_unpacks() {
     plain.options.archives = false;
     let mut stream = client.stream().await;
     stream.say(&ToSvm::Scan(plain)).await;
-    assert_eq!(stream.finish(&packed).await.result().verdict.kind(), VerdictKind::Clean);
+    assert_eq!(
+        stream.finish(&packed).await.result().verdict.kind(),
+        VerdictKind::Clean
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,12 +218,22 @@ async fn members_that_were_left_out_are_not_clean() {
     site.plant(&["palisade-engine-clamav"]);
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
-    assert_eq!(malware(&client.verdict(b"members 3 100").await), ("Members", "yara-x"));
+    assert_eq!(
+        malware(&client.verdict(b"members 3 100").await),
+        ("Members", "yara-x")
+    );
     assert_eq!(client.kind(b"members 4000 1").await, VerdictKind::Clean);
-    let limit = Verdict::NotScanned(NotScanned::LimitHit { limit: Text::cut("members") });
+    let limit = Verdict::NotScanned(NotScanned::LimitHit {
+        limit: Text::cut("members"),
+    });
     assert_eq!(client.verdict(b"members 4097 1").await, limit);
     // 300 members of 1 MiB: over the bytes of one scan; and one that is malware.
-    assert_eq!(malware(&client.verdict(b"members 300 1048576").await).0, "Members");
-    assert_eq!(client.source(b"members 4097 1").await, VerdictSource::SharedCache);
+    assert_eq!(
+        malware(&client.verdict(b"members 300 1048576").await).0,
+        "Members"
+    );
+    assert_eq!(
+        client.source(b"members 4097 1").await,
+        VerdictSource::SharedCache
+    );
 }
-
