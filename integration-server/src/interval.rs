@@ -13,7 +13,9 @@ pub struct Interval(Duration);
 
 /// A text is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a duration: a number and one of s, m, h, d is expected, like 30s, 5m, 1h or 7d")]
+#[error(
+    "{0:?} is not a duration: a number and one of s, m, h, d is expected, like 30s, 5m, 1h or 7d"
+)]
 pub struct BadInterval(String);
 
 impl Interval {
@@ -48,7 +50,9 @@ impl FromStr for Interval {
             return Err(bad());
         }
         let seconds: u64 = digits.parse().map_err(|_| bad())?;
-        let interval = Self(Duration::from_secs(seconds.checked_mul(factor).ok_or_else(bad)?));
+        let interval = Self(Duration::from_secs(
+            seconds.checked_mul(factor).ok_or_else(bad)?,
+        ));
         if interval.0.is_zero() || interval > Self::MAX {
             return Err(bad());
         }
@@ -70,7 +74,9 @@ impl fmt::Display for Interval {
 
 impl<'de> Deserialize<'de> for Interval {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
     }
 }
 
@@ -89,7 +95,17 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["", "s", "5", "-1s", "1.5h", "0s", "99999999999999999999d", "5000d", "1µ"] {
+        for text in [
+            "",
+            "s",
+            "5",
+            "-1s",
+            "1.5h",
+            "0s",
+            "99999999999999999999d",
+            "5000d",
+            "1µ",
+        ] {
             assert!(text.parse::<Interval>().is_err(), "{text}");
         }
     }

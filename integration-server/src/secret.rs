@@ -26,7 +26,9 @@ pub struct NoRandomness(String);
 /// [`NoRandomness`].
 pub fn random() -> Result<[u8; 32], NoRandomness> {
     let mut bytes = [0; 32];
-    rand::rngs::OsRng.try_fill_bytes(&mut bytes).map_err(|error| NoRandomness(error.to_string()))?;
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut bytes)
+        .map_err(|error| NoRandomness(error.to_string()))?;
     Ok(bytes)
 }
 

@@ -74,9 +74,18 @@ impl Server {
 
         let names = settings.certificate_names(&host::facts().hostname);
         let id = SpiffeId::server(&settings.deployment, &settings.server_name);
-        let own = Arc::new(OwnCertificates::new(Arc::clone(&authority), id, names, now_ms)?);
+        let own = Arc::new(OwnCertificates::new(
+            Arc::clone(&authority),
+            id,
+            names,
+            now_ms,
+        )?);
 
-        let uris: Vec<String> = settings.libvirt.iter().map(|source| source.uri.clone()).collect();
+        let uris: Vec<String> = settings
+            .libvirt
+            .iter()
+            .map(|source| source.uri.clone())
+            .collect();
         shared.keep_hosts(&uris).await?;
         let view = View::new(Inventory::new(&settings.libvirt, shared.hosts().await?));
         let (readings, read) = mpsc::channel(keeper::MAX_READINGS);
@@ -112,7 +121,11 @@ impl Server {
             tokio::spawn(renew(own)),
         ];
         let run_file = url_file(common);
-        write_atomic(&run_file, format!("{}\n", url_of(api_address)).as_bytes(), 0o644)?;
+        write_atomic(
+            &run_file,
+            format!("{}\n", url_of(api_address)).as_bytes(),
+            0o644,
+        )?;
         Ok(Self {
             fleet,
             store,
@@ -205,7 +218,10 @@ pub fn url_of(address: SocketAddr) -> String {
 /// Makes the state folder (mode 0700) and takes it for this process.
 fn lock(state: &Path) -> anyhow::Result<File> {
     crate::store::private_folder(state).with_context(|| {
-        format!("the state folder {} cannot be made; create it for this user", state.display())
+        format!(
+            "the state folder {} cannot be made; create it for this user",
+            state.display()
+        )
     })?;
     let path = state.join("lock");
     let file = File::create(&path)

@@ -89,7 +89,9 @@ pub struct FleetSettings {
 
 impl Default for InventorySettings {
     fn default() -> Self {
-        Self { poll: Interval::from_secs(60) }
+        Self {
+            poll: Interval::from_secs(60),
+        }
     }
 }
 
@@ -165,19 +167,33 @@ impl Settings {
 
     fn check(&self, file: &Path) -> Result<(), BadSettings> {
         let bad = |key, problem: String| {
-            Err(BadSettings::Value { file: file.to_owned(), key, problem })
+            Err(BadSettings::Value {
+                file: file.to_owned(),
+                key,
+                problem,
+            })
         };
         let mut uris = BTreeSet::new();
         for source in &self.libvirt {
             if !source.uri.contains(':') {
-                return bad("libvirt.uri", format!("{:?} is not a libvirt URI", source.uri));
+                return bad(
+                    "libvirt.uri",
+                    format!("{:?} is not a libvirt URI", source.uri),
+                );
             }
             if !uris.insert(&source.uri) {
                 return bad("libvirt.uri", format!("{:?} is given twice", source.uri));
             }
-            let names = [Some(&source.datacenter), Some(&source.cluster), source.host.as_ref()];
+            let names = [
+                Some(&source.datacenter),
+                Some(&source.cluster),
+                source.host.as_ref(),
+            ];
             if names.into_iter().flatten().any(|name| name.len() > 255) {
-                return bad("libvirt", format!("a name of {:?} is over 255 bytes", source.uri));
+                return bad(
+                    "libvirt",
+                    format!("a name of {:?} is over 255 bytes", source.uri),
+                );
             }
         }
         if self.advertise_control.len() > MAX_ADVERTISED {
@@ -186,8 +202,15 @@ impl Settings {
                 format!("at most {MAX_ADVERTISED} addresses fit a join token"),
             );
         }
-        if let Some(address) = self.advertise_control.iter().find(|a| a.ip().is_unspecified()) {
-            return bad("advertise_control", format!("nobody can connect to {address}"));
+        if let Some(address) = self
+            .advertise_control
+            .iter()
+            .find(|a| a.ip().is_unspecified())
+        {
+            return bad(
+                "advertise_control",
+                format!("nobody can connect to {address}"),
+            );
         }
         if let Some(database) = &self.database
             && database.strip_prefix("sqlite:").is_none_or(str::is_empty)
@@ -202,7 +225,9 @@ impl Settings {
 
     /// Where state is kept.
     pub fn state(&self, common: &Common) -> PathBuf {
-        self.state_dir.clone().unwrap_or_else(|| common.site().state(COMPONENT))
+        self.state_dir
+            .clone()
+            .unwrap_or_else(|| common.site().state(COMPONENT))
     }
 
     /// The database's file.
@@ -226,7 +251,10 @@ impl Settings {
             addresses.push(Ipv4Addr::LOCALHOST.into());
         }
         addresses.truncate(MAX_ADVERTISED);
-        addresses.into_iter().map(|ip| SocketAddr::new(ip, bound.port())).collect()
+        addresses
+            .into_iter()
+            .map(|ip| SocketAddr::new(ip, bound.port()))
+            .collect()
     }
 
     /// DNS names and IP addresses of the API's certificate.
@@ -246,10 +274,14 @@ impl Settings {
 
 /// The machine's addresses that others may reach, loopback and link-local left out.
 fn interface_addresses(v6_too: bool) -> Vec<IpAddr> {
-    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
     let mut addresses = BTreeSet::new();
     for interface in interfaces {
-        let Some(storage) = interface.address else { continue };
+        let Some(storage) = interface.address else {
+            continue;
+        };
         if let Some(v4) = storage.as_sockaddr_in() {
             let ip = v4.ip();
             if !ip.is_loopback() && !ip.is_link_local() {
@@ -271,7 +303,9 @@ mod tests {
 
     fn parsed(text: &str) -> Result<Settings, String> {
         let settings: Settings = toml::from_str(text).map_err(|error| error.to_string())?;
-        settings.check(Path::new("server.toml")).map_err(|error| error.to_string())?;
+        settings
+            .check(Path::new("server.toml"))
+            .map_err(|error| error.to_string())?;
         Ok(settings)
     }
 
@@ -291,7 +325,10 @@ mod tests {
             ("advertise_control = ['0.0.0.0:7444']", "advertise_control"),
             ("database = 'mysql://x'", "database"),
             ("[[libvirt]]\nuri = 'nonsense'", "libvirt.uri"),
-            ("[[libvirt]]\nuri = 'a:b'\n[[libvirt]]\nuri = 'a:b'", "libvirt.uri"),
+            (
+                "[[libvirt]]\nuri = 'a:b'\n[[libvirt]]\nuri = 'a:b'",
+                "libvirt.uri",
+            ),
             ("[fleet]\nreport_every = 'often'", "duration"),
             ("listen = 1", "listen"),
         ] {

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 
 /// Milliseconds since 1970, UTC.
 pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     millis(since)
 }
 
@@ -19,7 +21,9 @@ pub fn millis(duration: Duration) -> u64 {
 /// lies outside the calendar (a peer's clock may say anything) is its nearest end.
 pub fn rfc3339(ms: u64) -> String {
     let ms = i64::try_from(ms).unwrap_or(i64::MAX);
-    Timestamp::from_millisecond(ms).unwrap_or(Timestamp::MAX).to_string()
+    Timestamp::from_millisecond(ms)
+        .unwrap_or(Timestamp::MAX)
+        .to_string()
 }
 
 #[cfg(test)]

@@ -34,14 +34,30 @@ enum Command {
         /// What to scan
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
-        /// How the result is written
-        #[arg(short, long, value_enum, default_value_t)]
+        /// How the result is written: text or json
+        #[arg(
+            short,
+            long,
+            value_name = "FORMAT",
+            value_enum,
+            default_value_t,
+            hide_possible_values = true,
+            hide_default_value = true
+        )]
         output: Output,
     },
     /// Show what the running agent does
     Status {
-        /// How it is written
-        #[arg(short, long, value_enum, default_value_t)]
+        /// How it is written: text or json
+        #[arg(
+            short,
+            long,
+            value_name = "FORMAT",
+            value_enum,
+            default_value_t,
+            hide_possible_values = true,
+            hide_default_value = true
+        )]
         output: Output,
     },
     /// Check the settings

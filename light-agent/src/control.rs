@@ -106,9 +106,9 @@ impl Control {
         every: Duration,
     ) -> Result<(), ControlError> {
         self.fetch(session).await?;
-        self.report(session).await?;
+        // Before the report: a change while that travels is reported next.
         let mut posture = self.health.posture();
-        posture.mark_unchanged();
+        self.report(session).await?;
         let mut turn = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         self.spooled.notify_one();
         loop {

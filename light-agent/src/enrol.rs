@@ -1,14 +1,11 @@
 //! Getting and loading the agent's identity.
 
-use std::io::Read as _;
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use palisade_daemon::enrol::{EnrolError, enrol};
+use palisade_daemon::enrol::{EnrolError, enrol, read_token, read_token_file};
 use palisade_daemon::membership::Membership;
 use palisade_protocol::control::{Component, HostFacts};
-use palisade_protocol::token::{JoinToken, MAX_TEXT_BYTES};
+use palisade_protocol::token::JoinToken;
 
 use crate::settings::{Folders, Settings};
 
@@ -16,33 +13,6 @@ use crate::settings::{Folders, Settings};
 const RETRY: Duration = Duration::from_secs(30);
 /// The first waits are shorter: at a site's start the server may be late.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-
-/// Reads a token: `-` means standard input.
-///
-/// # Errors
-/// When it cannot be read or is no join token; the text itself is never shown.
-pub fn read_token(text: &str) -> anyhow::Result<JoinToken> {
-    if text == "-" {
-        let mut input = String::new();
-        let limit = MAX_TEXT_BYTES as u64 + 16;
-        std::io::stdin()
-            .take(limit)
-            .read_to_string(&mut input)
-            .context("cannot read the join token from standard input")?;
-        return Ok(input.parse()?);
-    }
-    Ok(text.parse()?)
-}
-
-/// Reads a token from a file.
-///
-/// # Errors
-/// Names the file.
-pub fn read_token_file(path: &Path) -> anyhow::Result<JoinToken> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read the join token in {}", path.display()))?;
-    text.parse().with_context(|| format!("{}", path.display()))
-}
 
 /// `palisade-agent enrol`: enrols unless there is an identity already, and says
 /// which. Gives the sentence to print.

@@ -1,6 +1,13 @@
 //! On-access protection as a process, as root, on a private tmpfs: what is blocked,
 //! what is not, and what happens when everything else fails.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic in a test is a failed test with a place in it"
+)]
+
 mod support;
 
 use std::fs::{self, File};

@@ -1,6 +1,13 @@
 //! `palisade-agent scan` as a process against a Protection Server that speaks the
 //! protocol: what is scanned, what is said of it, and the exit codes.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic in a test is a failed test with a place in it"
+)]
+
 mod support;
 
 use std::ffi::OsStr;

@@ -8,7 +8,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, exit};
+use palisade_daemon::enrol::{read_token, read_token_file};
 use palisade_daemon::{lifecycle, logging};
 use palisade_svm::agents::Agents;
 use palisade_svm::budget::Budget;
@@ -56,11 +56,11 @@ enum Command {
     Run,
     /// Read the settings, say what is wrong with them, and exit
     CheckConfig,
-    /// Join a site with the token in FILE, and exit
+    /// Join a site with a join token, and exit
     Enrol {
-        /// A file that holds a join token for a Protection Server
-        #[arg(value_name = "FILE")]
-        token_file: PathBuf,
+        /// What `palisade token create --component svm` printed; - reads it from standard
+        /// input; without it, join_token_file is read
+        token: Option<String>,
     },
 }
 
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     let done = match cli.command.unwrap_or(Command::Run) {
         Command::Run => run(&cli.common),
         Command::CheckConfig => check_config(&cli.common),
-        Command::Enrol { token_file } => enrol(&cli.common, &token_file),
+        Command::Enrol { token } => enrol(&cli.common, token.as_deref()),
     };
     match done {
         Ok(()) => ExitCode::from(exit::FINE),
@@ -88,10 +88,18 @@ fn check_config(common: &Common) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn enrol(common: &Common, token_file: &std::path::Path) -> anyhow::Result<()> {
+fn enrol(common: &Common, token: Option<&str>) -> anyhow::Result<()> {
     let settings = settings::load(&common.settings(COMPONENT))?;
+    let token = match (token, &settings.join_token_file) {
+        (Some(text), _) => read_token(text)?,
+        (None, Some(file)) => read_token_file(file)?,
+        (None, None) => anyhow::bail!(
+            "no join token: give one (palisade-scanserver enrol TOKEN, or - for standard input), \
+             or set join_token_file; `palisade token create --component svm` makes one"
+        ),
+    };
     let state = State::open(settings.folders(&common.site())?)?;
-    let membership = runtime()?.block_on(state.enrol(token_file))?;
+    let membership = runtime()?.block_on(state.enrol(&token))?;
     println!(
         "enrolled as {} ({})",
         membership.name,
@@ -124,9 +132,10 @@ fn runtime() -> anyhow::Result<Runtime> {
 async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> anyhow::Result<()> {
     let mut stop = tokio::spawn(lifecycle::stop_requested());
     let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
-    let membership = state
-        .membership(settings.join_token_file.as_deref(), file)
-        .await?;
+    let membership = tokio::select! {
+        membership = state.membership(settings.join_token_file.as_deref(), file) => membership?,
+        _ = &mut stop => return Ok(()),
+    };
 
     let keeper = Keeper::open(settings, file, state.folders())?;
     let (keeper, started) = tokio::select! {
@@ -240,10 +249,15 @@ async fn watch(
     mut hangup: Signal,
     every: Duration,
 ) {
+    // What was wrong at the last look: said once, and again when somebody asks.
+    let mut said = String::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(every) => {}
-            Some(()) = hangup.recv() => tracing::info!("SIGHUP: looking for new definitions"),
+            Some(()) = hangup.recv() => {
+                tracing::info!("SIGHUP: looking for new definitions");
+                said.clear();
+            }
         }
         let refreshed = match blocking(keeper, Keeper::refresh).await {
             Ok((back, refreshed)) => {
@@ -258,16 +272,19 @@ async fn watch(
         match refreshed {
             Ok(Refreshed::Unchanged) => {}
             Ok(Refreshed::Activated(set)) => {
-                tracing::info!(generation = set.number(), "definitions are in force");
                 let scanner = scanner.clone();
                 // The old engines' end is waited for, which may take a moment.
                 let _ = tokio::task::spawn_blocking(move || scanner.activate(set)).await;
                 reporter.changed();
             }
-            Err(error) => tracing::error!(
-                %error,
-                "the definitions' source cannot be used; the last good generation stays in force"
-            ),
+            Err(error) if error.to_string() == said => {}
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    "the definitions' source cannot be used; the last good generation stays in force"
+                );
+                said = error.to_string();
+            }
         }
     }
 }

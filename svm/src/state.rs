@@ -13,11 +13,12 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use palisade_daemon::enrol::{self, TokenError, read_token_file};
+use palisade_daemon::host;
 use palisade_daemon::membership::{Membership, MembershipError};
-use palisade_daemon::{enrol, host};
 use palisade_protocol::control::Component;
 use palisade_protocol::spiffe::Role;
-use palisade_protocol::token::{BadToken, JoinToken, MAX_TEXT_BYTES};
+use palisade_protocol::token::JoinToken;
 
 use crate::settings::Folders;
 
@@ -53,20 +54,15 @@ pub enum StateError {
     #[error(
         "this Protection Server is not enrolled: create a join token with `palisade token create \
          --component svm`, write it to a file, and set join_token_file in {settings} or run \
-         `palisade-scanserver enrol FILE`"
+         `palisade-scanserver enrol TOKEN`"
     )]
     NotEnrolled {
         /// The settings file.
         settings: String,
     },
-    /// The file holds no join token.
-    #[error("{path}: {error}", path = path.display())]
-    Token {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        error: BadToken,
-    },
+    /// There is no usable join token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// Enrolling failed.
     #[error("enrolling failed: {0}")]
     Enrol(#[from] enrol::EnrolError),
@@ -151,7 +147,7 @@ impl State {
     ) -> Result<Membership, StateError> {
         let membership = match (Membership::load(&self.folders.state)?, token_file) {
             (Some(membership), _) => membership,
-            (None, Some(file)) => self.enrol(file).await?,
+            (None, Some(file)) => self.enrol(&read_token_file(file)?).await?,
             (None, None) => {
                 let settings = settings_file.display().to_string();
                 return Err(StateError::NotEnrolled { settings });
@@ -166,31 +162,16 @@ impl State {
         }
     }
 
-    /// Gets an identity with the join token in a file, and keeps it.
+    /// Gets an identity with a join token, and keeps it.
     ///
     /// # Errors
     /// [`StateError`] with the remedy.
-    pub async fn enrol(&self, token_file: &Path) -> Result<Membership, StateError> {
-        let token = read_token(token_file)?;
-        let membership = enrol::enrol(&token, Component::Svm, host::facts()).await?;
+    pub async fn enrol(&self, token: &JoinToken) -> Result<Membership, StateError> {
+        let membership = enrol::enrol(token, Component::Svm, host::facts()).await?;
         membership.save(&self.folders.state)?;
         tracing::info!(id = %membership.identity.id(), name = membership.name, "enrolled");
         Ok(membership)
     }
-}
-
-fn read_token(path: &Path) -> Result<JoinToken, StateError> {
-    use std::io::Read as _;
-    let mut text = String::new();
-    // White space around it is no matter; a file that is far too long is no token.
-    let bound = 2 * MAX_TEXT_BYTES as u64;
-    File::open(path)
-        .and_then(|file| file.take(bound).read_to_string(&mut text))
-        .map_err(at(path))?;
-    text.trim().parse().map_err(|error| StateError::Token {
-        path: path.to_owned(),
-        error,
-    })
 }
 
 #[cfg(test)]

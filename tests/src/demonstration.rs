@@ -126,19 +126,20 @@ fn on_access(site: &Site) -> Result<Result<(), String>> {
             Duration::from_secs(20),
         )?;
         let status = finished.json()?;
-        let settled = status["protection"]["state"] == "blocking" || !nix::unistd::geteuid().is_root();
+        let settled =
+            status["protection"]["state"] == "blocking" || !nix::unistd::geteuid().is_root();
         ensure!(
             settled,
             "protection is {}: {}",
             status["protection"],
-            status["reason"]
+            status["protection"]["reason"]
         );
         Ok(status)
     })?;
     if status["protection"]["state"] == "blocking" {
         return Ok(Ok(()));
     }
-    Ok(Err(status["reason"]
+    Ok(Err(status["protection"]["reason"]
         .as_str()
         .unwrap_or("no reason given")
         .to_owned()))

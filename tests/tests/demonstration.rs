@@ -31,6 +31,11 @@ fn script(name: &str, arguments: &[&str]) -> Finished {
     command::run(&repository().join("scripts").join(name), arguments, UP).unwrap()
 }
 
+/// What the scripts run once they have built.
+fn site(arguments: &[&str]) -> Finished {
+    command::run(&command::program("palisade-site").unwrap(), arguments, UP).unwrap()
+}
+
 fn steps(finished: &Finished) -> Vec<Value> {
     let text = String::from_utf8_lossy(&finished.stdout);
     text.lines()
@@ -102,7 +107,7 @@ fn up_resumes_and_down_stops_exactly_its_own_site() {
             .map(|line| line["facts"]["pid"].as_i64().unwrap())
             .collect()
     };
-    let first = script("up", &["--json", "--state", state]);
+    let first = site(&["up", "--json", "--state", state]);
     assert_eq!(
         first.code,
         Some(0),
@@ -110,7 +115,7 @@ fn up_resumes_and_down_stops_exactly_its_own_site() {
         first.stderr,
         steps(&first)
     );
-    let second = script("up", &["--json", "--state", state]);
+    let second = site(&["up", "--json", "--state", state]);
     assert_eq!(
         second.code,
         Some(0),
@@ -123,7 +128,7 @@ fn up_resumes_and_down_stops_exactly_its_own_site() {
     assert_eq!(running["step"], "running");
     let token = fs::metadata(running["facts"]["token_file"].as_str().unwrap()).unwrap();
     assert_eq!(token.permissions().mode() & 0o777, 0o600);
-    let down = script("down", &["--json", "--state", state]);
+    let down = site(&["down", "--json", "--state", state]);
     assert_eq!(down.code, Some(0), "{}", down.stderr);
     assert_eq!(processes_of(Path::new(state)), [""; 0]);
     for part in palisade_tests::site::PARTS {
@@ -132,7 +137,7 @@ fn up_resumes_and_down_stops_exactly_its_own_site() {
             "the other site's {part} was ended"
         );
     }
-    let nothing = script("down", &["--state", state]);
+    let nothing = site(&["down", "--state", state]);
     assert!(String::from_utf8_lossy(&nothing.stdout).contains("Nothing of this site was running"));
 }
 
@@ -253,6 +258,8 @@ fn a_script_and_a_program_with_a_marker_are_not_executed() {
     let test = TestSite::start(&[("m.yar", marker.yara()), ("e.ndb", Marker::random().ndb())]);
     let program = test.protected.join("program");
     let make = |tail: &[u8]| {
+        // Anew each time: opening malware is refused for writing, too.
+        let _ = fs::remove_file(&program);
         let mut bytes = fs::read("/bin/true").unwrap();
         bytes.extend_from_slice(tail);
         fs::write(&program, bytes).unwrap();
@@ -273,7 +280,7 @@ fn a_script_and_a_program_with_a_marker_are_not_executed() {
     make(b"harmless again");
     assert!(
         Command::new(&program).status().unwrap().success(),
-        "a changed file is asked anew"
+        "a new file is asked anew"
     );
 }
 

@@ -62,10 +62,20 @@ pub struct Agent {
 )]
 pub async fn list(state: State) -> Result<Json<Page<Agent>>, ApiError> {
     let fleet = &state.fleet;
-    let svms: BTreeMap<SvmId, String> =
-        fleet.store.svms().await?.into_iter().map(|svm| (svm.id, svm.name)).collect();
+    let svms: BTreeMap<SvmId, String> = fleet
+        .store
+        .svms()
+        .await?
+        .into_iter()
+        .map(|svm| (svm.id, svm.name))
+        .collect();
     let agents = fleet.store.agents().await?;
-    Ok(Json(Page::whole(agents.into_iter().map(|agent| of(agent, fleet, &svms)).collect())))
+    Ok(Json(Page::whole(
+        agents
+            .into_iter()
+            .map(|agent| of(agent, fleet, &svms))
+            .collect(),
+    )))
 }
 
 /// Revoke a Light Agent
@@ -93,13 +103,20 @@ pub async fn revoke(
     if state.fleet.revoke_agent(AgentId(id), now_ms()).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    Err(ApiError::NotFound { kind: "agent", id: id.to_string() })
+    Err(ApiError::NotFound {
+        kind: "agent",
+        id: id.to_string(),
+    })
 }
 
 fn of(agent: AgentRecord, fleet: &Fleet, svms: &BTreeMap<SvmId, String>) -> Agent {
     let connected = fleet.sessions.is_connected(agent.id.0);
     // What a lost agent used is history.
-    let svm = agent.report.as_ref().filter(|_| connected).and_then(|report| report.svm);
+    let svm = agent
+        .report
+        .as_ref()
+        .filter(|_| connected)
+        .and_then(|report| report.svm);
     let domain = agent.product_uuid;
     let (protection, protection_reason) = match agent.report.map(|report| report.protection) {
         Some(Protection::Blocking) => ("blocking", None),

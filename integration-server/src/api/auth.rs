@@ -91,10 +91,18 @@ pub async fn new_admin_token(
 ) -> Result<(), AdminTokenError> {
     let (text, token_sha256) = secret::api_token()?;
     // The file first: a token that is stored but written nowhere helps nobody.
-    identity::write_atomic(&admin_token_file(state), format!("{text}\n").as_bytes(), 0o600)?;
+    identity::write_atomic(
+        &admin_token_file(state),
+        format!("{text}\n").as_bytes(),
+        0o600,
+    )?;
     store.revoke_api_tokens(ADMIN, now_ms).await?;
-    let token =
-        ApiToken { id: Uuid::new_v4(), name: ADMIN.to_owned(), token_sha256, created_ms: now_ms };
+    let token = ApiToken {
+        id: Uuid::new_v4(),
+        name: ADMIN.to_owned(),
+        token_sha256,
+        created_ms: now_ms,
+    };
     store.add_api_token(&token).await?;
     Ok(())
 }

@@ -88,7 +88,9 @@ pub async fn list(
     let Query(asked) = asked?;
     let limit = asked.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(ApiError::BadRequest(format!("limit must be 1 to {MAX_LIMIT}")));
+        return Err(ApiError::BadRequest(format!(
+            "limit must be 1 to {MAX_LIMIT}"
+        )));
     }
     let before = asked.cursor.as_deref().map(cursor).transpose()?;
     let page = state.fleet.store.detections(before, limit).await?;

@@ -67,7 +67,13 @@ impl Protected {
                     .as_ref()
                     .is_some_and(|report| report.protection == Protection::Blocking)
         };
-        Self(agents.iter().filter(blocking).filter_map(|agent| agent.product_uuid).collect())
+        Self(
+            agents
+                .iter()
+                .filter(blocking)
+                .filter_map(|agent| agent.product_uuid)
+                .collect(),
+        )
     }
 
     /// Whether this domain is.
@@ -94,7 +100,10 @@ pub async fn list(state: State) -> Result<Json<Page<Host>>, ApiError> {
     let protected = Protected::among(&agents, &fleet.sessions);
     let now_ms = now_ms();
     let hosts = fleet.inventory.hosts();
-    let hosts = hosts.into_iter().map(|host| of(host, &protected, now_ms)).collect();
+    let hosts = hosts
+        .into_iter()
+        .map(|host| of(host, &protected, now_ms))
+        .collect();
     Ok(Json(Page::whole(hosts)))
 }
 

@@ -58,7 +58,11 @@ impl ApiListener {
         let socket = TcpListener::bind(address).map_err(at)?;
         socket.set_nonblocking(true).map_err(at)?;
         let address = socket.local_addr().map_err(at)?;
-        Ok(Self { socket, tls: RustlsConfig::from_config(Arc::new(config)), address })
+        Ok(Self {
+            socket,
+            tls: RustlsConfig::from_config(Arc::new(config)),
+            address,
+        })
     }
 
     /// The address that was bound.
@@ -74,7 +78,10 @@ impl ApiListener {
         let mut server = axum_server::from_tcp_rustls(self.socket, self.tls)?
             .handle(handle)
             .first_request_timeout(FIRST_REQUEST_TIMEOUT);
-        server.http_builder().http2().max_concurrent_streams(MAX_STREAMS);
+        server
+            .http_builder()
+            .http2()
+            .max_concurrent_streams(MAX_STREAMS);
         server.serve(router.into_make_service()).await
     }
 }

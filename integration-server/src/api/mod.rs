@@ -95,7 +95,9 @@ pub fn document() -> utoipa::openapi::OpenApi {
     let (_, mut document) = routes().split_for_parts();
     let scheme = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("An API token, like the one in the state folder's `admin.token`."))
+        .description(Some(
+            "An API token, like the one in the state folder's `admin.token`.",
+        ))
         .build();
     document
         .components
@@ -116,8 +118,14 @@ pub fn document_text() -> Result<String, serde_json::Error> {
 pub fn router(api: Arc<Api>) -> Router {
     let (resources, _) = routes().split_for_parts();
     resources
-        .layer(middleware::from_fn_with_state(Arc::clone(&api), auth::require))
-        .route("/api/v1/openapi.json", get(|| async { axum::Json(document()) }))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&api),
+            auth::require,
+        ))
+        .route(
+            "/api/v1/openapi.json",
+            get(|| async { axum::Json(document()) }),
+        )
         .fallback(problem::no_such_resource)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))

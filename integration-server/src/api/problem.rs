@@ -28,7 +28,9 @@ pub struct Problem {
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
     /// No token, or not a valid one.
-    #[error("a valid API token is needed: Authorization: Bearer …; the first one is in the server's state folder, in admin.token")]
+    #[error(
+        "a valid API token is needed: Authorization: Bearer …; the first one is in the server's state folder, in admin.token"
+    )]
     Unauthorized,
     /// The request makes no sense.
     #[error("{0}")]
@@ -70,31 +72,45 @@ pub enum ApiError {
 impl ApiError {
     fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::Unauthorized => {
-                (StatusCode::UNAUTHORIZED, "unauthorized", "A valid token is needed")
-            }
+            Self::Unauthorized => (
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                "A valid token is needed",
+            ),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request", "Bad request"),
-            Self::Unprocessable(_) => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "bad-body", "The body is not as expected")
-            }
-            Self::TooLarge => {
-                (StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large")
-            }
-            Self::NotJson => {
-                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", "The body is not JSON")
-            }
+            Self::Unprocessable(_) => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "bad-body",
+                "The body is not as expected",
+            ),
+            Self::TooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                "The body is too large",
+            ),
+            Self::NotJson => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "not-json",
+                "The body is not JSON",
+            ),
             Self::NotFound { .. } => (StatusCode::NOT_FOUND, "not-found", "Not found"),
             Self::NoResource(_) => (StatusCode::NOT_FOUND, "no-resource", "No such resource"),
-            Self::NoMethod(_) => {
-                (StatusCode::METHOD_NOT_ALLOWED, "no-method", "Method not allowed")
-            }
+            Self::NoMethod(_) => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "no-method",
+                "Method not allowed",
+            ),
             Self::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "timed-out", "Timed out"),
-            Self::Store(_) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "store", "The database cannot be used")
-            }
-            Self::Internal(_) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, "internal", "The server failed")
-            }
+            Self::Store(_) => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "store",
+                "The database cannot be used",
+            ),
+            Self::Internal(_) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "The server failed",
+            ),
         }
     }
 }

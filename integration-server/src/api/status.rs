@@ -101,7 +101,10 @@ pub async fn get(state: State) -> Result<Json<Status>, ApiError> {
     let connected = |id| fleet.sessions.is_connected(id);
     let blocking = |agent: &&crate::store::AgentRecord| {
         connected(agent.id.0)
-            && agent.report.as_ref().is_some_and(|r| r.protection == Protection::Blocking)
+            && agent
+                .report
+                .as_ref()
+                .is_some_and(|r| r.protection == Protection::Blocking)
     };
     let domains = || hosts.iter().flat_map(|host| host.domains.keys());
     Ok(Json(Status {
@@ -123,7 +126,10 @@ pub async fn get(state: State) -> Result<Json<Status>, ApiError> {
         },
         hosts: HostCount {
             total: hosts.len(),
-            up: hosts.iter().filter(|host| host.state() == HostState::Up).count(),
+            up: hosts
+                .iter()
+                .filter(|host| host.state() == HostState::Up)
+                .count(),
         },
         domains: DomainCount {
             total: domains().count(),

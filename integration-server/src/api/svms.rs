@@ -72,7 +72,9 @@ pub struct Definitions {
 pub async fn list(state: State) -> Result<Json<Page<Svm>>, ApiError> {
     let fleet = &state.fleet;
     let svms = fleet.store.svms().await?;
-    Ok(Json(Page::whole(svms.into_iter().map(|svm| of(svm, fleet)).collect())))
+    Ok(Json(Page::whole(
+        svms.into_iter().map(|svm| of(svm, fleet)).collect(),
+    )))
 }
 
 /// Revoke a Protection Server
@@ -100,7 +102,10 @@ pub async fn revoke(
     if state.fleet.revoke_svm(SvmId(id), now_ms()).await? {
         return Ok(StatusCode::NO_CONTENT);
     }
-    Err(ApiError::NotFound { kind: "Protection Server", id: id.to_string() })
+    Err(ApiError::NotFound {
+        kind: "Protection Server",
+        id: id.to_string(),
+    })
 }
 
 fn of(svm: SvmRecord, fleet: &Fleet) -> Svm {
@@ -110,7 +115,9 @@ fn of(svm: SvmRecord, fleet: &Fleet) -> Svm {
         id: svm.id.0,
         addresses: report.map(addresses).unwrap_or_default(),
         state: if connected { "connected" } else { "lost" }.to_owned(),
-        load: report.map_or(0.0, |report| f64::from(report.average_load.load_permille) / 1000.0),
+        load: report.map_or(0.0, |report| {
+            f64::from(report.average_load.load_permille) / 1000.0
+        }),
         agents: report.map_or(0, |report| report.agents),
         path: path(&svm, fleet),
         definitions: report.map(definitions).unwrap_or_default(),
@@ -127,7 +134,11 @@ fn of(svm: SvmRecord, fleet: &Fleet) -> Svm {
 }
 
 fn addresses(report: &SvmReport) -> Vec<String> {
-    report.addresses.iter().map(|address| address.address.to_string()).collect()
+    report
+        .addresses
+        .iter()
+        .map(|address| address.address.to_string())
+        .collect()
 }
 
 fn definitions(report: &SvmReport) -> Vec<Definitions> {
@@ -140,11 +151,21 @@ fn definitions(report: &SvmReport) -> Vec<Definitions> {
 }
 
 fn path(svm: &SvmRecord, fleet: &Fleet) -> String {
-    let own = svm.report.as_ref().map(|report| report.path.clone()).unwrap_or_default();
+    let own = svm
+        .report
+        .as_ref()
+        .map(|report| report.path.clone())
+        .unwrap_or_default();
     let known = if own == InfrastructurePath::default() {
-        svm.product_uuid.and_then(|uuid| fleet.inventory.place_of(uuid)).unwrap_or_default()
+        svm.product_uuid
+            .and_then(|uuid| fleet.inventory.place_of(uuid))
+            .unwrap_or_default()
     } else {
         own
     };
-    if known == InfrastructurePath::default() { String::new() } else { known.to_string() }
+    if known == InfrastructurePath::default() {
+        String::new()
+    } else {
+        known.to_string()
+    }
 }

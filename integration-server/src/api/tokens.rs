@@ -111,7 +111,9 @@ pub struct CreatedToken {
 pub async fn list(state: State) -> Result<Json<Page<Token>>, ApiError> {
     let now_ms = now_ms();
     let tokens = state.fleet.store.join_tokens().await?;
-    Ok(Json(Page::whole(tokens.iter().map(|token| of(token, now_ms)).collect())))
+    Ok(Json(Page::whole(
+        tokens.iter().map(|token| of(token, now_ms)).collect(),
+    )))
 }
 
 /// Make a join token
@@ -140,7 +142,10 @@ pub async fn create(
     let (text, record) = make(&state, &new, now_ms)?;
     state.fleet.store.add_join_token(&record).await?;
     tracing::info!(token = %record.id, component = ?record.component, uses = record.uses, "join token created");
-    let created = CreatedToken { token: text, about: of(&record, now_ms) };
+    let created = CreatedToken {
+        token: text,
+        about: of(&record, now_ms),
+    };
     Ok((StatusCode::CREATED, Json(created)))
 }
 
@@ -170,7 +175,10 @@ pub async fn revoke(
         tracing::info!(token = %id, "join token revoked");
         return Ok(StatusCode::NO_CONTENT);
     }
-    Err(ApiError::NotFound { kind: "join token that could be revoked:", id: id.to_string() })
+    Err(ApiError::NotFound {
+        kind: "join token that could be revoked:",
+        id: id.to_string(),
+    })
 }
 
 fn make(api: &Api, new: &NewToken, now_ms: u64) -> Result<(String, JoinTokenRecord), ApiError> {
@@ -178,8 +186,10 @@ fn make(api: &Api, new: &NewToken, now_ms: u64) -> Result<(String, JoinTokenReco
     if !(1..=MAX_USES).contains(&new.uses) {
         return Err(bad(&format!("uses must be 1 to {MAX_USES}")));
     }
-    let lifetime: Interval =
-        new.expires_in.parse().map_err(|error| bad(&format!("expires_in: {error}")))?;
+    let lifetime: Interval = new
+        .expires_in
+        .parse()
+        .map_err(|error| bad(&format!("expires_in: {error}")))?;
     let tenant = match &new.tenant {
         Some(tenant) => tenant.parse().map_err(|error| bad(&error))?,
         None => TenantId::default_tenant(),

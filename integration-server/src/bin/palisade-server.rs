@@ -47,7 +47,9 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::NewAdminToken => block_on(new_admin_token(settings, common)),
-        Command::Openapi => api::document_text().map(|text| print!("{text}")).map_err(Into::into),
+        Command::Openapi => api::document_text()
+            .map(|text| print!("{text}"))
+            .map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::from(exit::FINE),
@@ -65,7 +67,10 @@ async fn new_admin_token(settings: Settings, common: Common) -> anyhow::Result<(
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
 }
 
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {

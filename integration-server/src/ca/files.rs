@@ -42,7 +42,10 @@ pub fn read(dir: &Path, name: &str) -> Result<Option<Pair>, CaError> {
     let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)
         .map_err(|error| damaged(&certificate_path, error.to_string()))?;
     if parsed.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-        return Err(damaged(&key_path, format!("it is not the key of {name}.pem")));
+        return Err(damaged(
+            &key_path,
+            format!("it is not the key of {name}.pem"),
+        ));
     }
     Ok(Some((certificate, key)))
 }
@@ -59,7 +62,11 @@ pub fn create(
     let key = identity::new_key()?;
     let certificate = certify(&key)?;
     let path = dir.join(name);
-    identity::write_atomic(&path.with_extension("key"), key.serialize_pem().as_bytes(), 0o600)?;
+    identity::write_atomic(
+        &path.with_extension("key"),
+        key.serialize_pem().as_bytes(),
+        0o600,
+    )?;
     let pem = pem(&certificate);
     identity::write_atomic(&path.with_extension("pem"), pem.as_bytes(), 0o644)?;
     Ok((certificate, key))
@@ -86,6 +93,8 @@ fn read_text(path: &Path) -> Result<Option<String>, String> {
         Err(error) => return Err(error.to_string()),
     };
     let mut text = String::new();
-    file.take(MAX_FILE_BYTES).read_to_string(&mut text).map_err(|error| error.to_string())?;
+    file.take(MAX_FILE_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|error| error.to_string())?;
     Ok(Some(text))
 }

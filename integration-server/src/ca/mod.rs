@@ -54,7 +54,9 @@ pub enum CaError {
     File(#[from] IdentityError),
     /// A file is missing or damaged. The CA is what every component trusts, so
     /// it is never made anew over an old one.
-    #[error("the certificate authority's {path} is unusable: {detail}; restore {dir} from a backup, or begin a new site in an empty state folder (every agent and Protection Server must then join again)")]
+    #[error(
+        "the certificate authority's {path} is unusable: {detail}; restore {dir} from a backup, or begin a new site in an empty state folder (every agent and Protection Server must then join again)"
+    )]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -120,7 +122,12 @@ impl Authority {
             })?,
         };
         let issuer = Issuer::from_ca_cert_der(&issuing, issuing_key)?;
-        Ok(Self { deployment: deployment.clone(), root, issuing, issuer })
+        Ok(Self {
+            deployment: deployment.clone(),
+            root,
+            issuing,
+            issuer,
+        })
     }
 
     /// The deployment whose identities it vouches for.
@@ -180,9 +187,12 @@ impl Authority {
         for name in names {
             params.subject_alt_names.push(match name.parse::<IpAddr>() {
                 Ok(ip) => SanType::IpAddress(ip),
-                Err(_) => SanType::DnsName(name.as_str().try_into().map_err(|source| {
-                    CaError::Name { name: name.clone(), source }
-                })?),
+                Err(_) => {
+                    SanType::DnsName(name.as_str().try_into().map_err(|source| CaError::Name {
+                        name: name.clone(),
+                        source,
+                    })?)
+                }
             });
         }
         let key = identity::new_key()?;
@@ -196,16 +206,25 @@ impl Authority {
         key: &impl PublicKeyData,
         now_ms: u64,
     ) -> Result<Vec<CertificateDer<'static>>, CaError> {
-        let usages =
-            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        let usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
         let mut params = leaf_params(now_ms, usages)?;
         let name = id.to_string();
         params.distinguished_name = subject(&self.deployment, &id.role.kind().to_string());
-        params.subject_alt_names = vec![SanType::URI(
-            name.as_str().try_into().map_err(|source| CaError::Name { name: name.clone(), source })?,
-        )];
+        params.subject_alt_names = vec![SanType::URI(name.as_str().try_into().map_err(
+            |source| CaError::Name {
+                name: name.clone(),
+                source,
+            },
+        )?)];
         let leaf = params.signed_by(key, &self.issuer)?;
-        Ok(vec![leaf.der().clone(), self.issuing.clone(), self.root.clone()])
+        Ok(vec![
+            leaf.der().clone(),
+            self.issuing.clone(),
+            self.root.clone(),
+        ])
     }
 }
 

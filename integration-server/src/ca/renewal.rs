@@ -31,7 +31,9 @@ impl Exchangeable {
 
 impl ResolvesServerCert for Exchangeable {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(Arc::clone(
+            &self.0.read().unwrap_or_else(PoisonError::into_inner),
+        ))
     }
 }
 
@@ -72,7 +74,10 @@ impl OwnCertificates {
 
     /// The identity that signs this server's envelopes.
     pub fn identity(&self) -> Identity {
-        self.identity.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.identity
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What the control listener shows.
@@ -95,7 +100,10 @@ impl OwnCertificates {
             return Ok(false);
         }
         let (identity, control, api) = make(&self.authority, &self.id, &self.api_names, now_ms)?;
-        *self.identity.write().unwrap_or_else(PoisonError::into_inner) = identity;
+        *self
+            .identity
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = identity;
         self.control.set(control);
         self.api.set(api);
         self.made_ms.store(now_ms, Relaxed);

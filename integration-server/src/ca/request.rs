@@ -39,7 +39,10 @@ impl CertificateRequest {
         request
             .verify_signature()
             .map_err(|_| BadRequest("it is not signed by the key that it names"))?;
-        Ok(Self { key, key_sha256: sha256(spki) })
+        Ok(Self {
+            key,
+            key_sha256: sha256(spki),
+        })
     }
 
     /// The key to vouch for.
@@ -73,7 +76,9 @@ mod tests {
     fn other_kinds_of_key_are_refused() {
         for algorithm in [&PKCS_ECDSA_P384_SHA384, &PKCS_ED25519] {
             let key = KeyPair::generate_for(algorithm).unwrap();
-            let csr = CertificateParams::default().serialize_request(&key).unwrap();
+            let csr = CertificateParams::default()
+                .serialize_request(&key)
+                .unwrap();
             assert!(CertificateRequest::from_der(csr.der()).is_err());
         }
     }

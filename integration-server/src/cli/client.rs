@@ -59,7 +59,10 @@ impl Client {
     /// # Errors
     /// What is in the way, and what helps.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let request = self.agent.get(self.url(path)).header("authorization", self.bearer());
+        let request = self
+            .agent
+            .get(self.url(path))
+            .header("authorization", self.bearer());
         self.read(request.call())
     }
 
@@ -103,7 +106,10 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
-        let request = self.agent.post(self.url(path)).header("authorization", self.bearer());
+        let request = self
+            .agent
+            .post(self.url(path))
+            .header("authorization", self.bearer());
         self.read(request.send_json(body))
     }
 
@@ -112,7 +118,10 @@ impl Client {
     /// # Errors
     /// What is in the way, and what helps.
     pub fn delete(&self, path: &str) -> anyhow::Result<()> {
-        let request = self.agent.delete(self.url(path)).header("authorization", self.bearer());
+        let request = self
+            .agent
+            .delete(self.url(path))
+            .header("authorization", self.bearer());
         self.check(request.call()).map(drop)
     }
 

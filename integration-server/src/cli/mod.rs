@@ -40,8 +40,8 @@ use target::Target;
 pub struct Arguments {
     #[command(flatten)]
     common: Common,
-    /// How results are written
-    #[arg(short, long, value_enum, default_value_t, global = true)]
+    /// How results are written: text or json
+    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t, hide_possible_values = true, hide_default_value = true, global = true)]
     output: Output,
     #[command(subcommand)]
     noun: Noun,
@@ -156,7 +156,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
         }
         Noun::Token(Tokens::List) => resources::tokens(&client, output),
         Noun::Token(Tokens::Revoke { id }) => resources::revoke(&client, "tokens", *id, output),
-        Noun::Token(Tokens::Create { component, tenant, uses, expires }) => {
+        Noun::Token(Tokens::Create {
+            component,
+            tenant,
+            uses,
+            expires,
+        }) => {
             let new = crate::api::tokens::NewToken {
                 component: *component,
                 tenant: Some(tenant.to_string()),

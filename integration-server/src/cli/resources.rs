@@ -28,11 +28,20 @@ pub fn status(client: &Client, output: Output) -> Result {
     }
     let lines = [
         ("deployment", status.deployment),
-        ("server", format!("{} {}, since {}", status.server, status.version, status.started)),
+        (
+            "server",
+            format!(
+                "{} {}, since {}",
+                status.server, status.version, status.started
+            ),
+        ),
         ("control", status.control_addresses.join(", ")),
         (
             "protection servers",
-            format!("{} of {} connected", status.svms.connected, status.svms.total),
+            format!(
+                "{} of {} connected",
+                status.svms.connected, status.svms.total
+            ),
         ),
         (
             "agents",
@@ -41,14 +50,23 @@ pub fn status(client: &Client, output: Output) -> Result {
                 status.agents.connected, status.agents.total, status.agents.blocking
             ),
         ),
-        ("hosts", format!("{} of {} up", status.hosts.up, status.hosts.total)),
+        (
+            "hosts",
+            format!("{} of {} up", status.hosts.up, status.hosts.total),
+        ),
         (
             "domains",
-            format!("{} of {} protected", status.domains.protected, status.domains.total),
+            format!(
+                "{} of {} protected",
+                status.domains.protected, status.domains.total
+            ),
         ),
         ("detections", status.detections.to_string()),
     ];
-    Ok(lines.iter().map(|(name, value)| format!("{name:<20}{}\n", safe(value))).collect())
+    Ok(lines
+        .iter()
+        .map(|(name, value)| format!("{name:<20}{}\n", safe(value)))
+        .collect())
 }
 
 /// `palisade svm list`.
@@ -78,7 +96,16 @@ pub fn svms(client: &Client, output: Output) -> Result {
         };
         return json(&svms.into_iter().map(row).collect::<Vec<_>>());
     }
-    let mut table = Table::new(["NAME", "STATE", "ADDRESSES", "LOAD", "AGENTS", "PATH", "DEFINITIONS", "ID"]);
+    let mut table = Table::new([
+        "NAME",
+        "STATE",
+        "ADDRESSES",
+        "LOAD",
+        "AGENTS",
+        "PATH",
+        "DEFINITIONS",
+        "ID",
+    ]);
     for svm in svms {
         let used = |used: &Definitions| format!("{} {}", used.engine, used.generation);
         table.row([
@@ -88,11 +115,16 @@ pub fn svms(client: &Client, output: Output) -> Result {
             format!("{:.0} %", svm.load * 100.0),
             svm.agents.to_string(),
             svm.path,
-            svm.definitions.iter().map(used).collect::<Vec<_>>().join(", "),
+            svm.definitions
+                .iter()
+                .map(used)
+                .collect::<Vec<_>>()
+                .join(", "),
             svm.id.to_string(),
         ]);
     }
-    Ok(table.print("no Protection Server has joined; `palisade token create --component svm` lets one"))
+    Ok(table
+        .print("no Protection Server has joined; `palisade token create --component svm` lets one"))
 }
 
 /// `palisade agent list`.
@@ -118,7 +150,15 @@ pub fn agents(client: &Client, output: Output) -> Result {
         };
         return json(&agents.into_iter().map(row).collect::<Vec<_>>());
     }
-    let mut table = Table::new(["NAME", "STATE", "PROTECTION", "SVM", "DOMAIN", "LAST SEEN", "ID"]);
+    let mut table = Table::new([
+        "NAME",
+        "STATE",
+        "PROTECTION",
+        "SVM",
+        "DOMAIN",
+        "LAST SEEN",
+        "ID",
+    ]);
     for agent in agents {
         let text = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
         table.row([
@@ -156,13 +196,22 @@ pub fn inventory(client: &Client, output: Output) -> Result {
     let mut table = Table::new(["HOST", "HOST STATE", "DOMAIN", "STATE", "PROTECTED", "UUID"]);
     let mut notes = String::new();
     for host in hosts {
-        let name = if host.host.is_empty() { host.uri.clone() } else { host.host.clone() };
+        let name = if host.host.is_empty() {
+            host.uri.clone()
+        } else {
+            host.host.clone()
+        };
         if let Some(error) = &host.error {
             let age = host.age_s.map_or_else(
                 || "it was never read".to_owned(),
                 |age| format!("what is shown is {age} s old"),
             );
-            notes.push_str(&format!("{} ({}): {}; {age}\n", safe(&name), safe(&host.uri), safe(error)));
+            notes.push_str(&format!(
+                "{} ({}): {}; {age}\n",
+                safe(&name),
+                safe(&host.uri),
+                safe(error)
+            ));
         }
         if host.domains.is_empty() {
             let none = String::new;

@@ -10,7 +10,10 @@ pub struct Table {
 impl Table {
     /// An empty table.
     pub fn new<const N: usize>(heading: [&str; N]) -> Self {
-        Self { heading: heading.map(str::to_owned).into(), rows: Vec::new() }
+        Self {
+            heading: heading.map(str::to_owned).into(),
+            rows: Vec::new(),
+        }
     }
 
     /// Adds a row; cells are made safe to print.
@@ -25,10 +28,14 @@ impl Table {
         }
         let width = |column: usize| {
             let cells = std::iter::once(&self.heading).chain(&self.rows);
-            cells.filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+            cells
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
         };
-        let widths: Vec<usize> =
-            (0..self.heading.len()).map(|column| width(column).unwrap_or(0)).collect();
+        let widths: Vec<usize> = (0..self.heading.len())
+            .map(|column| width(column).unwrap_or(0))
+            .collect();
         let mut text = String::new();
         for row in std::iter::once(&self.heading).chain(&self.rows) {
             let padded: Vec<String> = row
@@ -44,7 +51,11 @@ impl Table {
 }
 
 fn cell_text(cell: &str) -> String {
-    if cell.is_empty() { "-".to_owned() } else { safe(cell) }
+    if cell.is_empty() {
+        "-".to_owned()
+    } else {
+        safe(cell)
+    }
 }
 
 /// A text with nothing in it that drives a terminal or reorders what is read.
@@ -71,7 +82,10 @@ mod tests {
         table.row(["a-long-name".to_owned(), String::new()]);
         table.row(["é\x1b[2J".to_owned(), "up".to_owned()]);
         let text = table.print("none");
-        assert_eq!(text, "NAME         STATE\na-long-name  -\né\\u{1b}[2J   up\n");
+        assert_eq!(
+            text,
+            "NAME         STATE\na-long-name  -\né\\u{1b}[2J   up\n"
+        );
         assert_eq!(Table::new(["NAME"]).print("none"), "none\n");
     }
 }

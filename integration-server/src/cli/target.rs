@@ -62,7 +62,11 @@ impl Target {
         };
         // The server's settings are read only for what is not given.
         let complete = given(URL).is_some() && given(TOKEN).is_some() && given(CA).is_some();
-        let site = if complete { None } else { Some(OwnSite::read(common, environment.clone())?) };
+        let site = if complete {
+            None
+        } else {
+            Some(OwnSite::read(common, environment.clone())?)
+        };
         let missing = |name: &str| format!("set {name}");
 
         let url = match (text(URL)?, &site) {
@@ -81,7 +85,12 @@ impl Target {
             (None, Some(site)) => read_token(&site.token_file)?,
             (None, None) => bail!(missing(TOKEN)),
         };
-        Ok(Self { url, token, root, root_file })
+        Ok(Self {
+            url,
+            token,
+            root,
+            root_file,
+        })
     }
 }
 
@@ -106,7 +115,11 @@ impl OwnSite {
             Err(_) => url_of(settings.listen_api),
         };
         let root_file = state.join("ca").join("root.pem");
-        Ok(Self { url, token_file: admin_token_file(&state), root_file })
+        Ok(Self {
+            url,
+            token_file: admin_token_file(&state),
+            root_file,
+        })
     }
 }
 
@@ -121,7 +134,10 @@ fn checked(url: &str) -> anyhow::Result<String> {
 fn read_root(file: &Path) -> anyhow::Result<CertificateDer<'static>> {
     let pem = std::fs::read(file).map_err(|error| explain(error, file, "the site's CA", CA))?;
     CertificateDer::from_pem_slice(&pem).with_context(|| {
-        format!("{} is not a certificate in PEM; {CA} must name the site's ca/root.pem", file.display())
+        format!(
+            "{} is not a certificate in PEM; {CA} must name the site's ca/root.pem",
+            file.display()
+        )
     })
 }
 
@@ -141,5 +157,8 @@ fn explain(error: std::io::Error, file: &Path, what: &str, variable: &str) -> an
         }
         _ => format!("set {variable}"),
     };
-    anyhow::anyhow!("{what} cannot be read from {}: {error}; {remedy}", file.display())
+    anyhow::anyhow!(
+        "{what} cannot be read from {}: {error}; {remedy}",
+        file.display()
+    )
 }

@@ -9,11 +9,11 @@
 //!                                                                       └── bad envelope or second Hello: refused
 //! ```
 
+use palisade_protocol::bounded::Text;
 use palisade_protocol::codec;
 use palisade_protocol::control::{
     AgentReport, Denied, DeniedCode, Detection, Hello, SvmReport, ToServer,
 };
-use palisade_protocol::bounded::Text;
 use palisade_protocol::envelope::{Body, Envelope, EnvelopeError, Opener};
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use palisade_protocol::spiffe::{Role, SpiffeId};
@@ -37,7 +37,10 @@ impl Member {
     /// The member that a certificate names; none for a server.
     pub fn of(id: &SpiffeId) -> Option<Self> {
         match &id.role {
-            Role::Agent { tenant, id } => Some(Self::Agent { tenant: tenant.clone(), id: *id }),
+            Role::Agent { tenant, id } => Some(Self::Agent {
+                tenant: tenant.clone(),
+                id: *id,
+            }),
             Role::Svm(id) => Some(Self::Svm(*id)),
             Role::Server(_) => None,
         }
@@ -91,7 +94,10 @@ pub enum Refused {
 impl Refused {
     /// What the peer is told.
     pub fn denied(&self) -> Denied {
-        Denied { code: DeniedCode::BadEnvelope, message: Text::cut(&self.to_string()) }
+        Denied {
+            code: DeniedCode::BadEnvelope,
+            message: Text::cut(&self.to_string()),
+        }
     }
 }
 
@@ -113,7 +119,11 @@ pub struct Conversation {
 impl Conversation {
     /// A session of `peer`, as TLS named it, with `server`.
     pub fn new(member: Member, peer: SpiffeId, server: SpiffeId, trust: Trust) -> Self {
-        Self { member, opener: Opener::new(trust, peer, server, 0), phase: Phase::Greeting }
+        Self {
+            member,
+            opener: Opener::new(trust, peer, server, 0),
+            phase: Phase::Greeting,
+        }
     }
 
     /// Takes an envelope in; gives what is asked, and the sequence to answer.
@@ -152,7 +162,10 @@ impl Conversation {
             (Member::Svm(id), ToServer::SvmReport(report)) => Asked::Svm(*id, report),
             (Member::Agent { id, .. }, ToServer::AgentReport(report)) => Asked::Agent(*id, report),
             (Member::Agent { tenant, id }, ToServer::Detections(detections)) => {
-                match detections.iter().find(|detection| detection.tenant != *tenant) {
+                match detections
+                    .iter()
+                    .find(|detection| detection.tenant != *tenant)
+                {
                     None => Asked::Detections(*id, detections.into_vec()),
                     Some(other) => not_allowed(&format!(
                         "a detection names tenant {}, and this agent is of {tenant}",
@@ -161,7 +174,9 @@ impl Conversation {
                 }
             }
             (Member::Agent { .. }, ToServer::GetSvmList { etag }) => Asked::List { etag },
-            (_, ToServer::Renew { csr }) => Asked::Renew { csr: csr.into_vec() },
+            (_, ToServer::Renew { csr }) => Asked::Renew {
+                csr: csr.into_vec(),
+            },
             (Member::Svm(_), _) => not_allowed("this is a Light Agent's message"),
             (Member::Agent { .. }, _) => not_allowed("this is a Protection Server's message"),
         }
@@ -176,5 +191,8 @@ fn hello_time(envelope: &Envelope, now_ms: u64) -> u64 {
 }
 
 fn not_allowed(why: &str) -> Asked {
-    Asked::NotAllowed(Denied { code: DeniedCode::BadRequest, message: Text::cut(why) })
+    Asked::NotAllowed(Denied {
+        code: DeniedCode::BadRequest,
+        message: Text::cut(why),
+    })
 }

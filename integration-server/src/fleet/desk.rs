@@ -45,7 +45,9 @@ impl Fleet {
             }
             Member::Svm(id) => {
                 let record = self.store.svm(*id).await.map_err(unavailable)?;
-                record.filter(|record| !record.revoked).map(|record| record.name)
+                record
+                    .filter(|record| !record.revoked)
+                    .map(|record| record.name)
             }
         };
         let Some(name) = name else {
@@ -92,9 +94,11 @@ impl Fleet {
                     FromServer::Ack
                 })
             }
-            Asked::Agent(id, report) => {
-                self.store.report_agent(id, &report, now_ms).await.map(|()| FromServer::Ack)
-            }
+            Asked::Agent(id, report) => self
+                .store
+                .report_agent(id, &report, now_ms)
+                .await
+                .map(|()| FromServer::Ack),
             Asked::Detections(id, detections) => {
                 let stored = self.store.add_detections(id, &detections, now_ms).await;
                 stored.map(|new| {
@@ -127,7 +131,10 @@ impl Fleet {
         match self.authority.issue(peer, &request, now_ms) {
             Ok(chain) => {
                 tracing::info!(%peer, "certificate renewed");
-                FromServer::Renewed(Enrolled { chain: wire_chain(&chain), name: Text::default() })
+                FromServer::Renewed(Enrolled {
+                    chain: wire_chain(&chain),
+                    name: Text::default(),
+                })
             }
             Err(error) => {
                 tracing::error!(%peer, %error, "a certificate cannot be renewed");
@@ -144,13 +151,19 @@ pub fn wire_chain(chain: &[CertificateDer<'_>]) -> List<Der, MAX_CHAIN> {
 
 /// A refusal.
 pub fn denied(code: DeniedCode, message: &str) -> Denied {
-    Denied { code, message: Text::cut(message) }
+    Denied {
+        code,
+        message: Text::cut(message),
+    }
 }
 
 /// The store failed: the log says how, the peer only that it should come again.
 pub fn unavailable(error: StoreError) -> Denied {
     tracing::error!(%error, "a request cannot be served");
-    denied(DeniedCode::Unavailable, "the server cannot store this now; ask again later")
+    denied(
+        DeniedCode::Unavailable,
+        "the server cannot store this now; ask again later",
+    )
 }
 
 fn not_now(message: &str) -> FromServer {

@@ -33,29 +33,52 @@ impl Fleet {
             .map_err(|error| denied(DeniedCode::BadRequest, &error.to_string()))?;
         let token = self.token_of(&request).await?;
         let key_sha256 = csr.key_sha256();
-        let joined = self.store.joined(token.id, &key_sha256).await.map_err(unavailable)?;
+        let joined = self
+            .store
+            .joined(token.id, &key_sha256)
+            .await
+            .map_err(unavailable)?;
         let (id, name) = match joined {
             Some(joined) if joined.revoked => {
-                return Err(denied(DeniedCode::NotAdmitted, "this component was revoked"));
+                return Err(denied(
+                    DeniedCode::NotAdmitted,
+                    "this component was revoked",
+                ));
             }
             Some(joined) => (joined.id, joined.name),
-            None => self.join(&request, token.clone(), key_sha256, now_ms).await?,
+            None => {
+                self.join(&request, token.clone(), key_sha256, now_ms)
+                    .await?
+            }
         };
         let deployment = self.authority.deployment();
         let spiffe = match token.component {
             Component::Agent => SpiffeId::agent(deployment, &token.tenant, AgentId(id)),
             Component::Svm => SpiffeId::svm(deployment, SvmId(id)),
         };
-        let chain = self.authority.issue(&spiffe, &csr, now_ms).map_err(|error| {
-            tracing::error!(%error, "a certificate cannot be issued");
-            denied(DeniedCode::Unavailable, "the server cannot issue certificates now")
-        })?;
+        let chain = self
+            .authority
+            .issue(&spiffe, &csr, now_ms)
+            .map_err(|error| {
+                tracing::error!(%error, "a certificate cannot be issued");
+                denied(
+                    DeniedCode::Unavailable,
+                    "the server cannot issue certificates now",
+                )
+            })?;
         tracing::info!(component = %spiffe, %name, token = %token.id, "enrolled");
-        Ok(Enrolled { chain: wire_chain(&chain), name: Text::cut(&name) })
+        Ok(Enrolled {
+            chain: wire_chain(&chain),
+            name: Text::cut(&name),
+        })
     }
 
     async fn token_of(&self, request: &EnrolRequest) -> Result<JoinTokenRecord, Denied> {
-        let found = self.store.join_token(request.token_id).await.map_err(unavailable)?;
+        let found = self
+            .store
+            .join_token(request.token_id)
+            .await
+            .map_err(unavailable)?;
         // An unknown id takes as long as a wrong secret, and gives the same answer.
         let hash = found.as_ref().map_or([0; 32], |token| token.secret_sha256);
         let right = secret::matches(&request.secret, &hash);
@@ -87,7 +110,12 @@ impl Fleet {
             key_sha256,
             host: request.host.clone(),
         };
-        match self.store.join(&component, now_ms).await.map_err(unavailable)? {
+        match self
+            .store
+            .join(&component, now_ms)
+            .await
+            .map_err(unavailable)?
+        {
             Spent::Joined(name) => Ok((id, name)),
             Spent::NotUsable => Err(why_not(&component.token, now_ms)),
         }
@@ -96,7 +124,10 @@ impl Fleet {
 
 fn why_not(token: &JoinTokenRecord, now_ms: u64) -> Denied {
     if token.revoked_ms.is_some() {
-        return denied(DeniedCode::UnknownToken, "the join token was revoked; create another one");
+        return denied(
+            DeniedCode::UnknownToken,
+            "the join token was revoked; create another one",
+        );
     }
     if token.expires_ms <= now_ms {
         return denied(
@@ -112,7 +143,13 @@ fn why_not(token: &JoinTokenRecord, now_ms: u64) -> Denied {
 
 /// A name for people: the host's, made of characters that are safe everywhere.
 fn name_of(component: Component, host: &HostFacts, id: Uuid) -> String {
-    let safe = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
     let name: String = host.hostname.chars().take(63).map(safe).collect();
     if name.chars().any(|c| c.is_ascii_alphanumeric()) {
         return name;
@@ -131,7 +168,10 @@ mod tests {
     #[test]
     fn a_host_name_cannot_carry_anything_into_a_terminal() {
         let named = |name: &str| {
-            let host = HostFacts { hostname: Text::cut(name), ..Default::default() };
+            let host = HostFacts {
+                hostname: Text::cut(name),
+                ..Default::default()
+            };
             name_of(Component::Agent, &host, Uuid::from_u128(0x1234 << 112))
         };
         assert_eq!(named("web-1.example"), "web-1.example");

@@ -14,9 +14,15 @@ pub struct Rate {
 }
 
 /// Enrolments of all sources together.
-pub const ENROL_GLOBAL: Rate = Rate { per_second: 100, burst: 500 };
+pub const ENROL_GLOBAL: Rate = Rate {
+    per_second: 100,
+    burst: 500,
+};
 /// Enrolments of one source. Guests may share one behind a router.
-pub const ENROL_SOURCE: Rate = Rate { per_second: 10, burst: 100 };
+pub const ENROL_SOURCE: Rate = Rate {
+    per_second: 10,
+    burst: 100,
+};
 /// Sources that are remembered; with more, the global rate alone applies.
 const MAX_SOURCES: usize = 4096;
 
@@ -29,13 +35,19 @@ struct Bucket {
 
 impl Bucket {
     fn full(rate: Rate, now_ms: u64) -> Self {
-        Self { left: u64::from(rate.burst) * 1000, at_ms: now_ms }
+        Self {
+            left: u64::from(rate.burst) * 1000,
+            at_ms: now_ms,
+        }
     }
 
     fn refill(&mut self, rate: Rate, now_ms: u64) {
         let passed = now_ms.saturating_sub(self.at_ms);
         let gained = passed.saturating_mul(u64::from(rate.per_second));
-        self.left = self.left.saturating_add(gained).min(u64::from(rate.burst) * 1000);
+        self.left = self
+            .left
+            .saturating_add(gained)
+            .min(u64::from(rate.burst) * 1000);
         self.at_ms = self.at_ms.max(now_ms);
     }
 
@@ -57,7 +69,12 @@ impl Limiter {
     /// Full buckets.
     pub fn new(global_rate: Rate, source_rate: Rate, now_ms: u64) -> Self {
         let global = Bucket::full(global_rate, now_ms);
-        Self { global_rate, source_rate, global, sources: HashMap::new() }
+        Self {
+            global_rate,
+            source_rate,
+            global,
+            sources: HashMap::new(),
+        }
     }
 
     /// Whether one more request of this source is allowed now; it then counts.
@@ -87,7 +104,10 @@ impl Limiter {
                 return None;
             }
         }
-        let bucket = self.sources.entry(source).or_insert_with(|| Bucket::full(rate, now_ms));
+        let bucket = self
+            .sources
+            .entry(source)
+            .or_insert_with(|| Bucket::full(rate, now_ms));
         bucket.refill(rate, now_ms);
         Some(bucket)
     }
@@ -97,8 +117,14 @@ impl Limiter {
 mod tests {
     use super::*;
 
-    const RATE: Rate = Rate { per_second: 1, burst: 3 };
-    const MANY: Rate = Rate { per_second: 1000, burst: 100_000 };
+    const RATE: Rate = Rate {
+        per_second: 1,
+        burst: 3,
+    };
+    const MANY: Rate = Rate {
+        per_second: 1000,
+        burst: 100_000,
+    };
 
     fn source(last: u8) -> IpAddr {
         IpAddr::from([192, 0, 2, last])
@@ -112,7 +138,12 @@ mod tests {
         assert!(!limiter.allow(source(1), 999));
         assert!(limiter.allow(source(1), 1000));
         assert!(!limiter.allow(source(1), 1000));
-        assert_eq!((0..9).filter(|_| limiter.allow(source(1), 1_000_000)).count(), 3);
+        assert_eq!(
+            (0..9)
+                .filter(|_| limiter.allow(source(1), 1_000_000))
+                .count(),
+            3
+        );
     }
 
     #[test]
@@ -129,6 +160,11 @@ mod tests {
         }
         assert!(limiter.sources.len() <= MAX_SOURCES);
         let mut limiter = Limiter::new(MANY, RATE, 10_000);
-        assert_eq!((0..9).filter(|n| limiter.allow(source(1), 10_000 - n)).count(), 3);
+        assert_eq!(
+            (0..9)
+                .filter(|n| limiter.allow(source(1), 10_000 - n))
+                .count(),
+            3
+        );
     }
 }

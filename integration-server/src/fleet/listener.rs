@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use palisade_protocol::control::{
-    self, ControlFrame, Denied, DeniedCode, EnrolRequest,
-};
+use palisade_protocol::control::{self, ControlFrame, Denied, DeniedCode, EnrolRequest};
 use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::frame;
 use palisade_protocol::tls::{self, Accept, Peer};
@@ -44,10 +42,13 @@ impl Listener {
     pub fn bind(address: SocketAddr, fleet: Arc<Fleet>) -> Result<Arc<Self>, EndpointError> {
         let trust = fleet.authority.trust();
         trust.grace.set(EXPIRY_GRACE);
-        let accept = Accept { agents: true, svms: true, unenrolled: true };
-        let mut config =
-            tls::server_config(&fleet.own.identity(), trust, accept, control::ALPN)
-                .map_err(|error| EndpointError::Tls(error.to_string()))?;
+        let accept = Accept {
+            agents: true,
+            svms: true,
+            unenrolled: true,
+        };
+        let mut config = tls::server_config(&fleet.own.identity(), trust, accept, control::ALPN)
+            .map_err(|error| EndpointError::Tls(error.to_string()))?;
         config.cert_resolver = fleet.own.control();
         let endpoint = endpoint::listen(address, config, Bounds::CONTROL)?;
         let limiter = Limiter::new(ENROL_GLOBAL, ENROL_SOURCE, time::now_ms());

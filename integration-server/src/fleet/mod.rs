@@ -130,7 +130,12 @@ impl Fleet {
         let svms = self.lock().entries(place);
         let own_path = product_uuid.and_then(place).unwrap_or_default();
         let etag = roster::etag(&svms, &own_path);
-        SvmList { etag, own_path, own_tags: List::default(), svms }
+        SvmList {
+            etag,
+            own_path,
+            own_tags: List::default(),
+            svms,
+        }
     }
 
     /// The Protection Servers in the list now.

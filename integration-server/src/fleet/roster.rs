@@ -51,7 +51,10 @@ pub struct Roster {
 impl Roster {
     /// An empty roster; who is gone for `lost_after_ms` is not listed.
     pub fn new(lost_after_ms: u64) -> Self {
-        Self { lost_after_ms, svms: BTreeMap::new() }
+        Self {
+            lost_after_ms,
+            svms: BTreeMap::new(),
+        }
     }
 
     /// Takes in what the store knows, as gone since now: it may come back.
@@ -65,7 +68,16 @@ impl Roster {
     ) {
         let presence = Presence::Gone { since_ms: now_ms };
         let listed = report.is_some();
-        self.svms.insert(id, Known { name, product_uuid, presence, report, listed });
+        self.svms.insert(
+            id,
+            Known {
+                name,
+                product_uuid,
+                presence,
+                report,
+                listed,
+            },
+        );
     }
 
     /// A session began. True when agents' lists change.
@@ -87,7 +99,9 @@ impl Roster {
 
     /// A report came. True when it says something that agents care about.
     pub fn reported(&mut self, id: SvmId, report: SvmReport) -> bool {
-        let Some(known) = self.svms.get_mut(&id) else { return false };
+        let Some(known) = self.svms.get_mut(&id) else {
+            return false;
+        };
         let listed = std::mem::replace(&mut known.listed, true);
         match &mut known.report {
             Some(told) if listed && !differs(told, &report) => {
@@ -134,17 +148,26 @@ impl Roster {
         &self,
         place_of: impl Fn(Uuid) -> Option<InfrastructurePath>,
     ) -> List<SvmEntry, MAX_SVMS> {
-        List::cut(self.svms.iter().filter(|(_, known)| known.listed).filter_map(|(id, known)| {
-            let mut report = known.report.clone()?;
-            // Not agents' concern, and would make equal lists differ.
-            report.agents = 0;
-            if report.path == InfrastructurePath::default()
-                && let Some(place) = known.product_uuid.and_then(&place_of)
-            {
-                report.path = place;
-            }
-            Some(SvmEntry { id: *id, name: Text::cut(&known.name), report })
-        }))
+        List::cut(
+            self.svms
+                .iter()
+                .filter(|(_, known)| known.listed)
+                .filter_map(|(id, known)| {
+                    let mut report = known.report.clone()?;
+                    // Not agents' concern, and would make equal lists differ.
+                    report.agents = 0;
+                    if report.path == InfrastructurePath::default()
+                        && let Some(place) = known.product_uuid.and_then(&place_of)
+                    {
+                        report.path = place;
+                    }
+                    Some(SvmEntry {
+                        id: *id,
+                        name: Text::cut(&known.name),
+                        report,
+                    })
+                }),
+        )
     }
 }
 
@@ -190,7 +213,10 @@ mod tests {
             }]),
             path: InfrastructurePath::default(),
             licence: LicenceState::Valid,
-            average_load: LoadHint { load_permille, queue_wait_ms: 0 },
+            average_load: LoadHint {
+                load_permille,
+                queue_wait_ms: 0,
+            },
             agents: 0,
             generations: List::default(),
             draining: false,
@@ -215,7 +241,10 @@ mod tests {
         assert!(roster.tick(6000));
         assert!(roster.entries(|_| None).is_empty());
         assert!(!roster.tick(9000), "said once");
-        assert!(roster.connected(id, "svm-1", None), "back with its last report");
+        assert!(
+            roster.connected(id, "svm-1", None),
+            "back with its last report"
+        );
         assert_eq!(roster.entries(|_| None).len(), 1);
     }
 
@@ -226,11 +255,23 @@ mod tests {
         roster.connected(id, "svm-1", None);
         roster.reported(id, report(0));
         let first = version(&roster);
-        assert!(!roster.reported(id, SvmReport { agents: 40, ..report(LOAD_STEP_PERMILLE - 1) }));
+        assert!(!roster.reported(
+            id,
+            SvmReport {
+                agents: 40,
+                ..report(LOAD_STEP_PERMILLE - 1)
+            }
+        ));
         assert_eq!(version(&roster), first);
         assert!(roster.reported(id, report(LOAD_STEP_PERMILLE)));
         assert_ne!(version(&roster), first);
-        assert!(roster.reported(id, SvmReport { draining: true, ..report(LOAD_STEP_PERMILLE) }));
+        assert!(roster.reported(
+            id,
+            SvmReport {
+                draining: true,
+                ..report(LOAD_STEP_PERMILLE)
+            }
+        ));
         assert!(roster.remove(id));
         assert!(!roster.reported(id, report(0)), "a removed one stays away");
     }
@@ -261,8 +302,17 @@ mod tests {
         roster.reported(id, report(0));
         let known = |asked: Uuid| (asked == uuid).then(|| place.clone());
         assert_eq!(roster.entries(known)[0].report.path, place);
-        let own = InfrastructurePath { hypervisor: Text::cut("hv9"), ..Default::default() };
-        roster.reported(id, SvmReport { path: own.clone(), ..report(0) });
+        let own = InfrastructurePath {
+            hypervisor: Text::cut("hv9"),
+            ..Default::default()
+        };
+        roster.reported(
+            id,
+            SvmReport {
+                path: own.clone(),
+                ..report(0)
+            },
+        );
         assert_eq!(roster.entries(known)[0].report.path, own);
     }
 }

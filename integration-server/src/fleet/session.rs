@@ -72,10 +72,14 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
     };
     let trust = fleet.authority.trust();
     trust.grace.set(EXPIRY_GRACE);
-    let conversation =
-        Conversation::new(member.clone(), peer.clone(), own.id().clone(), trust);
-    let session =
-        Session { fleet, connection: &connection, peer, member, list: AtomicU64::new(0) };
+    let conversation = Conversation::new(member.clone(), peer.clone(), own.id().clone(), trust);
+    let session = Session {
+        fleet,
+        connection: &connection,
+        peer,
+        member,
+        list: AtomicU64::new(0),
+    };
     let (queue, queued) = mpsc::channel(MAX_QUEUED);
     tokio::join!(
         async {
@@ -115,13 +119,20 @@ impl Session<'_> {
                 Asked::List { etag } => Some(*etag),
                 _ => None,
             };
-            let message = self.fleet.answer(&self.peer, product_uuid, asked, now_ms).await;
+            let message = self
+                .fleet
+                .answer(&self.peer, product_uuid, asked, now_ms)
+                .await;
             match (&message, held) {
                 (FromServer::SvmList(list), _) => self.list.store(list.etag, Ordering::Relaxed),
                 (FromServer::NotModified, Some(etag)) => self.list.store(etag, Ordering::Relaxed),
                 _ => {}
             }
-            if queue.send(Outgoing::Answer { message, answers }).await.is_err() {
+            if queue
+                .send(Outgoing::Answer { message, answers })
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -146,7 +157,9 @@ impl Session<'_> {
             }
         };
         // Entered before it is admitted: a revocation that comes meanwhile finds it.
-        self.fleet.sessions.begin(self.member.uuid(), self.connection);
+        self.fleet
+            .sessions
+            .begin(self.member.uuid(), self.connection);
         let admitted = match self.fleet.admit(&self.member, &hello, now_ms).await {
             Ok(admitted) => admitted,
             Err(denied) => {
@@ -156,7 +169,10 @@ impl Session<'_> {
         };
         conversation.greeted(admitted.epoch);
         self.began(&hello, &admitted.name);
-        let welcome = Outgoing::Welcome { epoch: admitted.epoch, answers };
+        let welcome = Outgoing::Welcome {
+            epoch: admitted.epoch,
+            answers,
+        };
         queue.send(welcome).await.ok()?;
         Some(hello.host.product_uuid)
     }
@@ -174,13 +190,15 @@ impl Session<'_> {
             Ok(Ok(None) | Err(FrameError::Io(_))) => None,
             Ok(Ok(Some(_))) => {
                 let why = "an enrolled session carries envelopes only";
-                self.refuse(super::conversation::Refused::Order(why).denied(), queue).await;
+                self.refuse(super::conversation::Refused::Order(why).denied(), queue)
+                    .await;
                 None
             }
             Ok(Err(FrameError::Codec(error))) => {
                 tracing::warn!(peer = %self.peer, %error, "malformed frame");
                 let why = "a frame is malformed";
-                self.refuse(super::conversation::Refused::Order(why).denied(), queue).await;
+                self.refuse(super::conversation::Refused::Order(why).denied(), queue)
+                    .await;
                 None
             }
             Err(_) => {
@@ -231,7 +249,9 @@ impl Session<'_> {
                     }
                 }
             };
-            let Some(frame) = frame else { return Cut::Refused.close(self.connection) };
+            let Some(frame) = frame else {
+                return Cut::Refused.close(self.connection);
+            };
             match tokio::time::timeout(WRITE_TIMEOUT, frame::write(&mut send, &frame)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Cut::Done.close(self.connection),
@@ -270,8 +290,16 @@ impl Session<'_> {
     }
 
     async fn product_uuid(&self) -> Option<Uuid> {
-        let Member::Agent { id, .. } = &self.member else { return None };
-        self.fleet.store.agent(*id).await.ok().flatten()?.product_uuid
+        let Member::Agent { id, .. } = &self.member else {
+            return None;
+        };
+        self.fleet
+            .store
+            .agent(*id)
+            .await
+            .ok()
+            .flatten()?
+            .product_uuid
     }
 
     fn began(&self, hello: &Hello, name: &str) {

@@ -47,7 +47,9 @@ pub fn between(before: &HostRecord, after: &HostRecord) -> Vec<Change> {
     let mut changes = Vec::new();
     match (&before.error, &after.error) {
         (old, Some(error)) if old.as_ref() != Some(error) => {
-            changes.push(Change::HostDown { error: error.clone() });
+            changes.push(Change::HostDown {
+                error: error.clone(),
+            });
         }
         (Some(_), None) => changes.push(Change::HostUp),
         (None, None) if before.tried_ms.is_none() && after.tried_ms.is_some() => {
@@ -75,7 +77,11 @@ pub fn between(before: &HostRecord, after: &HostRecord) -> Vec<Change> {
             }
         }
     }
-    for uuid in before.domains.keys().filter(|uuid| !after.domains.contains_key(uuid)) {
+    for uuid in before
+        .domains
+        .keys()
+        .filter(|uuid| !after.domains.contains_key(uuid))
+    {
         changes.push(Change::Vanished { uuid: *uuid });
     }
     changes
@@ -106,14 +112,27 @@ mod tests {
         states
             .iter()
             .map(|(id, state)| {
-                (Uuid::from_u128(*id), DomainFacts { name: format!("vm-{id}"), state: *state })
+                (
+                    Uuid::from_u128(*id),
+                    DomainFacts {
+                        name: format!("vm-{id}"),
+                        state: *state,
+                    },
+                )
             })
             .collect()
     }
 
     fn seen(at_ms: u64, states: &[(u128, DomainState)]) -> Reading {
-        let facts = HostFacts { hostname: "hv1".to_owned(), domains: domains(states) };
-        Reading { uri: URI.to_owned(), at_ms, outcome: Ok(facts) }
+        let facts = HostFacts {
+            hostname: "hv1".to_owned(),
+            domains: domains(states),
+        };
+        Reading {
+            uri: URI.to_owned(),
+            at_ms,
+            outcome: Ok(facts),
+        }
     }
 
     #[test]
@@ -121,20 +140,33 @@ mod tests {
         let mut inventory = Inventory::new(&[source(URI)], Vec::new());
         assert_eq!(inventory.host(URI).unwrap().state(), HostState::Unknown);
         inventory.apply(seen(10, &[(1, DomainState::Running)]));
-        let down =
-            Reading { uri: URI.to_owned(), at_ms: 20, outcome: Err("refused".to_owned()) };
+        let down = Reading {
+            uri: URI.to_owned(),
+            at_ms: 20,
+            outcome: Err("refused".to_owned()),
+        };
         assert_eq!(
             inventory.apply(down.clone()),
-            vec![Change::HostDown { error: "refused".to_owned() }]
+            vec![Change::HostDown {
+                error: "refused".to_owned()
+            }]
         );
-        assert!(inventory.apply(Reading { at_ms: 21, ..down }).is_empty(), "said once");
+        assert!(
+            inventory.apply(Reading { at_ms: 21, ..down }).is_empty(),
+            "said once"
+        );
         let host = inventory.host(URI).unwrap();
         assert_eq!(host.state(), HostState::Down);
         assert_eq!((host.read_ms, host.tried_ms), (Some(10), Some(21)));
         assert_eq!(host.domains.len(), 1);
         assert_eq!(
             inventory.apply(seen(30, &[])),
-            vec![Change::HostUp, Change::Vanished { uuid: Uuid::from_u128(1) }]
+            vec![
+                Change::HostUp,
+                Change::Vanished {
+                    uuid: Uuid::from_u128(1)
+                }
+            ]
         );
     }
 
@@ -149,12 +181,19 @@ mod tests {
     #[test]
     fn a_migrating_domain_is_where_it_runs() {
         let mut inventory = Inventory::new(&[source("a:1"), source("b:2")], Vec::new());
-        for (uri, host, state) in
-            [("a:1", "hv-a", DomainState::Running), ("b:2", "hv-b", DomainState::ShutOff)]
-        {
-            let facts =
-                HostFacts { hostname: host.to_owned(), domains: domains(&[(1, state)]) };
-            inventory.apply(Reading { uri: uri.to_owned(), at_ms: 1, outcome: Ok(facts) });
+        for (uri, host, state) in [
+            ("a:1", "hv-a", DomainState::Running),
+            ("b:2", "hv-b", DomainState::ShutOff),
+        ] {
+            let facts = HostFacts {
+                hostname: host.to_owned(),
+                domains: domains(&[(1, state)]),
+            };
+            inventory.apply(Reading {
+                uri: uri.to_owned(),
+                at_ms: 1,
+                outcome: Ok(facts),
+            });
         }
         let place = inventory.place_of(Uuid::from_u128(1)).unwrap();
         assert_eq!(place.to_string(), "dc/c1/hv-a");

@@ -23,7 +23,10 @@ pub struct View {
 impl View {
     /// Shares an inventory.
     pub fn new(inventory: Inventory) -> Self {
-        Self { inventory: Arc::new(RwLock::new(inventory)), changed: watch::Sender::new(0) }
+        Self {
+            inventory: Arc::new(RwLock::new(inventory)),
+            changed: watch::Sender::new(0),
+        }
     }
 
     /// All hosts, by URI.
@@ -47,11 +50,19 @@ impl View {
     }
 
     fn read<T>(&self, read: impl FnOnce(&Inventory) -> T) -> T {
-        read(&self.inventory.read().unwrap_or_else(PoisonError::into_inner))
+        read(
+            &self
+                .inventory
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     fn apply(&self, reading: Reading) -> (Vec<Change>, Option<HostRecord>) {
-        let mut inventory = self.inventory.write().unwrap_or_else(PoisonError::into_inner);
+        let mut inventory = self
+            .inventory
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let uri = reading.uri.clone();
         let changes = inventory.apply(reading);
         (changes, inventory.host(&uri).cloned())
@@ -62,7 +73,9 @@ impl View {
 pub async fn keep(view: View, store: Arc<dyn Store>, mut readings: mpsc::Receiver<Reading>) {
     while let Some(reading) = readings.recv().await {
         let (changes, host) = view.apply(reading);
-        let Some(host) = host.filter(|_| !changes.is_empty()) else { continue };
+        let Some(host) = host.filter(|_| !changes.is_empty()) else {
+            continue;
+        };
         for change in &changes {
             log(&host, change);
         }

@@ -213,8 +213,10 @@ pub struct Inventory {
 impl Inventory {
     /// The hosts of the settings, with what was known of them before.
     pub fn new(sources: &[LibvirtSource], known: Vec<HostRecord>) -> Self {
-        let mut known: BTreeMap<String, HostRecord> =
-            known.into_iter().map(|host| (host.uri.clone(), host)).collect();
+        let mut known: BTreeMap<String, HostRecord> = known
+            .into_iter()
+            .map(|host| (host.uri.clone(), host))
+            .collect();
         let mut inventory = Self::default();
         for source in sources {
             let mut host = HostRecord::unread(source);
@@ -247,7 +249,9 @@ impl Inventory {
     /// Takes a reading in; says what changed. Readings of hosts that the settings
     /// do not name, and ones older than the last, change nothing.
     pub fn apply(&mut self, reading: Reading) -> Vec<Change> {
-        let Some(host) = self.hosts.get_mut(&reading.uri) else { return Vec::new() };
+        let Some(host) = self.hosts.get_mut(&reading.uri) else {
+            return Vec::new();
+        };
         if host.tried_ms.is_some_and(|tried| tried > reading.at_ms) {
             return Vec::new();
         }
@@ -264,7 +268,15 @@ impl Inventory {
                 host.domains = facts
                     .domains
                     .into_iter()
-                    .map(|(uuid, facts)| (uuid, DomainFacts { name: cut(&facts.name), ..facts }))
+                    .map(|(uuid, facts)| {
+                        (
+                            uuid,
+                            DomainFacts {
+                                name: cut(&facts.name),
+                                ..facts
+                            },
+                        )
+                    })
                     .collect();
             }
             Err(error) => host.error = Some(error),

@@ -33,7 +33,11 @@ struct Stopped;
 impl Collector {
     /// A collector for one URI.
     pub fn new(uri: String, poll: Duration, readings: mpsc::Sender<Reading>) -> Self {
-        Self { uri, poll, readings }
+        Self {
+            uri,
+            poll,
+            readings,
+        }
     }
 
     /// Follows the host until nobody wants its readings.

@@ -47,8 +47,7 @@ impl Connection {
     /// libvirt's. A domain that vanishes while it is read is left out.
     pub fn read(&self) -> Result<HostFacts, Error> {
         let hostname = self.0.get_hostname()?;
-        let all =
-            sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE | sys::VIR_CONNECT_LIST_DOMAINS_INACTIVE;
+        let all = sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE | sys::VIR_CONNECT_LIST_DOMAINS_INACTIVE;
         let mut domains = BTreeMap::new();
         for domain in self.0.list_all_domains(all)? {
             match facts(&domain) {
@@ -74,7 +73,13 @@ fn facts(domain: &Domain) -> Result<(Uuid, DomainFacts), Error> {
     let uuid = Uuid::from_bytes(*domain.get_uuid()?.as_bytes());
     let name = domain.get_name()?;
     let (state, _reason) = domain.get_state()?;
-    Ok((uuid, DomainFacts { name, state: state_of(state) }))
+    Ok((
+        uuid,
+        DomainFacts {
+            name,
+            state: state_of(state),
+        },
+    ))
 }
 
 fn state_of(state: sys::virDomainState) -> DomainState {

@@ -30,10 +30,7 @@ impl<'c> Subscription<'c> {
     ///
     /// # Errors
     /// libvirt's, for a connection without events.
-    pub fn to_lifecycle(
-        connection: &'c Connection,
-        wake: SyncSender<()>,
-    ) -> Result<Self, Error> {
+    pub fn to_lifecycle(connection: &'c Connection, wake: SyncSender<()>) -> Result<Self, Error> {
         let pointer = connection.inner().as_ptr();
         let opaque = Box::into_raw(Box::new(wake));
         // SAFETY: `pointer` is open for as long as `connection` is borrowed. For the
@@ -43,11 +40,8 @@ impl<'c> Subscription<'c> {
         // `opaque` stays valid until libvirt hands it to `free`, once, after the
         // last call back.
         let id = unsafe {
-            let callback: unsafe extern "C" fn(
-                sys::virConnectPtr,
-                sys::virDomainPtr,
-                *mut c_void,
-            ) = std::mem::transmute::<Lifecycle, _>(lifecycle);
+            let callback: unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void) =
+                std::mem::transmute::<Lifecycle, _>(lifecycle);
             sys::virConnectDomainEventRegisterAny(
                 pointer,
                 ptr::null_mut(),
@@ -64,7 +58,11 @@ impl<'c> Subscription<'c> {
             drop(unsafe { Box::from_raw(opaque) });
             return Err(error);
         }
-        Ok(Self { connection: pointer, id, borrowed: PhantomData })
+        Ok(Self {
+            connection: pointer,
+            id,
+            borrowed: PhantomData,
+        })
     }
 }
 
@@ -77,13 +75,8 @@ impl Drop for Subscription<'_> {
     }
 }
 
-type Lifecycle = unsafe extern "C" fn(
-    sys::virConnectPtr,
-    sys::virDomainPtr,
-    c_int,
-    c_int,
-    *mut c_void,
-) -> c_int;
+type Lifecycle =
+    unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
 
 /// Called by libvirt's event loop. It neither unwinds nor blocks.
 unsafe extern "C" fn lifecycle(

@@ -55,8 +55,7 @@ pub fn start(
     }
     run_events()?;
     for (number, source) in sources.iter().enumerate() {
-        let collector =
-            collector::Collector::new(source.uri.clone(), poll.get(), readings.clone());
+        let collector = collector::Collector::new(source.uri.clone(), poll.get(), readings.clone());
         std::thread::Builder::new()
             .name(format!("libvirt {}", number + 1))
             .spawn(move || collector.run())

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The folder of the database cannot be made or used.
-    #[error("the database's folder {path}: {source}; create it, or give this user the right to write there")]
+    #[error(
+        "the database's folder {path}: {source}; create it, or give this user the right to write there"
+    )]
     Directory {
         /// Which.
         path: PathBuf,
@@ -14,7 +16,9 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The file is not a database, or is damaged.
-    #[error("the database {path} is damaged ({detail}); stop the server, keep a copy of the file, and restore the last backup")]
+    #[error(
+        "the database {path} is damaged ({detail}); stop the server, keep a copy of the file, and restore the last backup"
+    )]
     Damaged {
         /// Which.
         path: PathBuf,
@@ -22,7 +26,9 @@ pub enum StoreError {
         detail: String,
     },
     /// Another process holds it.
-    #[error("the database {path} is locked by another process ({detail}); stop whatever else has it open")]
+    #[error(
+        "the database {path} is locked by another process ({detail}); stop whatever else has it open"
+    )]
     Locked {
         /// Which.
         path: PathBuf,
@@ -30,7 +36,9 @@ pub enum StoreError {
         detail: String,
     },
     /// The disk is full or fails.
-    #[error("the database {path} cannot be written ({detail}); free disk space or repair the disk, nothing acknowledged is lost")]
+    #[error(
+        "the database {path} cannot be written ({detail}); free disk space or repair the disk, nothing acknowledged is lost"
+    )]
     Disk {
         /// Which.
         path: PathBuf,
@@ -38,7 +46,9 @@ pub enum StoreError {
         detail: String,
     },
     /// The file cannot be opened or may not be written.
-    #[error("the database {path} cannot be opened for writing ({detail}); check its owner and permissions")]
+    #[error(
+        "the database {path} cannot be opened for writing ({detail}); check its owner and permissions"
+    )]
     Unwritable {
         /// Which.
         path: PathBuf,
@@ -46,7 +56,9 @@ pub enum StoreError {
         detail: String,
     },
     /// The schema is not one of this version.
-    #[error("the database {path} does not fit this version of the server ({detail}); run the version that wrote it, or restore the backup made before the change")]
+    #[error(
+        "the database {path} does not fit this version of the server ({detail}); run the version that wrote it, or restore the backup made before the change"
+    )]
     Schema {
         /// Which.
         path: PathBuf,

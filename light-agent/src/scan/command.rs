@@ -107,8 +107,7 @@ pub async fn run(
             scanner.down_reason().unwrap_or_default()
         );
     }
-    let mut detections = watching.detections;
-    deliver(settings, folders, &membership, &mut detections).await;
+    deliver(settings, folders, &membership, &watching.detections).await;
     Ok(report.exit_code(outcome.is_ok() && missing.is_empty()))
 }
 
@@ -188,7 +187,7 @@ async fn deliver(
     settings: &Settings,
     folders: &Folders,
     membership: &Membership,
-    detections: &mut Vec<Detection>,
+    detections: &[Detection],
 ) {
     if detections.is_empty() {
         return;

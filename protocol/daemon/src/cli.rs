@@ -43,14 +43,28 @@ pub enum Output {
 /// Options before every subcommand.
 #[derive(Debug, Clone, Args)]
 pub struct Common {
-    /// A site in one folder, as `scripts/up --state DIR` makes it
-    #[arg(long, value_name = "DIR", env = "PALISADE_SITE", global = true)]
+    /// A site in one folder, as `scripts/up --state DIR` makes it (or PALISADE_SITE)
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "PALISADE_SITE",
+        hide_env = true,
+        global = true
+    )]
     pub site: Option<PathBuf>,
     /// The settings file
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
-    /// How logs are written to stderr
-    #[arg(long, value_enum, default_value_t, global = true)]
+    /// How logs are written to stderr: human or json
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        hide_default_value = true,
+        global = true
+    )]
     pub log_format: LogFormat,
 }
 

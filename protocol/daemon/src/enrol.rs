@@ -4,7 +4,10 @@
 //! hash in the token before the token's secret is sent; what comes back is
 //! checked against that root and that key before it is kept.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use palisade_protocol::bounded::List;
@@ -15,7 +18,7 @@ use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::identity::{self, Identity, IdentityError};
 use palisade_protocol::tls::{self, Expect, Own};
-use palisade_protocol::token::JoinToken;
+use palisade_protocol::token::{BadToken, JoinToken, MAX_TEXT_BYTES};
 use palisade_protocol::trust::{Anchor, ExpiryGrace, Trust, sha256};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -23,6 +26,70 @@ use crate::membership::Membership;
 
 /// How long one server may take over an enrolment.
 pub const ENROL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why there is no join token. The token itself is never shown: it is a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It cannot be read.
+    #[error("cannot read the join token in {from}: {source}", from = from.display())]
+    Read {
+        /// Where from.
+        from: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is none.
+    #[error("{from}: {source}", from = from.display())]
+    InFile {
+        /// The file.
+        from: PathBuf,
+        /// What is wrong.
+        source: BadToken,
+    },
+    /// It is none.
+    #[error(transparent)]
+    Given(#[from] BadToken),
+}
+
+/// Reads a join token as a command line gives it: the text, or `-` for standard input.
+///
+/// # Errors
+/// A [`TokenError`].
+pub fn read_token(given: &str) -> Result<JoinToken, TokenError> {
+    if given != "-" {
+        return Ok(given.parse()?);
+    }
+    let text = bounded(io::stdin()).map_err(|source| TokenError::Read {
+        from: "standard input".into(),
+        source,
+    })?;
+    Ok(text.parse()?)
+}
+
+/// Reads a join token from a file.
+///
+/// # Errors
+/// A [`TokenError`] that names the file.
+pub fn read_token_file(path: &Path) -> Result<JoinToken, TokenError> {
+    let text = File::open(path)
+        .and_then(bounded)
+        .map_err(|source| TokenError::Read {
+            from: path.to_owned(),
+            source,
+        })?;
+    text.parse().map_err(|source| TokenError::InFile {
+        from: path.to_owned(),
+        source,
+    })
+}
+
+/// White space around a token is no matter; what is far too long is none.
+fn bounded(from: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    from.take(2 * MAX_TEXT_BYTES as u64)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
 
 /// Why a component could not enrol.
 #[derive(Debug, thiserror::Error)]

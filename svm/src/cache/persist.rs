@@ -14,7 +14,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use palisade_protocol::codec;
@@ -31,6 +31,8 @@ const GATHER: Duration = Duration::from_millis(200);
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
 /// How long closing may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
+/// How often a full queue is looked at meanwhile.
+const CLOSE_POLL: Duration = Duration::from_millis(10);
 /// sled's own page cache, in bytes: the copy is read once, at the start.
 const PAGE_CACHE_BYTES: u64 = 16 << 20;
 /// Bytes of the checksum before each value.
@@ -71,10 +73,17 @@ impl Store {
     }
 
     pub(super) fn close(&self) {
+        let deadline = Instant::now() + CLOSE_WITHIN;
         let (done, closed) = sync_channel(1);
-        if self.writes.send(Write::Close(done)).is_ok() {
-            let _ = closed.recv_timeout(CLOSE_WITHIN);
+        let mut close = Write::Close(done);
+        while let Err(TrySendError::Full(back)) = self.writes.try_send(close) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            close = back;
+            std::thread::sleep(CLOSE_POLL);
         }
+        let _ = closed.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 
     fn send(&self, write: Write) {

@@ -88,6 +88,17 @@ impl Listing {
             .any(|file| file.engine == engine && engine.detects(&file.path))
     }
 
+    /// The engines that run, in the order in which a content passes them: those that
+    /// have something to find, and what unpacks for those that take members.
+    pub fn engines(&self) -> impl Iterator<Item = EngineKind> + '_ {
+        let unpack = EngineKind::ALL
+            .into_iter()
+            .any(|engine| engine.takes_members() && self.serves(engine));
+        EngineKind::ALL
+            .into_iter()
+            .filter(move |engine| self.serves(*engine) || (unpack && engine.unpacks()))
+    }
+
     /// Whether any engine has anything to find.
     pub fn is_usable(&self) -> bool {
         EngineKind::ALL

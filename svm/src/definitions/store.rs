@@ -65,6 +65,14 @@ struct State {
     last: u64,
 }
 
+/// What libclamav is given where it only unpacks for the others: it does not run
+/// without a signature, and this one's 32 bytes (SHA-256 of "palisade unpacks") are
+/// not expected to be anywhere.
+const UNPACK_ONLY: (&str, &str) = (
+    "palisade-unpack-only.ndb",
+    "Palisade.Unpack.Only:0:*:92c7d50a02cd22eebcb5b77d23171becb1d8afc13746997c31522a65156526ed\n",
+);
+
 /// The folder of generations.
 #[derive(Debug)]
 pub struct Store {
@@ -153,11 +161,13 @@ impl Store {
     ) -> Result<Manifest, DefinitionsError> {
         remove(temporary)?;
         let mut engines = Vec::new();
-        for engine in EngineKind::ALL
-            .into_iter()
-            .filter(|engine| listing.serves(*engine))
-        {
-            let fingerprint = source::copy(listing, engine, &temporary.join(engine.folder()))?;
+        for engine in listing.engines() {
+            let folder = temporary.join(engine.folder());
+            let fingerprint = source::copy(listing, engine, &folder)?;
+            if !listing.serves(engine) {
+                let (name, line) = UNPACK_ONLY;
+                write(&folder.join(name), line.as_bytes())?;
+            }
             let unchanged = active
                 .and_then(|active| active.engines.iter().find(|known| known.engine == engine))
                 .filter(|known| known.fingerprint == fingerprint);

@@ -21,7 +21,7 @@ mod lane;
 pub mod tally;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -95,6 +95,8 @@ struct Shared {
     average_us: AtomicU64,
     scans: AtomicU64,
     active: Mutex<Option<Arc<EngineSet>>>,
+    /// Every set that a lane may still use, so that a stop reaches them all.
+    sets: Mutex<Vec<Weak<EngineSet>>>,
 }
 
 #[derive(Debug)]
@@ -131,6 +133,7 @@ impl Scanner {
             busy: AtomicUsize::new(0),
             average_us: AtomicU64::new(FIRST_GUESS_MS * 1000),
             scans: AtomicU64::new(0),
+            sets: Mutex::new(vec![Arc::downgrade(&first)]),
             active: Mutex::new(Some(first)),
         });
         let mut threads = Vec::new();
@@ -145,8 +148,12 @@ impl Scanner {
     }
 
     /// Puts another set in force. Scans in flight end with the one they have.
+    /// Blocks until the processes that nobody uses any more have ended.
     pub fn activate(&self, set: Arc<EngineSet>) {
+        self.shared.remember(&set);
+        let generation = set.number();
         let before = self.shared.active().replace(set);
+        tracing::info!(generation, "definitions are in force");
         // Ends the processes, unless a lane still uses them.
         drop(before);
         // Idle lanes let go of their workers of the old set; under the lock, so that
@@ -155,14 +162,13 @@ impl Scanner {
         self.shared.ready.notify_all();
     }
 
-    /// The set in force.
-    pub fn active(&self) -> Option<Arc<EngineSet>> {
-        self.shared.active().clone()
-    }
-
     /// The definitions in force; empty when there are none.
     pub fn generations(&self) -> Generations {
-        self.active()
+        // Under the lock and without a share: whoever drops a set's last share waits
+        // for its processes.
+        let active = self.shared.active();
+        active
+            .as_ref()
             .map(|set| set.generations().clone())
             .unwrap_or_default()
     }
@@ -173,7 +179,7 @@ impl Scanner {
     /// # Errors
     /// [`Failure::Queue`], [`Failure::NoEngine`] or [`Failure::Stopping`].
     pub fn check(&self, asker: &Asker) -> Result<(), Failure> {
-        match self.active() {
+        match self.shared.active().as_ref() {
             None => return Err(Failure::NoEngine("no definitions are loaded".to_owned())),
             Some(set) => {
                 let down = set.down();
@@ -250,11 +256,11 @@ impl Scanner {
             std::thread::sleep(Duration::from_millis(10));
         }
         let active = self.shared.active().take();
-        if !lanes.0.iter().all(JoinHandle::is_finished)
-            && let Some(set) = &active
-        {
+        if !lanes.0.iter().all(JoinHandle::is_finished) {
             tracing::warn!("scans are still running; their engines are killed");
-            set.stop();
+            for set in self.shared.sets().iter().filter_map(Weak::upgrade) {
+                set.stop();
+            }
         }
         for lane in lanes.0 {
             if lane.join().is_err() {
@@ -272,6 +278,16 @@ impl Shared {
 
     fn active(&self) -> MutexGuard<'_, Option<Arc<EngineSet>>> {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sets(&self) -> MutexGuard<'_, Vec<Weak<EngineSet>>> {
+        self.sets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, set: &Arc<EngineSet>) {
+        let mut sets = self.sets();
+        sets.retain(|set| set.strong_count() > 0);
+        sets.push(Arc::downgrade(set));
     }
 
     fn now_ms(&self) -> u64 {

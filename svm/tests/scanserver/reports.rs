@@ -1,1 +1,184 @@
 //! What the Integration Server hears.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::Signal;
+use palisade_protocol::bounded::Text;
+use palisade_protocol::control::{self, ControlFrame, FromServer, SvmReport, ToServer, Welcome};
+use palisade_protocol::endpoint::{self, Bounds};
+use palisade_protocol::envelope::{Opener, Sealer};
+use palisade_protocol::frame;
+use palisade_protocol::identity::Identity;
+use palisade_protocol::spiffe::SpiffeId;
+use palisade_protocol::tls::{self, Accept, Peer};
+use palisade_protocol::verdict::VerdictKind;
+use tokio::sync::mpsc;
+
+use crate::client::{Client, unique};
+use crate::site::{PATIENCE, Site, marker, rule};
+
+/// A server that hears reports, and says so.
+struct Server {
+    endpoint: quinn::Endpoint,
+    reports: mpsc::Receiver<SvmReport>,
+}
+
+impl Server {
+    fn open(identity: &Identity) -> Self {
+        let accept = Accept {
+            agents: true,
+            svms: true,
+            unenrolled: false,
+        };
+        let tls = tls::server_config(identity, identity.trust(), accept, control::ALPN).unwrap();
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let endpoint = endpoint::listen(local, tls, Bounds::CONTROL).unwrap();
+        let (heard, reports) = mpsc::channel(64);
+        let (accepting, identity) = (endpoint.clone(), identity.clone());
+        tokio::spawn(async move {
+            let mut epoch = 0;
+            while let Some(incoming) = accepting.accept().await {
+                epoch += 1;
+                if let Ok(connection) = incoming.await {
+                    tokio::spawn(session(connection, identity.clone(), epoch, heard.clone()));
+                }
+            }
+        });
+        Self { endpoint, reports }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.endpoint.local_addr().unwrap()
+    }
+
+    async fn next(&mut self) -> SvmReport {
+        tokio::time::timeout(PATIENCE, self.reports.recv())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+}
+
+async fn session(
+    connection: quinn::Connection,
+    identity: Identity,
+    epoch: u64,
+    heard: mpsc::Sender<SvmReport>,
+) {
+    let Ok(Peer::Enrolled(peer)) = endpoint::peer(&connection) else {
+        panic!("unenrolled")
+    };
+    let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+    let mut opener = Opener::new(identity.trust(), peer.clone(), identity.id().clone(), 0);
+    let mut sealer = Sealer::new(identity, peer, 1).unwrap();
+    while let Ok(Some(ControlFrame::Envelope(envelope))) = frame::read(&mut receive).await {
+        let now_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_millis() as u64;
+        let opened = opener.open::<ToServer>(&envelope, now_ms).unwrap();
+        let answer = match opened.message {
+            ToServer::Hello(_) => FromServer::Welcome(Welcome {
+                version: Text::cut("test"),
+                epoch,
+                server_time_ms: now_ms,
+                report_every_s: 1,
+            }),
+            ToServer::SvmReport(report) => {
+                let _ = heard.send(report).await;
+                FromServer::Ack
+            }
+            other => panic!("{other:?}"),
+        };
+        let (envelope, _) = sealer.seal(&answer, Some(opened.sequence), now_ms).unwrap();
+        if frame::write(&mut send, &ControlFrame::Envelope(envelope))
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_come_at_once_on_a_change_and_regularly() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "tags = ['blue']\n[path]\ndatacenter = 'dc'\nhypervisor = 'hv-1'\n".to_owned();
+    let name = "server-1".parse().unwrap();
+    let server = site.ca.issue(&SpiffeId::server(&site.ca.deployment, &name));
+    let mut server = Server::open(&server);
+    site.enrol(vec![server.address()]);
+    let mut daemon = site.start();
+
+    let first = server.next().await;
+    assert_eq!(first.addresses[0].address, daemon.address);
+    assert_eq!(
+        (
+            first.path.datacenter.as_str(),
+            first.path.hypervisor.as_str()
+        ),
+        ("dc", "hv-1")
+    );
+    assert_eq!(first.tags[0].as_str(), "blue");
+    assert_eq!(
+        (first.agents, first.draining, first.generations.is_empty()),
+        (0, false, false)
+    );
+
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(client.kind(&unique(100)).await, VerdictKind::Clean);
+    while server.next().await.agents != 1 {}
+
+    site.define("some.yar", &rule("Other", &marker()));
+    daemon.signal(Signal::SIGHUP);
+    while server.next().await.generations == first.generations {}
+
+    daemon.signal(Signal::SIGTERM);
+    while !server.next().await.draining {}
+    tokio::task::spawn_blocking(move || assert_eq!(daemon.wait().code(), Some(0)))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_served_without_a_server_and_it_is_found_again() {
+    let site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    let name = "server-1".parse().unwrap();
+    let identity = site.ca.issue(&SpiffeId::server(&site.ca.deployment, &name));
+    let mut server = Server::open(&identity);
+    site.enrol(vec![server.address()]);
+    let daemon = site.start();
+    server.next().await;
+
+    server.endpoint.close(1_u32.into(), b"gone for a while");
+    let log = daemon.log.clone();
+    tokio::task::spawn_blocking(move || log.wait_for("the Integration Server ended"))
+        .await
+        .unwrap();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(client.kind(&unique(100)).await, VerdictKind::Clean);
+
+    let address = server.address();
+    drop(server);
+    // The port is free once the last of the old endpoint is gone.
+    let accept = Accept {
+        agents: false,
+        svms: true,
+        unenrolled: false,
+    };
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let back = loop {
+        let tls = tls::server_config(&identity, identity.trust(), accept, control::ALPN).unwrap();
+        match endpoint::listen(address, tls, Bounds::CONTROL) {
+            Ok(endpoint) => break endpoint,
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let incoming = tokio::time::timeout(PATIENCE, back.accept())
+        .await
+        .unwrap()
+        .unwrap();
+    incoming.await.unwrap();
+}

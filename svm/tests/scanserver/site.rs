@@ -249,7 +249,19 @@ impl Daemon {
 
     /// Processes below the daemon: engines and their workers.
     pub fn descendants(&self) -> Vec<u32> {
-        descendants(self.child.id())
+        let engines = self.engines();
+        let workers = engines.iter().flat_map(|engine| children(*engine));
+        engines.iter().copied().chain(workers).collect()
+    }
+
+    /// The engines' processes.
+    pub fn engines(&self) -> Vec<u32> {
+        children(self.child.id())
+    }
+
+    /// The workers' processes.
+    pub fn workers(&self) -> Vec<u32> {
+        self.engines().into_iter().flat_map(children).collect()
     }
 
     /// Contents that were given to the engines so far; waits until the log, which
@@ -282,24 +294,17 @@ impl Drop for Daemon {
     }
 }
 
-fn descendants(of: u32) -> Vec<u32> {
+fn children(of: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-        let parent = stat
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split(' ').nth(2)?.parse().ok());
-        if parent == Some(of) {
+        let mut after_name = stat.rsplit(')').next().unwrap_or_default().split(' ');
+        if after_name.nth(2).and_then(|parent| parent.parse().ok()) == Some(of) {
             found.push(pid);
-            found.extend(descendants(pid));
         }
     }
     found

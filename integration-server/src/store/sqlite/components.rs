@@ -11,11 +11,7 @@ use super::row;
 use crate::secret::Hash;
 use crate::store::{AgentRecord, Joined, NewComponent, Result, Spent, SvmRecord};
 
-pub async fn joined(
-    store: &SqliteStore,
-    token: Uuid,
-    key_sha256: &Hash,
-) -> Result<Option<Joined>> {
+pub async fn joined(store: &SqliteStore, token: Uuid, key_sha256: &Hash) -> Result<Option<Joined>> {
     let found = sqlx::query(
         "SELECT id, name, revoked_ms FROM agents WHERE token_id = $1 AND key_sha256 = $2 \
          UNION ALL \
@@ -72,8 +68,10 @@ async fn free_name(
         Component::Agent => "SELECT COUNT(*) FROM agents WHERE name = $1",
         Component::Svm => "SELECT COUNT(*) FROM svms WHERE name = $1",
     };
-    let taken: i64 =
-        sqlx::query_scalar(statement).bind(&component.name).fetch_one(&mut **transaction).await?;
+    let taken: i64 = sqlx::query_scalar(statement)
+        .bind(&component.name)
+        .fetch_one(&mut **transaction)
+        .await?;
     if taken == 0 {
         return Ok(component.name.clone());
     }
@@ -179,13 +177,12 @@ pub async fn report_svm(
 }
 
 pub async fn revoke_svm(store: &SqliteStore, id: SvmId, now_ms: u64) -> Result<bool> {
-    let done =
-        sqlx::query("UPDATE svms SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL")
-            .bind(id.to_string())
-            .bind(row::number(now_ms))
-            .execute(&store.writer)
-            .await
-            .map_err(|error| store.failed("revoke a Protection Server", error))?;
+    let done = sqlx::query("UPDATE svms SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL")
+        .bind(id.to_string())
+        .bind(row::number(now_ms))
+        .execute(&store.writer)
+        .await
+        .map_err(|error| store.failed("revoke a Protection Server", error))?;
     Ok(done.rows_affected() == 1)
 }
 

@@ -66,7 +66,11 @@ pub async fn page(store: &SqliteStore, before: Option<u64>, limit: u32) -> Resul
     let mut items = rows.iter().map(detection_of).collect::<Result<Vec<_>>>()?;
     let more = items.len() > limit as usize;
     items.truncate(limit as usize);
-    let next = if more { items.last().map(|last| last.seq) } else { None };
+    let next = if more {
+        items.last().map(|last| last.seq)
+    } else {
+        None
+    };
     Ok(DetectionPage { items, next })
 }
 

@@ -30,7 +30,10 @@ pub async fn hosts(store: &SqliteStore) -> Result<Vec<HostRecord>> {
         };
         hosts.insert(uri, host);
     }
-    let rows = sqlx::query("SELECT * FROM domains").fetch_all(&store.readers).await.map_err(at)?;
+    let rows = sqlx::query("SELECT * FROM domains")
+        .fetch_all(&store.readers)
+        .await
+        .map_err(at)?;
     for found in &rows {
         let uuid: Uuid = row::parsed(found, "uuid")?;
         let facts = DomainFacts {
@@ -98,4 +101,3 @@ pub async fn keep_hosts(store: &SqliteStore, uris: &[String]) -> Result<()> {
     }
     transaction.commit().await.map_err(at)
 }
-

@@ -20,9 +20,7 @@ use async_trait::async_trait;
 use palisade_protocol::control::{AgentReport, Detection, Hello, SvmReport};
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use sqlx::SqlitePool;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use uuid::Uuid;
 
 use super::{
@@ -73,9 +71,10 @@ impl SqliteStore {
             sqlx::migrate::MigrateError::Execute(error) => {
                 of_sqlx(path, "bring the schema up to date", error)
             }
-            other => {
-                StoreError::Schema { path: path.to_owned(), detail: other.to_string() }
-            }
+            other => StoreError::Schema {
+                path: path.to_owned(),
+                detail: other.to_string(),
+            },
         })?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -83,7 +82,11 @@ impl SqliteStore {
             .connect_with(options.create_if_missing(false))
             .await
             .map_err(at)?;
-        let store = Self { path: path.to_owned(), writer, readers };
+        let store = Self {
+            path: path.to_owned(),
+            writer,
+            readers,
+        };
         store.quick_check().await?;
         Ok(store)
     }
@@ -102,7 +105,10 @@ impl SqliteStore {
         if verdict == "ok" {
             return Ok(());
         }
-        Err(StoreError::Damaged { path: self.path.clone(), detail: verdict })
+        Err(StoreError::Damaged {
+            path: self.path.clone(),
+            detail: verdict,
+        })
     }
 
     fn failed(&self, operation: &'static str, error: sqlx::Error) -> StoreError {
@@ -111,9 +117,13 @@ impl SqliteStore {
 }
 
 fn make_directory(path: &Path) -> Result<()> {
-    let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) else { return Ok(()) };
-    crate::store::private_folder(dir)
-        .map_err(|source| StoreError::Directory { path: dir.to_owned(), source })
+    let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    crate::store::private_folder(dir).map_err(|source| StoreError::Directory {
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 /// SQLite's primary result codes (<https://sqlite.org/rescode.html>).
@@ -130,7 +140,10 @@ fn of_sqlx(path: &Path, operation: &'static str, error: sqlx::Error) -> StoreErr
         Some(11 | 26) => StoreError::Damaged { path, detail },
         Some(10 | 13) => StoreError::Disk { path, detail },
         Some(3 | 8 | 14 | 23) => StoreError::Unwritable { path, detail },
-        _ => StoreError::Failed { operation, source: Box::new(error) },
+        _ => StoreError::Failed {
+            operation,
+            source: Box::new(error),
+        },
     }
 }
 

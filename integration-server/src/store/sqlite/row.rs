@@ -28,7 +28,9 @@ where
     T: FromStr,
     T::Err: std::fmt::Display,
 {
-    text(row, column)?.parse().map_err(|error: T::Err| bad(column, error))
+    text(row, column)?
+        .parse()
+        .map_err(|error: T::Err| bad(column, error))
 }
 
 /// A text column that parses or is empty.
@@ -56,7 +58,9 @@ pub fn unsigned32(row: &SqliteRow, column: &'static str) -> Result<u32> {
 /// A number column that may be empty.
 pub fn unsigned_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<u64>> {
     let value: Option<i64> = row.try_get(column).map_err(|error| bad(column, error))?;
-    value.map(|value| u64::try_from(value).map_err(|error| bad(column, error))).transpose()
+    value
+        .map(|value| u64::try_from(value).map_err(|error| bad(column, error)))
+        .transpose()
 }
 
 /// A column of bytes.
@@ -98,5 +102,8 @@ pub fn json<T: serde::Serialize>(column: &'static str, value: &T) -> Result<Stri
 }
 
 fn bad(column: &'static str, detail: impl ToString) -> StoreError {
-    StoreError::BadRow { column, detail: detail.to_string() }
+    StoreError::BadRow {
+        column,
+        detail: detail.to_string(),
+    }
 }

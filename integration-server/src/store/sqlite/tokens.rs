@@ -34,8 +34,10 @@ pub async fn next_epoch(store: &SqliteStore, now_ms: u64) -> Result<u64> {
     .fetch_one(&store.writer)
     .await
     .map_err(|error| store.failed("begin an epoch", error))?;
-    u64::try_from(epoch)
-        .map_err(|error| StoreError::BadRow { column: "value", detail: error.to_string() })
+    u64::try_from(epoch).map_err(|error| StoreError::BadRow {
+        column: "value",
+        detail: error.to_string(),
+    })
 }
 
 pub async fn add_join_token(store: &SqliteStore, token: &JoinTokenRecord) -> Result<()> {
@@ -76,14 +78,13 @@ pub async fn join_tokens(store: &SqliteStore) -> Result<Vec<JoinTokenRecord>> {
 }
 
 pub async fn revoke_join_token(store: &SqliteStore, id: Uuid, now_ms: u64) -> Result<bool> {
-    let done = sqlx::query(
-        "UPDATE join_tokens SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL",
-    )
-    .bind(id.to_string())
-    .bind(row::number(now_ms))
-    .execute(&store.writer)
-    .await
-    .map_err(|error| store.failed("revoke a join token", error))?;
+    let done =
+        sqlx::query("UPDATE join_tokens SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL")
+            .bind(id.to_string())
+            .bind(row::number(now_ms))
+            .execute(&store.writer)
+            .await
+            .map_err(|error| store.failed("revoke a join token", error))?;
     Ok(done.rows_affected() == 1)
 }
 
@@ -102,13 +103,12 @@ pub async fn add_api_token(store: &SqliteStore, token: &ApiToken) -> Result<()> 
 }
 
 pub async fn api_token(store: &SqliteStore, hash: &Hash) -> Result<Option<ApiToken>> {
-    let found = sqlx::query(
-        "SELECT * FROM api_tokens WHERE token_sha256 = $1 AND revoked_ms IS NULL",
-    )
-    .bind(hash.to_vec())
-    .fetch_optional(&store.readers)
-    .await
-    .map_err(|error| store.failed("find an API token", error))?;
+    let found =
+        sqlx::query("SELECT * FROM api_tokens WHERE token_sha256 = $1 AND revoked_ms IS NULL")
+            .bind(hash.to_vec())
+            .fetch_optional(&store.readers)
+            .await
+            .map_err(|error| store.failed("find an API token", error))?;
     found
         .map(|found| {
             Ok(ApiToken {
@@ -157,7 +157,10 @@ fn join_token_of(found: &SqliteRow) -> Result<JoinTokenRecord> {
             "agent" => Component::Agent,
             "svm" => Component::Svm,
             other => {
-                return Err(StoreError::BadRow { column: "component", detail: other.to_owned() });
+                return Err(StoreError::BadRow {
+                    column: "component",
+                    detail: other.to_owned(),
+                });
             }
         },
         tenant: row::parsed(found, "tenant")?,
