@@ -41,7 +41,16 @@ pub struct Arguments {
     #[command(flatten)]
     common: Common,
     /// How results are written: text or json
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t, hide_possible_values = true, hide_default_value = true, global = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        hide_default_value = true,
+        global = true
+    )]
     output: Output,
     #[command(subcommand)]
     noun: Noun,

@@ -16,7 +16,11 @@ fn agent(site: &Site) -> Agent {
         .unversioned_rustls_crypto_provider(tls::provider())
         .root_certs(RootCerts::Specific(Arc::new(vec![root])))
         .build();
-    Agent::config_builder().tls_config(tls).http_status_as_error(false).build().new_agent()
+    Agent::config_builder()
+        .tls_config(tls)
+        .http_status_as_error(false)
+        .build()
+        .new_agent()
 }
 
 /// Sends a request as it is, with a token unless told otherwise.
@@ -27,7 +31,9 @@ async fn send(
     token: Option<&str>,
     body: Option<(&str, Vec<u8>)>,
 ) -> Response<Body> {
-    let mut request = Request::builder().method(method).uri(format!("{}{path}", site.target().url));
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("{}{path}", site.target().url));
     if let Some(token) = token {
         request = request.header("authorization", token);
     }
@@ -37,14 +43,21 @@ async fn send(
         request = request.header("content-type", kind);
     }
     let request = request.body(bytes).unwrap();
-    tokio::task::spawn_blocking(move || agent.run(request).unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(move || agent.run(request).unwrap())
+        .await
+        .unwrap()
 }
 
 async fn problem(mut response: Response<Body>) -> (u16, String, Value) {
-    let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+    let kind = response.headers()["content-type"]
+        .to_str()
+        .unwrap()
+        .to_owned();
     assert_eq!(kind, "application/problem+json");
     let value: Value =
-        tokio::task::spawn_blocking(move || response.body_mut().read_json().unwrap()).await.unwrap();
+        tokio::task::spawn_blocking(move || response.body_mut().read_json().unwrap())
+            .await
+            .unwrap();
     assert!(!value["detail"].as_str().unwrap().is_empty() && !value["title"].is_null());
     let status = value["status"].as_u64().unwrap() as u16;
     (status, value["type"].as_str().unwrap().to_owned(), value)
@@ -58,7 +71,14 @@ fn bearer(site: &Site) -> String {
 async fn without_a_valid_token_nothing_is_told() {
     let site = Site::start("").await;
     let good = site.admin_token();
-    for path in ["status", "svms", "agents", "inventory", "detections", "tokens"] {
+    for path in [
+        "status",
+        "svms",
+        "agents",
+        "inventory",
+        "detections",
+        "tokens",
+    ] {
         for token in [
             None,
             Some("Bearer ".to_owned()),
@@ -70,7 +90,10 @@ async fn without_a_valid_token_nothing_is_told() {
             let refused = send(&site, "GET", &path, token.as_deref(), None).await;
             assert_eq!(refused.headers()["www-authenticate"], "Bearer");
             let (status, kind, _) = problem(refused).await;
-            assert_eq!((status, kind.as_str()), (401, "urn:palisade:problem:unauthorized"));
+            assert_eq!(
+                (status, kind.as_str()),
+                (401, "urn:palisade:problem:unauthorized")
+            );
         }
     }
     let made = send(
@@ -82,7 +105,15 @@ async fn without_a_valid_token_nothing_is_told() {
     )
     .await;
     assert_eq!(problem(made).await.0, 401);
-    assert!(site.server.fleet().store.join_tokens().await.unwrap().is_empty());
+    assert!(
+        site.server
+            .fleet()
+            .store
+            .join_tokens()
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -100,26 +131,74 @@ async fn every_error_is_a_problem_with_its_status() {
         ("GET", "/api/v1/detections?limit=501", None, 400),
         ("GET", "/api/v1/detections?limit=-1", None, 400),
         ("GET", "/api/v1/detections?cursor=1", None, 400),
-        ("GET", "/api/v1/detections?cursor=s99999999999999999999", None, 400),
+        (
+            "GET",
+            "/api/v1/detections?cursor=s99999999999999999999",
+            None,
+            400,
+        ),
         ("GET", "/api/v1/detections?offset=1", None, 400),
         ("DELETE", "/api/v1/tokens/nonsense", None, 400),
-        ("DELETE", "/api/v1/tokens/00000000-0000-4000-8000-000000000000", None, 404),
-        ("DELETE", "/api/v1/svms/00000000-0000-4000-8000-000000000000", None, 404),
-        ("DELETE", "/api/v1/agents/00000000-0000-4000-8000-000000000000", None, 404),
+        (
+            "DELETE",
+            "/api/v1/tokens/00000000-0000-4000-8000-000000000000",
+            None,
+            404,
+        ),
+        (
+            "DELETE",
+            "/api/v1/svms/00000000-0000-4000-8000-000000000000",
+            None,
+            404,
+        ),
+        (
+            "DELETE",
+            "/api/v1/agents/00000000-0000-4000-8000-000000000000",
+            None,
+            404,
+        ),
         ("POST", "/api/v1/tokens", body("{"), 400),
         ("POST", "/api/v1/tokens", body("{\"uses\": \"many\"}"), 422),
         ("POST", "/api/v1/tokens", body("{\"user\": 1}"), 422),
         ("POST", "/api/v1/tokens", body("{\"uses\": 0}"), 422),
-        ("POST", "/api/v1/tokens", body("{\"tenant\": \"../x\"}"), 422),
-        ("POST", "/api/v1/tokens", body("{\"expires_in\": \"soon\"}"), 422),
-        ("POST", "/api/v1/tokens", Some(("text/plain", b"{}".to_vec())), 415),
-        ("POST", "/api/v1/tokens", Some((json, vec![b' '; 70_000])), 413),
+        (
+            "POST",
+            "/api/v1/tokens",
+            body("{\"tenant\": \"../x\"}"),
+            422,
+        ),
+        (
+            "POST",
+            "/api/v1/tokens",
+            body("{\"expires_in\": \"soon\"}"),
+            422,
+        ),
+        (
+            "POST",
+            "/api/v1/tokens",
+            Some(("text/plain", b"{}".to_vec())),
+            415,
+        ),
+        (
+            "POST",
+            "/api/v1/tokens",
+            Some((json, vec![b' '; 70_000])),
+            413,
+        ),
     ] {
         let refused = send(&site, method, path, Some(&bearer), body).await;
         assert_eq!(refused.status().as_u16(), want, "{method} {path}");
         assert_eq!(problem(refused).await.0, want, "{method} {path}");
     }
-    assert!(site.server.fleet().store.join_tokens().await.unwrap().is_empty());
+    assert!(
+        site.server
+            .fleet()
+            .store
+            .join_tokens()
+            .await
+            .unwrap()
+            .is_empty()
+    );
 }
 
 #[tokio::test]
@@ -141,16 +220,28 @@ async fn answers_carry_headers_that_keep_a_browser_out() {
 async fn a_token_is_shown_once_and_listed_without_its_secret() {
     let site = Site::start("").await;
     let new = json!({"component": "svm", "uses": 3, "expires_in": "2h"});
-    let made: Value = site.api(move |client| client.post("tokens", &new)).await.unwrap();
+    let made: Value = site
+        .api(move |client| client.post("tokens", &new))
+        .await
+        .unwrap();
     let text = made["token"].as_str().unwrap();
     assert!(text.starts_with("pj1."));
     let listed = site.get("tokens").await;
     assert!(!listed.to_string().contains(text));
     let item = &listed["items"][0];
     assert_eq!(item["id"], made["id"]);
-    assert_eq!((&item["uses"], &item["used"], &item["state"]), (&3.into(), &0.into(), &"valid".into()));
-    let defaults: Value = site.api(|client| client.post("tokens", &json!({}))).await.unwrap();
-    assert_eq!((&defaults["component"], &defaults["tenant"]), (&"agent".into(), &"default".into()));
+    assert_eq!(
+        (&item["uses"], &item["used"], &item["state"]),
+        (&3.into(), &0.into(), &"valid".into())
+    );
+    let defaults: Value = site
+        .api(|client| client.post("tokens", &json!({})))
+        .await
+        .unwrap();
+    assert_eq!(
+        (&defaults["component"], &defaults["tenant"]),
+        (&"agent".into(), &"default".into())
+    );
 }
 
 #[tokio::test]
@@ -162,9 +253,19 @@ async fn a_new_admin_token_voids_the_one_before() {
     palisade_integration_server::api::auth::new_admin_token(store.as_ref(), &state, 1)
         .await
         .unwrap();
-    assert_eq!(send(&site, "GET", "/api/v1/status", Some(&old), None).await.status(), 401);
+    assert_eq!(
+        send(&site, "GET", "/api/v1/status", Some(&old), None)
+            .await
+            .status(),
+        401
+    );
     let new = bearer(&site);
-    assert_eq!(send(&site, "GET", "/api/v1/status", Some(&new), None).await.status(), 200);
+    assert_eq!(
+        send(&site, "GET", "/api/v1/status", Some(&new), None)
+            .await
+            .status(),
+        200
+    );
 }
 
 /// `palisade-server openapi > integration-server/openapi.json` makes it anew.
@@ -185,7 +286,18 @@ async fn the_specification_is_served_and_names_every_resource() {
     let site = Site::start("").await;
     let mut response = send(&site, "GET", "/api/v1/openapi.json", None, None).await;
     let value: Value = response.body_mut().read_json().unwrap();
-    for path in ["status", "svms", "agents", "inventory", "detections", "tokens", "tokens/{id}"] {
-        assert!(value["paths"].get(format!("/api/v1/{path}")).is_some(), "{path}");
+    for path in [
+        "status",
+        "svms",
+        "agents",
+        "inventory",
+        "detections",
+        "tokens",
+        "tokens/{id}",
+    ] {
+        assert!(
+            value["paths"].get(format!("/api/v1/{path}")).is_some(),
+            "{path}"
+        );
     }
 }

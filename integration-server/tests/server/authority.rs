@@ -48,7 +48,10 @@ fn every_kind_of_component_is_vouched_for_by_root_and_by_its_hash() {
         let chain = issued(&authority, &id);
         assert_eq!(chain.len(), 3);
         for usage in [Usage::Client, Usage::Server, Usage::Envelope] {
-            let who = authority.trust().verify(&chain[0], &chain[1..], usage, at(NOW_MS)).unwrap();
+            let who = authority
+                .trust()
+                .verify(&chain[0], &chain[1..], usage, at(NOW_MS))
+                .unwrap();
             assert_eq!(who, id);
         }
         let pinned = Trust {
@@ -57,7 +60,9 @@ fn every_kind_of_component_is_vouched_for_by_root_and_by_its_hash() {
             grace: Default::default(),
         };
         assert_eq!(
-            pinned.verify(&chain[0], &chain[1..], Usage::Server, at(NOW_MS)).unwrap(),
+            pinned
+                .verify(&chain[0], &chain[1..], Usage::Server, at(NOW_MS))
+                .unwrap(),
             id
         );
     }
@@ -66,11 +71,20 @@ fn every_kind_of_component_is_vouched_for_by_root_and_by_its_hash() {
 #[test]
 fn a_certificate_is_valid_from_two_days_before_to_thirty_days_after() {
     let (_dir, authority) = authority("site");
-    let chain = issued(&authority, &SpiffeId::svm(&deployment("site"), SvmId::random()));
+    let chain = issued(
+        &authority,
+        &SpiffeId::svm(&deployment("site"), SvmId::random()),
+    );
     let ok = |ms: u64| {
-        authority.trust().verify(&chain[0], &chain[1..], Usage::Client, at(ms)).is_ok()
+        authority
+            .trust()
+            .verify(&chain[0], &chain[1..], Usage::Client, at(ms))
+            .is_ok()
     };
-    let (before, after) = (BACKDATED.as_millis() as u64, LEAF_LIFETIME.as_millis() as u64);
+    let (before, after) = (
+        BACKDATED.as_millis() as u64,
+        LEAF_LIFETIME.as_millis() as u64,
+    );
     assert!(ok(NOW_MS - before) && ok(NOW_MS) && ok(NOW_MS + after));
     assert!(!ok(NOW_MS - before - 1000) && !ok(NOW_MS + after + 1000));
 }
@@ -81,33 +95,58 @@ fn another_site_is_another_trust() {
     let (_dir, theirs) = authority("site");
     let id = SpiffeId::svm(&deployment("site"), SvmId::random());
     let chain = issued(&theirs, &id);
-    let refused = ours.trust().verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS));
+    let refused = ours
+        .trust()
+        .verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS));
     assert!(matches!(refused, Err(TrustError::Path(_))), "{refused:?}");
     let other = SpiffeId::svm(&deployment("other"), SvmId::random());
     let chain = issued(&ours, &other);
-    let refused = ours.trust().verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS));
-    assert!(matches!(refused, Err(TrustError::OtherDeployment { .. })), "{refused:?}");
+    let refused = ours
+        .trust()
+        .verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS));
+    assert!(
+        matches!(refused, Err(TrustError::OtherDeployment { .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn a_component_cannot_issue_and_the_https_certificate_is_no_identity() {
     let (_dir, authority) = authority("site");
-    let chain = issued(&authority, &SpiffeId::svm(&deployment("site"), SvmId::random()));
+    let chain = issued(
+        &authority,
+        &SpiffeId::svm(&deployment("site"), SvmId::random()),
+    );
     let key = identity::new_key().unwrap();
     // A component's certificate in the place of an issuing CA.
     let issuer = rcgen::Issuer::from_ca_cert_der(&chain[0], &key).unwrap();
-    let forged = rcgen::CertificateParams::default().signed_by(&key, &issuer).unwrap();
+    let forged = rcgen::CertificateParams::default()
+        .signed_by(&key, &issuer)
+        .unwrap();
     let path = [chain[0].clone(), chain[1].clone(), chain[2].clone()];
-    let refused = authority.trust().verify(forged.der(), &path, Usage::Client, at(NOW_MS));
+    let refused = authority
+        .trust()
+        .verify(forged.der(), &path, Usage::Client, at(NOW_MS));
     assert!(refused.is_err());
 
     let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
     let (https, _key) = authority.https_certificate(&names, NOW_MS).unwrap();
-    let refused = authority.trust().verify(&https[0], &https[1..], Usage::Server, at(NOW_MS));
-    assert!(matches!(refused, Err(TrustError::IdCount(0))), "{refused:?}");
-    let refused = authority.trust().verify(&https[0], &https[1..], Usage::Client, at(NOW_MS));
+    let refused = authority
+        .trust()
+        .verify(&https[0], &https[1..], Usage::Server, at(NOW_MS));
+    assert!(
+        matches!(refused, Err(TrustError::IdCount(0))),
+        "{refused:?}"
+    );
+    let refused = authority
+        .trust()
+        .verify(&https[0], &https[1..], Usage::Client, at(NOW_MS));
     assert!(matches!(refused, Err(TrustError::Path(_))), "{refused:?}");
-    assert!(authority.https_certificate(&["ü".to_owned()], NOW_MS).is_err());
+    assert!(
+        authority
+            .https_certificate(&["ü".to_owned()], NOW_MS)
+            .is_err()
+    );
 }
 
 #[test]
@@ -116,7 +155,12 @@ fn the_authority_is_the_same_after_a_restart() {
     let again = Authority::open(dir.path(), &deployment("site"), NOW_MS + 1).unwrap();
     assert_eq!(first.root_sha256(), again.root_sha256());
     let chain = issued(&again, &SpiffeId::svm(&deployment("site"), SvmId::random()));
-    assert!(first.trust().verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS)).is_ok());
+    assert!(
+        first
+            .trust()
+            .verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -127,5 +171,10 @@ fn a_start_that_was_cut_short_is_taken_up() {
     let again = Authority::open(dir.path(), &deployment("site"), NOW_MS).unwrap();
     assert_eq!(first.root_sha256(), again.root_sha256());
     let chain = issued(&again, &SpiffeId::svm(&deployment("site"), SvmId::random()));
-    assert!(first.trust().verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS)).is_ok());
+    assert!(
+        first
+            .trust()
+            .verify(&chain[0], &chain[1..], Usage::Client, at(NOW_MS))
+            .is_ok()
+    );
 }

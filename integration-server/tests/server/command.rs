@@ -47,7 +47,10 @@ impl Running {
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let url = loop {
-            let line = lines.next().expect("the server ends before it is ready").unwrap();
+            let line = lines
+                .next()
+                .expect("the server ends before it is ready")
+                .unwrap();
             let line: serde_json::Value = serde_json::from_str(&line).unwrap();
             if line["fields"]["message"] == "ready" {
                 break line["fields"]["url"].as_str().unwrap().to_owned();
@@ -132,7 +135,10 @@ fn masked(text: &str) -> String {
 }
 
 fn token(site: &Running, arguments: &[&str]) -> JoinToken {
-    let all: Vec<&str> = ["token", "create"].into_iter().chain(arguments.iter().copied()).collect();
+    let all: Vec<&str> = ["token", "create"]
+        .into_iter()
+        .chain(arguments.iter().copied())
+        .collect();
     let output = palisade(site.dir.path(), &all, &[]);
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap().parse().unwrap()
@@ -150,7 +156,13 @@ fn an_empty_site_says_what_to_do_next() {
         &["token", "list"],
     ]
     .iter()
-    .map(|arguments| format!("$ palisade {}\n{}\n", arguments.join(" "), site.palisade(arguments)))
+    .map(|arguments| {
+        format!(
+            "$ palisade {}\n{}\n",
+            arguments.join(" "),
+            site.palisade(arguments)
+        )
+    })
     .collect();
     assert_snapshot!(all);
 }
@@ -160,7 +172,11 @@ fn json_is_what_programs_rely_on() {
     let site = Running::start("[[libvirt]]\nuri = 'test:///default'");
     for (component, name) in [("agent", "web-1"), ("svm", "svm-1")] {
         let token = token(&site, &["--component", component]);
-        let kind = if component == "agent" { Component::Agent } else { Component::Svm };
+        let kind = if component == "agent" {
+            Component::Agent
+        } else {
+            Component::Svm
+        };
         tokio::runtime::Runtime::new()
             .unwrap()
             .block_on(enrol(&token, kind, host(name, None)))
@@ -173,14 +189,31 @@ fn json_is_what_programs_rely_on() {
         &["agent", "list", "-o", "json"],
         &["inventory", "list", "-o", "json"],
         &["detection", "list", "-o", "json"],
-        &["token", "create", "--uses", "2", "--expires", "7d", "--tenant", "acme", "-o", "json"],
+        &[
+            "token",
+            "create",
+            "--uses",
+            "2",
+            "--expires",
+            "7d",
+            "--tenant",
+            "acme",
+            "-o",
+            "json",
+        ],
         &["token", "create"],
         &["agent", "list"],
         &["svm", "list"],
         &["inventory", "list"],
     ]
     .iter()
-    .map(|arguments| format!("$ palisade {}\n{}\n", arguments.join(" "), site.palisade(arguments)))
+    .map(|arguments| {
+        format!(
+            "$ palisade {}\n{}\n",
+            arguments.join(" "),
+            site.palisade(arguments)
+        )
+    })
     .collect();
     assert_snapshot!(all);
 }
@@ -202,7 +235,10 @@ fn wrong_usage_is_told_from_what_could_not_be_done() {
     ] {
         assert_eq!(code(wrong), Some(2), "{wrong:?}");
     }
-    assert_eq!(code(&["token", "revoke", "00000000-0000-4000-8000-000000000000"]), Some(3));
+    assert_eq!(
+        code(&["token", "revoke", "00000000-0000-4000-8000-000000000000"]),
+        Some(3)
+    );
     assert_eq!(code(&["--help"]), Some(0));
     assert_eq!(code(&["--version"]), Some(0));
 }
@@ -220,17 +256,32 @@ fn errors_name_the_object_and_the_remedy() {
     let by_name = site.url.replace("127.0.0.1", "127.0.0.2");
     let mut all = String::new();
     for (what, environment) in [
-        ("another site's CA", vec![("PALISADE_CA", other_root.as_str())]),
-        ("a CA that is no certificate", vec![("PALISADE_CA", "/etc/hostname")]),
-        ("a CA that is absent", vec![("PALISADE_CA", "/no/such/file")]),
+        (
+            "another site's CA",
+            vec![("PALISADE_CA", other_root.as_str())],
+        ),
+        (
+            "a CA that is no certificate",
+            vec![("PALISADE_CA", "/etc/hostname")],
+        ),
+        (
+            "a CA that is absent",
+            vec![("PALISADE_CA", "/no/such/file")],
+        ),
         ("a wrong token", vec![("PALISADE_TOKEN", "pa1.nonsense")]),
         ("plain HTTP", vec![("PALISADE_URL", "http://127.0.0.1:1")]),
-        ("nothing there", vec![("PALISADE_URL", "https://127.0.0.1:1")]),
-        ("all of it given", vec![
-            ("PALISADE_URL", site.url.as_str()),
-            ("PALISADE_CA", root.as_str()),
-            ("PALISADE_TOKEN", "pa1.x"),
-        ]),
+        (
+            "nothing there",
+            vec![("PALISADE_URL", "https://127.0.0.1:1")],
+        ),
+        (
+            "all of it given",
+            vec![
+                ("PALISADE_URL", site.url.as_str()),
+                ("PALISADE_CA", root.as_str()),
+                ("PALISADE_TOKEN", "pa1.x"),
+            ],
+        ),
     ] {
         all.push_str(&format!("# {what}\n{}\n", try_with(&environment)));
     }
@@ -238,11 +289,18 @@ fn errors_name_the_object_and_the_remedy() {
     let nowhere = try_with(&[("PALISADE_URL", &by_name)]);
     assert!(nowhere.contains("exit 3"), "{nowhere}");
     assert_eq!(site.stop(), 0);
-    all.push_str(&format!("# a stopped server\n{}\n", site.palisade(&["status"])));
+    all.push_str(&format!(
+        "# a stopped server\n{}\n",
+        site.palisade(&["status"])
+    ));
     let empty = tempfile::tempdir().unwrap();
     let nobody = palisade(empty.path(), &["status"], &[]);
-    let text = String::from_utf8_lossy(&nobody.stderr).replace(&empty.path().display().to_string(), "SITE");
-    all.push_str(&format!("# no site\n{text}exit {}\n", nobody.status.code().unwrap()));
+    let text = String::from_utf8_lossy(&nobody.stderr)
+        .replace(&empty.path().display().to_string(), "SITE");
+    all.push_str(&format!(
+        "# no site\n{text}exit {}\n",
+        nobody.status.code().unwrap()
+    ));
     assert_snapshot!(all);
 }
 

@@ -66,7 +66,9 @@ fn request(token: &JoinToken, key: &KeyPair) -> EnrolRequest {
 async fn agents_and_svms_join_and_have_their_roles() {
     let site = Site::start("deployment = 'one'").await;
     let agent = site.join(Component::Agent, host("web-1", None)).await;
-    assert!(matches!(&agent.identity.id().role, Role::Agent { tenant, .. } if tenant.as_str() == "default"));
+    assert!(
+        matches!(&agent.identity.id().role, Role::Agent { tenant, .. } if tenant.as_str() == "default")
+    );
     assert_eq!(agent.identity.id().deployment.as_str(), "one");
     assert_eq!(agent.name, "web-1");
     let svm = site.join(Component::Svm, host("svm-1", None)).await;
@@ -82,14 +84,34 @@ async fn agents_and_svms_join_and_have_their_roles() {
 async fn wrong_secrets_unknown_tokens_and_revoked_ones_are_one_answer() {
     let site = Site::start("").await;
     let good = site.token("agent", 1, "1h").await;
-    let wrong = JoinToken { secret: [0; 32], ..good.clone() };
-    assert_eq!(denied(site.try_enrol(&wrong).await), DeniedCode::UnknownToken);
-    let unknown = JoinToken { id: uuid::Uuid::new_v4(), ..good.clone() };
-    assert_eq!(denied(site.try_enrol(&unknown).await), DeniedCode::UnknownToken);
+    let wrong = JoinToken {
+        secret: [0; 32],
+        ..good.clone()
+    };
+    assert_eq!(
+        denied(site.try_enrol(&wrong).await),
+        DeniedCode::UnknownToken
+    );
+    let unknown = JoinToken {
+        id: uuid::Uuid::new_v4(),
+        ..good.clone()
+    };
+    assert_eq!(
+        denied(site.try_enrol(&unknown).await),
+        DeniedCode::UnknownToken
+    );
     let id = good.id;
-    site.api(move |client| client.delete(&format!("tokens/{id}"))).await.unwrap();
-    assert_eq!(denied(site.try_enrol(&good).await), DeniedCode::UnknownToken);
-    assert_eq!(site.get("agents").await["items"].as_array().unwrap().len(), 0);
+    site.api(move |client| client.delete(&format!("tokens/{id}")))
+        .await
+        .unwrap();
+    assert_eq!(
+        denied(site.try_enrol(&good).await),
+        DeniedCode::UnknownToken
+    );
+    assert_eq!(
+        site.get("agents").await["items"].as_array().unwrap().len(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -105,16 +127,25 @@ async fn an_expired_token_admits_nobody_whatever_its_text_says() {
     let site = Site::start("").await;
     let token = site.token("agent", 1, "1s").await;
     // The client believes the text and asks; the server knows better.
-    let later = JoinToken { expires_ms: u64::MAX, ..token };
+    let later = JoinToken {
+        expires_ms: u64::MAX,
+        ..token
+    };
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    assert_eq!(denied(site.try_enrol(&later).await), DeniedCode::ExpiredToken);
+    assert_eq!(
+        denied(site.try_enrol(&later).await),
+        DeniedCode::ExpiredToken
+    );
 }
 
 #[tokio::test]
 async fn a_token_of_one_kind_admits_no_other() {
     let site = Site::start("").await;
     let token = site.token("svm", 1, "1h").await;
-    let lying = JoinToken { component: Component::Agent, ..token.clone() };
+    let lying = JoinToken {
+        component: Component::Agent,
+        ..token.clone()
+    };
     assert_eq!(denied(site.try_enrol(&lying).await), DeniedCode::BadRequest);
     site.try_enrol(&token).await.unwrap();
 }
@@ -123,9 +154,17 @@ async fn a_token_of_one_kind_admits_no_other() {
 async fn the_secret_is_not_sent_to_a_server_with_another_root() {
     let site = Site::start("").await;
     let token = site.token("agent", 1, "1h").await;
-    let wrong = JoinToken { root_sha256: [0; 32], ..token.clone() };
-    assert!(matches!(site.try_enrol(&wrong).await, Err(EnrolError::Unreachable(_))));
-    site.try_enrol(&token).await.expect("the token is not used up");
+    let wrong = JoinToken {
+        root_sha256: [0; 32],
+        ..token.clone()
+    };
+    assert!(matches!(
+        site.try_enrol(&wrong).await,
+        Err(EnrolError::Unreachable(_))
+    ));
+    site.try_enrol(&token)
+        .await
+        .expect("the token is not used up");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +189,10 @@ async fn of_many_that_race_for_one_use_one_wins() {
         }
     }
     assert_eq!(joined, 1);
-    assert_eq!(site.get("agents").await["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        site.get("agents").await["items"].as_array().unwrap().len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -168,7 +210,10 @@ async fn who_asks_again_with_the_same_key_is_the_same_component() {
         leaves.push(identity::Identity::new(&key, chain).unwrap().id().clone());
     }
     assert_eq!(leaves[0], leaves[1]);
-    assert_eq!(site.get("agents").await["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        site.get("agents").await["items"].as_array().unwrap().len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -179,9 +224,14 @@ async fn a_bad_request_costs_no_use_and_anything_else_no_answer() {
     let mut csr = identity::certificate_request(&key).unwrap();
     let last = csr.len() - 1;
     csr[last] ^= 1;
-    let bad = EnrolRequest { csr: List::new(csr).unwrap(), ..request(&token, &key) };
+    let bad = EnrolRequest {
+        csr: List::new(csr).unwrap(),
+        ..request(&token, &key)
+    };
     let answer = ask(&token, &key, &ControlFrame::Enrol(bad)).await;
-    let Some(ControlFrame::Denied(denied)) = answer else { panic!("{answer:?}") };
+    let Some(ControlFrame::Denied(denied)) = answer else {
+        panic!("{answer:?}")
+    };
     assert_eq!(denied.code, DeniedCode::BadRequest);
     let other = ControlFrame::Denied(denied);
     assert_eq!(ask(&token, &key, &other).await, None);

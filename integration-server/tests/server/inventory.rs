@@ -7,7 +7,11 @@ use crate::site::{Site, until};
 async fn read(site: &Site) -> Value {
     until("every host was tried", || async {
         let inventory = site.get("inventory").await;
-        inventory["items"].as_array().unwrap().iter().all(|host| host["state"] != "unknown")
+        inventory["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|host| host["state"] != "unknown")
     })
     .await;
     site.get("inventory").await
@@ -18,9 +22,15 @@ async fn the_default_test_host_is_read() {
     let site = Site::start("[[libvirt]]\nuri = 'test:///default'").await;
     let inventory = read(&site).await;
     let host = &inventory["items"][0];
-    assert_eq!((&host["uri"], &host["state"]), (&"test:///default".into(), &"up".into()));
+    assert_eq!(
+        (&host["uri"], &host["state"]),
+        (&"test:///default".into(), &"up".into())
+    );
     let domain = &host["domains"][0];
-    assert_eq!((&domain["name"], &domain["state"]), (&"test".into(), &"running".into()));
+    assert_eq!(
+        (&domain["name"], &domain["state"]),
+        (&"test".into(), &"running".into())
+    );
     assert_eq!(domain["uuid"], "6695eb01-f6a4-8304-79aa-97f2502e193f");
     assert_eq!(domain["protected"], false);
 }
@@ -60,12 +70,23 @@ async fn hostile_and_foreign_names_are_carried_as_they_are() {
     let inventory = read(&site).await;
     let host = |uri: &str| {
         let items = inventory["items"].as_array().unwrap();
-        items.iter().find(|host| host["uri"].as_str().unwrap().ends_with(uri)).unwrap().clone()
+        items
+            .iter()
+            .find(|host| host["uri"].as_str().unwrap().ends_with(uri))
+            .unwrap()
+            .clone()
     };
     let good = host("node.xml");
-    assert_eq!((&good["host"], &good["state"]), (&"hv1".into(), &"up".into()));
-    let names: Vec<&str> =
-        good["domains"].as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap()).collect();
+    assert_eq!(
+        (&good["host"], &good["state"]),
+        (&"hv1".into(), &"up".into())
+    );
+    let names: Vec<&str> = good["domains"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|d| d["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["a\"';--[2J\u{202e}<b>", "sløw 虚拟机"]);
     assert_eq!(good["domains"][0]["state"], "shutoff");
     assert_eq!(good["domains"][1]["state"], "paused");
@@ -89,6 +110,11 @@ async fn what_was_known_survives_a_restart_and_goes_with_its_source() {
     let Site { dir, server } = site;
     server.stop().await;
     let site = Site::start_in(dir, "").await;
-    assert!(site.get("inventory").await["items"].as_array().unwrap().is_empty());
+    assert!(
+        site.get("inventory").await["items"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
     assert!(site.server.fleet().store.hosts().await.unwrap().is_empty());
 }

@@ -38,7 +38,10 @@ impl Libvirtd {
                 return None;
             }
         }
-        let dir = tempfile::Builder::new().prefix("lv").tempdir_in("/tmp").unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("lv")
+            .tempdir_in("/tmp")
+            .unwrap();
         for folder in ["sock", "etc/qemu", "var", "run", "cache"] {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
@@ -102,9 +105,14 @@ impl Libvirtd {
     }
 
     fn virsh(&self, arguments: &[&str]) -> Option<String> {
-        let done = Command::new("virsh").args(["-q", "-c", &self.uri()]).args(arguments).output();
+        let done = Command::new("virsh")
+            .args(["-q", "-c", &self.uri()])
+            .args(arguments)
+            .output();
         let done = done.unwrap();
-        done.status.success().then(|| String::from_utf8(done.stdout).unwrap())
+        done.status
+            .success()
+            .then(|| String::from_utf8(done.stdout).unwrap())
     }
 
     fn must(&self, arguments: &[&str]) {
@@ -150,11 +158,19 @@ async fn domain_is(site: &Site, name: &str, state: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_real_host_is_followed_by_events_through_restarts_of_libvirtd() {
-    let Some(mut daemon) = Libvirtd::start() else { return };
+    let Some(mut daemon) = Libvirtd::start() else {
+        return;
+    };
     // Far longer than this test may take: what is seen is seen by events.
-    let more = format!("[inventory]\npoll = '1h'\n[[libvirt]]\nuri = '{}'", daemon.uri());
+    let more = format!(
+        "[inventory]\npoll = '1h'\n[[libvirt]]\nuri = '{}'",
+        daemon.uri()
+    );
     let site = Site::start(&more).await;
-    until("the host is up", || async { host(&site).await["state"] == "up" }).await;
+    until("the host is up", || async {
+        host(&site).await["state"] == "up"
+    })
+    .await;
     assert_eq!(host(&site).await["domains"].as_array().unwrap().len(), 0);
 
     daemon.define("tiny");
@@ -167,13 +183,22 @@ async fn a_real_host_is_followed_by_events_through_restarts_of_libvirtd() {
     domain_is(&site, "tiny", "running").await;
 
     daemon.kill();
-    until("the host is down", || async { host(&site).await["state"] == "down" }).await;
+    until("the host is down", || async {
+        host(&site).await["state"] == "down"
+    })
+    .await;
     let down = host(&site).await;
-    assert_eq!(down["domains"][0]["state"], "running", "its last facts are kept");
+    assert_eq!(
+        down["domains"][0]["state"], "running",
+        "its last facts are kept"
+    );
     assert!(down["age_s"].is_u64() && !down["error"].as_str().unwrap().is_empty());
 
     assert!(daemon.run());
-    until("the host is up again", || async { host(&site).await["state"] == "up" }).await;
+    until("the host is up again", || async {
+        host(&site).await["state"] == "up"
+    })
+    .await;
     domain_is(&site, "tiny", "running").await;
     daemon.must(&["destroy", "tiny"]);
     domain_is(&site, "tiny", "shutoff").await;

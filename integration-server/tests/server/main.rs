@@ -3,6 +3,9 @@
 //! Nothing here asserts how long something takes: what has to happen is waited
 //! for, up to a bound that only a hang reaches.
 
+// clippy.toml allows these within test functions; the helpers here are tests too.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod api;
 mod authority;
 mod command;

@@ -32,7 +32,11 @@ pub struct Site {
 
 /// The options that name a folder's site.
 pub fn common(dir: &Path) -> Common {
-    Common { site: Some(dir.to_owned()), config: None, log_format: LogFormat::Human }
+    Common {
+        site: Some(dir.to_owned()),
+        config: None,
+        log_format: LogFormat::Human,
+    }
 }
 
 /// Settings on free ports of the loopback.
@@ -47,7 +51,9 @@ impl Site {
     }
 
     pub async fn start_in(dir: TempDir, more: &str) -> Self {
-        let server = Server::start(settings(more), &common(dir.path())).await.unwrap();
+        let server = Server::start(settings(more), &common(dir.path()))
+            .await
+            .unwrap();
         Self { dir, server }
     }
 
@@ -60,7 +66,10 @@ impl Site {
     }
 
     pub fn admin_token(&self) -> String {
-        std::fs::read_to_string(admin_token_file(&self.state())).unwrap().trim().to_owned()
+        std::fs::read_to_string(admin_token_file(&self.state()))
+            .unwrap()
+            .trim()
+            .to_owned()
     }
 
     /// How the command line would reach this server.
@@ -80,7 +89,9 @@ impl Site {
         call: impl FnOnce(&Client) -> anyhow::Result<T> + Send + 'static,
     ) -> anyhow::Result<T> {
         let client = Client::new(self.target())?;
-        tokio::task::spawn_blocking(move || call(&client)).await.unwrap()
+        tokio::task::spawn_blocking(move || call(&client))
+            .await
+            .unwrap()
     }
 
     pub async fn get(&self, path: &'static str) -> Value {
@@ -90,7 +101,10 @@ impl Site {
     /// A new join token.
     pub async fn token(&self, component: &str, uses: u32, expires_in: &str) -> JoinToken {
         let new = json!({"component": component, "uses": uses, "expires_in": expires_in});
-        let made: Value = self.api(move |client| client.post("tokens", &new)).await.unwrap();
+        let made: Value = self
+            .api(move |client| client.post("tokens", &new))
+            .await
+            .unwrap();
         made["token"].as_str().unwrap().parse().unwrap()
     }
 
@@ -100,7 +114,9 @@ impl Site {
             Component::Agent => "agent",
             Component::Svm => "svm",
         };
-        enrol(&self.token(kind, 1, "1h").await, component, host).await.unwrap()
+        enrol(&self.token(kind, 1, "1h").await, component, host)
+            .await
+            .unwrap()
     }
 
     pub async fn try_enrol(&self, token: &JoinToken) -> Result<Membership, EnrolError> {
@@ -110,7 +126,11 @@ impl Site {
 
 /// A machine's facts.
 pub fn host(name: &str, product_uuid: Option<Uuid>) -> HostFacts {
-    HostFacts { hostname: Text::cut(name), product_uuid, ..Default::default() }
+    HostFacts {
+        hostname: Text::cut(name),
+        product_uuid,
+        ..Default::default()
+    }
 }
 
 /// Waits until something is so.

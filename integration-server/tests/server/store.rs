@@ -37,7 +37,10 @@ fn component(token: &JoinTokenRecord) -> NewComponent {
         token: token.clone(),
         name: "guest".to_owned(),
         key_sha256,
-        host: HostFacts { product_uuid: Some(Uuid::from_u128(9)), ..Default::default() },
+        host: HostFacts {
+            product_uuid: Some(Uuid::from_u128(9)),
+            ..Default::default()
+        },
     }
 }
 
@@ -45,7 +48,10 @@ async fn joined_agent(store: &dyn Store) -> AgentId {
     let token = token(Component::Agent, 1);
     store.add_join_token(&token).await.unwrap();
     let new = component(&token);
-    assert!(matches!(store.join(&new, 10).await.unwrap(), Spent::Joined(_)));
+    assert!(matches!(
+        store.join(&new, 10).await.unwrap(),
+        Spent::Joined(_)
+    ));
     AgentId(new.id)
 }
 
@@ -80,11 +86,20 @@ async fn suite(store: Arc<dyn Store>) {
 }
 
 async fn deployment_and_epochs(store: &dyn Store) {
-    assert_eq!(store.fix_deployment(&"one".parse().unwrap()).await.unwrap(), "one");
-    assert_eq!(store.fix_deployment(&"two".parse().unwrap()).await.unwrap(), "one");
+    assert_eq!(
+        store.fix_deployment(&"one".parse().unwrap()).await.unwrap(),
+        "one"
+    );
+    assert_eq!(
+        store.fix_deployment(&"two".parse().unwrap()).await.unwrap(),
+        "one"
+    );
     let first = store.next_epoch(5000).await.unwrap();
     assert!(first >= 5000);
-    assert!(store.next_epoch(0).await.unwrap() > first, "a clock that goes back changes nothing");
+    assert!(
+        store.next_epoch(0).await.unwrap() > first,
+        "a clock that goes back changes nothing"
+    );
     assert!(store.next_epoch(9_000_000).await.unwrap() >= 9_000_000);
 }
 
@@ -95,21 +110,45 @@ async fn tokens(store: &dyn Store) {
     assert_eq!(store.join_token(Uuid::new_v4()).await.unwrap(), None);
 
     let first = component(&token);
-    assert_eq!(store.join(&first, 10).await.unwrap(), Spent::Joined("guest".to_owned()));
-    let found = store.joined(token.id, &first.key_sha256).await.unwrap().unwrap();
+    assert_eq!(
+        store.join(&first, 10).await.unwrap(),
+        Spent::Joined("guest".to_owned())
+    );
+    let found = store
+        .joined(token.id, &first.key_sha256)
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!((found.id, found.revoked), (first.id, false));
     let second = component(&token);
-    let Spent::Joined(name) = store.join(&second, 10).await.unwrap() else { panic!() };
-    assert!(name.starts_with("guest-"), "a taken name is made unlike it: {name}");
-    assert_eq!(store.join(&component(&token), 10).await.unwrap(), Spent::NotUsable);
+    let Spent::Joined(name) = store.join(&second, 10).await.unwrap() else {
+        panic!()
+    };
+    assert!(
+        name.starts_with("guest-"),
+        "a taken name is made unlike it: {name}"
+    );
+    assert_eq!(
+        store.join(&component(&token), 10).await.unwrap(),
+        Spent::NotUsable
+    );
     assert_eq!(store.join_token(token.id).await.unwrap().unwrap().used, 2);
 
-    let late = JoinTokenRecord { id: Uuid::new_v4(), ..token.clone() };
+    let late = JoinTokenRecord {
+        id: Uuid::new_v4(),
+        ..token.clone()
+    };
     store.add_join_token(&late).await.unwrap();
-    assert_eq!(store.join(&component(&late), 1000).await.unwrap(), Spent::NotUsable);
+    assert_eq!(
+        store.join(&component(&late), 1000).await.unwrap(),
+        Spent::NotUsable
+    );
     assert!(store.revoke_join_token(late.id, 20).await.unwrap());
     assert!(!store.revoke_join_token(late.id, 21).await.unwrap());
-    assert_eq!(store.join(&component(&late), 10).await.unwrap(), Spent::NotUsable);
+    assert_eq!(
+        store.join(&component(&late), 10).await.unwrap(),
+        Spent::NotUsable
+    );
     assert!(store.join_tokens().await.unwrap().len() >= 2);
 }
 
@@ -133,7 +172,10 @@ async fn components(store: &dyn Store) {
     let id = joined_agent(store).await;
     let agent = store.agent(id).await.unwrap().unwrap();
     assert_eq!((agent.last_seen_ms, agent.report), (None, None));
-    let hello = Hello { version: Text::cut("1.2.3"), host: HostFacts::default() };
+    let hello = Hello {
+        version: Text::cut("1.2.3"),
+        host: HostFacts::default(),
+    };
     store.greet_agent(id, &hello, 77).await.unwrap();
     let report = AgentReport {
         protection: Protection::Blocking,
@@ -144,25 +186,55 @@ async fn components(store: &dyn Store) {
     store.report_agent(id, &report, 78).await.unwrap();
     let agent = store.agent(id).await.unwrap().unwrap();
     assert_eq!((agent.last_seen_ms, agent.report), (Some(78), Some(report)));
-    assert_eq!((agent.version.as_str(), agent.product_uuid), ("1.2.3", None));
+    assert_eq!(
+        (agent.version.as_str(), agent.product_uuid),
+        ("1.2.3", None)
+    );
     assert!(store.revoke_agent(id, 80).await.unwrap());
     assert!(!store.revoke_agent(id, 81).await.unwrap());
     assert!(store.agent(id).await.unwrap().unwrap().revoked);
-    assert!(store.agents().await.unwrap().iter().all(|agent| agent.id != id));
+    assert!(
+        store
+            .agents()
+            .await
+            .unwrap()
+            .iter()
+            .all(|agent| agent.id != id)
+    );
 }
 
 async fn detections(store: &dyn Store) {
     let (one, other) = (joined_agent(store).await, joined_agent(store).await);
     let hostile = detection(b"/tmp/a\n\xff';DROP TABLE detections;--");
-    assert_eq!(store.add_detections(one, std::slice::from_ref(&hostile), 1).await.unwrap(), 1);
-    assert_eq!(store.add_detections(one, std::slice::from_ref(&hostile), 2).await.unwrap(), 0);
+    assert_eq!(
+        store
+            .add_detections(one, std::slice::from_ref(&hostile), 1)
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(
+        store
+            .add_detections(one, std::slice::from_ref(&hostile), 2)
+            .await
+            .unwrap(),
+        0
+    );
     // Another agent cannot take an id away by using it first.
-    assert_eq!(store.add_detections(other, std::slice::from_ref(&hostile), 3).await.unwrap(), 1);
+    assert_eq!(
+        store
+            .add_detections(other, std::slice::from_ref(&hostile), 3)
+            .await
+            .unwrap(),
+        1
+    );
     let kept = &store.detections(None, 1).await.unwrap().items[0];
     assert_eq!((&kept.path, kept.agent), (&hostile.path, other));
     assert_eq!((kept.sha256, kept.pid), (Some([2; 32]), 42));
 
-    let many: Vec<Detection> = (0..10).map(|n| detection(format!("/f{n}").as_bytes())).collect();
+    let many: Vec<Detection> = (0..10)
+        .map(|n| detection(format!("/f{n}").as_bytes()))
+        .collect();
     store.add_detections(one, &many, 4).await.unwrap();
     assert_eq!(store.count_detections().await.unwrap(), 12);
     let (mut seen, mut cursor) = (Vec::new(), None);
@@ -175,9 +247,17 @@ async fn detections(store: &dyn Store) {
         }
     }
     assert_eq!(seen.len(), 12);
-    assert!(seen.windows(2).all(|pair| pair[0] > pair[1]), "newest first, each once");
+    assert!(
+        seen.windows(2).all(|pair| pair[0] > pair[1]),
+        "newest first, each once"
+    );
     let stranger = AgentId::random();
-    assert!(store.add_detections(stranger, &[detection(b"/x")], 5).await.is_err());
+    assert!(
+        store
+            .add_detections(stranger, &[detection(b"/x")], 5)
+            .await
+            .is_err()
+    );
 }
 
 async fn api_tokens(store: &dyn Store) {
@@ -197,7 +277,10 @@ async fn api_tokens(store: &dyn Store) {
 }
 
 async fn hosts(store: &dyn Store) {
-    let facts = DomainFacts { name: "a'\"\n\u{202e}".to_owned(), state: DomainState::Running };
+    let facts = DomainFacts {
+        name: "a'\"\n\u{202e}".to_owned(),
+        state: DomainState::Running,
+    };
     let mut host = HostRecord {
         uri: "qemu:///system".to_owned(),
         host: "hv1".to_owned(),
@@ -214,7 +297,10 @@ async fn hosts(store: &dyn Store) {
     host.error = Some("refused".to_owned());
     store.put_host(&host).await.unwrap();
     assert_eq!(store.hosts().await.unwrap(), vec![host.clone()]);
-    store.keep_hosts(std::slice::from_ref(&host.uri)).await.unwrap();
+    store
+        .keep_hosts(std::slice::from_ref(&host.uri))
+        .await
+        .unwrap();
     assert_eq!(store.hosts().await.unwrap().len(), 1);
     store.keep_hosts(&[]).await.unwrap();
     assert!(store.hosts().await.unwrap().is_empty());
@@ -223,7 +309,12 @@ async fn hosts(store: &dyn Store) {
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_passes_the_suite() {
     let dir = tempfile::tempdir().unwrap();
-    suite(Arc::new(SqliteStore::open(&dir.path().join("db/palisade.db")).await.unwrap())).await;
+    suite(Arc::new(
+        SqliteStore::open(&dir.path().join("db/palisade.db"))
+            .await
+            .unwrap(),
+    ))
+    .await;
 }
 
 #[tokio::test]
@@ -232,7 +323,10 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     let path = dir.path().join("palisade.db");
     let store = SqliteStore::open(&path).await.unwrap();
     let agent = joined_agent(&store).await;
-    store.add_detections(agent, &[detection(b"/x")], 1).await.unwrap();
+    store
+        .add_detections(agent, &[detection(b"/x")], 1)
+        .await
+        .unwrap();
     // Not closed: as if the process were gone.
     let again = SqliteStore::open(&path).await.unwrap();
     assert_eq!(again.count_detections().await.unwrap(), 1);

@@ -26,7 +26,10 @@ use crate::store::detection;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn hello(product_uuid: Option<Uuid>) -> Hello {
-    Hello { version: Text::cut("0.1.0"), host: host("guest", product_uuid) }
+    Hello {
+        version: Text::cut("0.1.0"),
+        host: host("guest", product_uuid),
+    }
 }
 
 async fn connect(member: &Membership) -> (Session, Welcome, mpsc::Receiver<FromServer>) {
@@ -39,9 +42,15 @@ fn report(port: u16) -> SvmReport {
             network: Text::default(),
             address: ([127, 0, 0, 1], port).into(),
         }]),
-        path: InfrastructurePath { hypervisor: Text::cut("hv1"), ..Default::default() },
+        path: InfrastructurePath {
+            hypervisor: Text::cut("hv1"),
+            ..Default::default()
+        },
         licence: LicenceState::Valid,
-        average_load: LoadHint { load_permille: 250, queue_wait_ms: 0 },
+        average_load: LoadHint {
+            load_permille: 250,
+            queue_wait_ms: 0,
+        },
         agents: 3,
         generations: List::default(),
         draining: false,
@@ -59,7 +68,11 @@ fn blocking(svm: Option<SvmId>) -> ToServer {
 }
 
 async fn list(session: &Session, etag: u64) -> Option<SvmList> {
-    match session.request(&ToServer::GetSvmList { etag }).await.unwrap() {
+    match session
+        .request(&ToServer::GetSvmList { etag })
+        .await
+        .unwrap()
+    {
         FromServer::SvmList(list) => Some(list),
         FromServer::NotModified => None,
         other => panic!("{other:?}"),
@@ -67,19 +80,27 @@ async fn list(session: &Session, etag: u64) -> Option<SvmList> {
 }
 
 async fn pushed(pushes: &mut mpsc::Receiver<FromServer>) -> SvmList {
-    match tokio::time::timeout(PATIENCE, pushes.recv()).await.unwrap().unwrap() {
+    match tokio::time::timeout(PATIENCE, pushes.recv())
+        .await
+        .unwrap()
+        .unwrap()
+    {
         FromServer::SvmList(list) => list,
         other => panic!("{other:?}"),
     }
 }
 
 fn svm_id(member: &Membership) -> SvmId {
-    let Role::Svm(id) = member.identity.id().role else { panic!() };
+    let Role::Svm(id) = member.identity.id().role else {
+        panic!()
+    };
     id
 }
 
 fn agent_id(member: &Membership) -> AgentId {
-    let Role::Agent { id, .. } = &member.identity.id().role else { panic!() };
+    let Role::Agent { id, .. } = &member.identity.id().role else {
+        panic!()
+    };
     *id
 }
 
@@ -96,28 +117,49 @@ async fn a_list_is_given_pushed_on_change_and_not_sent_twice() {
 
     let id = svm_id(&svm);
     let (svm, _, _svm_pushes) = connect(&svm).await;
-    assert_eq!(svm.request(&ToServer::SvmReport(report(1))).await.unwrap(), FromServer::Ack);
+    assert_eq!(
+        svm.request(&ToServer::SvmReport(report(1))).await.unwrap(),
+        FromServer::Ack
+    );
     let first = pushed(&mut pushes).await;
-    assert_eq!((first.svms[0].id, first.svms[0].name.as_str()), (id, "svm-1"));
+    assert_eq!(
+        (first.svms[0].id, first.svms[0].name.as_str()),
+        (id, "svm-1")
+    );
     assert_ne!(first.etag, empty.etag);
     assert!(list(&agent, first.etag).await.is_none());
 
-    let draining = SvmReport { draining: true, ..report(1) };
+    let draining = SvmReport {
+        draining: true,
+        ..report(1)
+    };
     svm.request(&ToServer::SvmReport(draining)).await.unwrap();
     assert!(pushed(&mut pushes).await.svms[0].report.draining);
 
     let svms = site.get("svms").await;
     let shown = &svms["items"][0];
-    assert_eq!((&shown["state"], &shown["agents"]), (&"connected".into(), &3.into()));
-    assert_eq!((&shown["path"], &shown["load"]), (&"hv1".into(), &0.25.into()));
+    assert_eq!(
+        (&shown["state"], &shown["agents"]),
+        (&"connected".into(), &3.into())
+    );
+    assert_eq!(
+        (&shown["path"], &shown["load"]),
+        (&"hv1".into(), &0.25.into())
+    );
     svm.close();
     until("the SVM is lost", || async {
         site.get("svms").await["items"][0]["state"] == "lost"
     })
     .await;
-    assert_eq!(list(&agent, 0).await.unwrap().svms.len(), 1, "still offered for a while");
+    assert_eq!(
+        list(&agent, 0).await.unwrap().svms.len(),
+        1,
+        "still offered for a while"
+    );
 
-    site.api(move |client| client.delete(&format!("svms/{id}"))).await.unwrap();
+    site.api(move |client| client.delete(&format!("svms/{id}")))
+        .await
+        .unwrap();
     assert!(pushed(&mut pushes).await.svms.is_empty());
 }
 
@@ -142,7 +184,10 @@ async fn detections_are_stored_before_they_are_acknowledged_and_once() {
     let found = List::cut([detection(b"/tmp/a\n\xff"), detection(b"/tmp/b")]);
     let message = ToServer::Detections(found);
     assert_eq!(agent.request(&message).await.unwrap(), FromServer::Ack);
-    assert_eq!(site.server.fleet().store.count_detections().await.unwrap(), 2);
+    assert_eq!(
+        site.server.fleet().store.count_detections().await.unwrap(),
+        2
+    );
     agent.close();
     let (agent, _, _pushes) = connect(&member).await;
     assert_eq!(agent.request(&message).await.unwrap(), FromServer::Ack);
@@ -170,13 +215,24 @@ async fn each_role_says_only_what_is_its_own() {
         (&svm, ToServer::GetSvmList { etag: 0 }),
     ] {
         let refused = session.request(&message).await;
-        let Err(ControlError::Denied(denied)) = refused else { panic!("{refused:?}") };
+        let Err(ControlError::Denied(denied)) = refused else {
+            panic!("{refused:?}")
+        };
         assert_eq!(denied.code, DeniedCode::BadRequest);
     }
     // The sessions go on.
-    assert_eq!(agent.request(&blocking(None)).await.unwrap(), FromServer::Ack);
-    assert_eq!(svm.request(&ToServer::SvmReport(report(1))).await.unwrap(), FromServer::Ack);
-    assert_eq!(site.server.fleet().store.count_detections().await.unwrap(), 0);
+    assert_eq!(
+        agent.request(&blocking(None)).await.unwrap(),
+        FromServer::Ack
+    );
+    assert_eq!(
+        svm.request(&ToServer::SvmReport(report(1))).await.unwrap(),
+        FromServer::Ack
+    );
+    assert_eq!(
+        site.server.fleet().store.count_detections().await.unwrap(),
+        0
+    );
 }
 
 #[tokio::test]
@@ -187,15 +243,32 @@ async fn a_renewed_certificate_is_the_same_component_with_a_new_key() {
     let key = identity::new_key().unwrap();
     let csr = List::new(identity::certificate_request(&key).unwrap()).unwrap();
     let answer = agent.request(&ToServer::Renew { csr }).await.unwrap();
-    let FromServer::Renewed(enrolled) = answer else { panic!("{answer:?}") };
-    let chain = enrolled.chain.iter().map(|der| der.to_vec().into()).collect();
+    let FromServer::Renewed(enrolled) = answer else {
+        panic!("{answer:?}")
+    };
+    let chain = enrolled
+        .chain
+        .iter()
+        .map(|der| der.to_vec().into())
+        .collect();
     let renewed = identity::Identity::new(&key, chain).unwrap();
     assert_eq!(renewed.id(), member.identity.id());
-    let member = Membership { identity: renewed, ..member };
+    let member = Membership {
+        identity: renewed,
+        ..member
+    };
     let (agent, _, _pushes) = connect(&member).await;
-    assert_eq!(agent.request(&blocking(None)).await.unwrap(), FromServer::Ack);
-    let bad = ToServer::Renew { csr: List::cut([1, 2, 3]) };
-    assert!(matches!(agent.request(&bad).await, Err(ControlError::Denied(_))));
+    assert_eq!(
+        agent.request(&blocking(None)).await.unwrap(),
+        FromServer::Ack
+    );
+    let bad = ToServer::Renew {
+        csr: List::cut([1, 2, 3]),
+    };
+    assert!(matches!(
+        agent.request(&bad).await,
+        Err(ControlError::Denied(_))
+    ));
 }
 
 #[tokio::test]
@@ -204,12 +277,19 @@ async fn a_revoked_component_is_cut_and_stays_out() {
     let member = site.join(Component::Agent, host("guest", None)).await;
     let (agent, _, _pushes) = connect(&member).await;
     let id = agent_id(&member);
-    site.api(move |client| client.delete(&format!("agents/{id}"))).await.unwrap();
+    site.api(move |client| client.delete(&format!("agents/{id}")))
+        .await
+        .unwrap();
     tokio::time::timeout(PATIENCE, agent.ended()).await.unwrap();
     let refused = Session::connect(&member, hello(None)).await;
-    let Err(ControlError::Denied(denied)) = refused else { panic!("not refused") };
+    let Err(ControlError::Denied(denied)) = refused else {
+        panic!("not refused")
+    };
     assert_eq!(denied.code, DeniedCode::NotAdmitted);
-    let gone = site.api(move |client| client.delete(&format!("agents/{id}"))).await.unwrap_err();
+    let gone = site
+        .api(move |client| client.delete(&format!("agents/{id}")))
+        .await
+        .unwrap_err();
     assert!(gone.to_string().contains("no agent"), "{gone}");
 }
 
@@ -232,16 +312,27 @@ async fn sessions_epochs_and_lists_survive_a_restart_of_the_server() {
     let svm = site.join(Component::Svm, host("svm-1", None)).await;
     let (session, first, _pushes) = connect(&agent).await;
     let (svm_session, _, _svm_pushes) = connect(&svm).await;
-    svm_session.request(&ToServer::SvmReport(report(1))).await.unwrap();
+    svm_session
+        .request(&ToServer::SvmReport(report(1)))
+        .await
+        .unwrap();
     let before = list(&session, 0).await.unwrap();
     let Site { dir, server } = site;
     server.stop().await;
-    tokio::time::timeout(PATIENCE, session.ended()).await.unwrap();
+    tokio::time::timeout(PATIENCE, session.ended())
+        .await
+        .unwrap();
     let site = Site::start_in(dir, "").await;
-    let agent = Membership { servers: vec![site.control()], ..agent };
+    let agent = Membership {
+        servers: vec![site.control()],
+        ..agent
+    };
     let (session, second, _pushes) = connect(&agent).await;
     assert!(second.epoch > first.epoch);
-    assert!(list(&session, before.etag).await.is_none(), "an equal list has its version still");
+    assert!(
+        list(&session, before.etag).await.is_none(),
+        "an equal list has its version still"
+    );
 }
 
 /// The connection below the client's session, to send what no client would.
@@ -273,11 +364,19 @@ impl Raw {
             .unwrap()
             .await
             .unwrap();
-        let Ok(Peer::Enrolled(server)) = endpoint::peer(&connection) else { panic!() };
+        let Ok(Peer::Enrolled(server)) = endpoint::peer(&connection) else {
+            panic!()
+        };
         let (send, receive) = connection.open_bi().await.unwrap();
         let sealer = Sealer::new(identity.clone(), server.clone(), 0).unwrap();
         let opener = Opener::new(identity.trust(), server, identity.id().clone(), 0);
-        Self { send, receive, sealer, opener, connection }
+        Self {
+            send,
+            receive,
+            sealer,
+            opener,
+            connection,
+        }
     }
 
     fn seal(&mut self, message: &ToServer) -> ControlFrame {
@@ -292,7 +391,9 @@ impl Raw {
     async fn greet(&mut self) {
         let frame = self.seal(&ToServer::Hello(hello(None)));
         self.send(&frame).await;
-        let Some(FromServer::Welcome(welcome)) = self.answer().await else { panic!() };
+        let Some(FromServer::Welcome(welcome)) = self.answer().await else {
+            panic!()
+        };
         self.sealer.set_epoch(welcome.epoch);
     }
 
@@ -301,7 +402,12 @@ impl Raw {
         match frame::read(&mut self.receive).await.unwrap().unwrap() {
             ControlFrame::Envelope(envelope) => {
                 let now_ms = palisade_integration_server::time::now_ms();
-                Some(self.opener.open::<FromServer>(&envelope, now_ms).unwrap().message)
+                Some(
+                    self.opener
+                        .open::<FromServer>(&envelope, now_ms)
+                        .unwrap()
+                        .message,
+                )
             }
             ControlFrame::Denied(denied) => {
                 assert_eq!(denied.code, DeniedCode::BadEnvelope);
@@ -314,7 +420,9 @@ impl Raw {
     /// The session was refused, and is over.
     async fn refused(mut self) {
         assert_eq!(self.answer().await, None);
-        tokio::time::timeout(PATIENCE, self.connection.closed()).await.unwrap();
+        tokio::time::timeout(PATIENCE, self.connection.closed())
+            .await
+            .unwrap();
     }
 }
 
@@ -349,7 +457,9 @@ async fn replayed_forged_and_disordered_envelopes_end_the_session() {
 
     let mut altered = Raw::connect(&member).await;
     altered.greet().await;
-    let ControlFrame::Envelope(mut envelope) = altered.seal(&blocking(None)) else { panic!() };
+    let ControlFrame::Envelope(mut envelope) = altered.seal(&blocking(None)) else {
+        panic!()
+    };
     let last = envelope.body.len() - 1;
     envelope.body[last] ^= 1;
     altered.send(&ControlFrame::Envelope(envelope)).await;
@@ -398,11 +508,19 @@ async fn a_claimed_domain_gives_the_agent_its_place_and_the_domain_its_protectio
     })
     .await;
     let protected = || async {
-        site.get("inventory").await["items"][0]["domains"][0]["protected"].as_bool().unwrap()
+        site.get("inventory").await["items"][0]["domains"][0]["protected"]
+            .as_bool()
+            .unwrap()
     };
     let (session, _, _pushes) = Session::connect(&member, hello(Some(uuid))).await.unwrap();
-    assert_eq!(list(&session, 0).await.unwrap().own_path.to_string(), "dc/c/hv");
-    assert!(!protected().await, "connected, and says nothing of protection yet");
+    assert_eq!(
+        list(&session, 0).await.unwrap().own_path.to_string(),
+        "dc/c/hv"
+    );
+    assert!(
+        !protected().await,
+        "connected, and says nothing of protection yet"
+    );
     session.request(&blocking(None)).await.unwrap();
     assert!(protected().await);
     let agents = site.get("agents").await;
@@ -410,5 +528,8 @@ async fn a_claimed_domain_gives_the_agent_its_place_and_the_domain_its_protectio
     assert_eq!(agents["items"][0]["domain_name"], "test");
     assert_eq!(site.get("status").await["domains"]["protected"], 1);
     session.close();
-    until("protection is gone with the session", || async { !protected().await }).await;
+    until("protection is gone with the session", || async {
+        !protected().await
+    })
+    .await;
 }

@@ -207,7 +207,7 @@ async fn an_idle_daemon_stops_at_once_with_everything_reaped() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0));
     assert!(below.iter().all(|pid| is_gone(*pid)), "{below:?}");
-    assert!(daemon.log.has("stopped"));
+    daemon.log.wait_for("stopped");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,10 +2,17 @@
 
 use nix::sys::signal::Signal;
 use palisade_protocol::scan::VerdictSource;
-use palisade_protocol::verdict::VerdictKind;
+use palisade_protocol::verdict::{EngineGeneration, Generations, VerdictKind};
 
 use crate::client::{Client, unique};
 use crate::site::{Site, marker, ndb, rule};
+
+fn of_rules(generations: &Generations) -> EngineGeneration {
+    let mut of = generations.iter();
+    of.find(|one| one.engine.as_str() == "yara-x")
+        .unwrap()
+        .clone()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_definitions_are_in_force_after_sighup() {
@@ -16,7 +23,7 @@ async fn new_definitions_are_in_force_after_sighup() {
     let (with_old, with_new) = (old.clone().into_bytes(), new.clone().into_bytes());
     assert_eq!(client.kind(&with_old).await, VerdictKind::Malware);
     assert_eq!(client.kind(&with_new).await, VerdictKind::Clean);
-    let before = client.scan(&with_new).await.result().generations[0].clone();
+    let before = of_rules(&client.scan(&with_new).await.result().generations);
 
     site.define("rules.yar", &rule("New", &new));
     let lines = daemon.log.lines().len();
@@ -29,7 +36,7 @@ async fn new_definitions_are_in_force_after_sighup() {
         "a verdict of old definitions"
     );
     assert_eq!(result.source, VerdictSource::Scanned);
-    let after = &result.generations[0];
+    let after = of_rules(&result.generations);
     assert!(after.generation > before.generation && after.fingerprint != before.fingerprint);
     assert_eq!(client.kind(&with_old).await, VerdictKind::Clean);
 

@@ -242,7 +242,7 @@ async fn only_agents_of_the_site_are_served() {
         };
         assert!(refused, "{what}");
     }
-    assert!(daemon.log.has("a connection was not accepted"));
+    daemon.log.wait_for("a connection was not accepted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
