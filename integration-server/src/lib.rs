@@ -18,7 +18,7 @@
 //! | [`api`] | the REST API |
 //! | [`server`] | composition: start, run, stop |
 //! | [`cli`] | the `palisade` command |
-//! | [`secret`], [`interval`], [`time`] | secrets that are handed out, durations as people write them, the clock |
+//! | [`secret`], [`interval`], [`time`], [`failure`] | secrets that are handed out, durations as people write them, the clock, errors as programs print them |
 //!
 //! **Invariant:** what a peer was told is stored was committed before.
 //! **Invariant:** unsafe code is in `libvirt/events.rs` and nowhere else.
@@ -28,6 +28,7 @@
 pub mod api;
 pub mod ca;
 pub mod cli;
+pub mod failure;
 pub mod fleet;
 pub mod interval;
 pub mod inventory;

@@ -17,6 +17,7 @@ use axum_server::Handle;
 use palisade_daemon::cli::Common;
 use palisade_daemon::{host, lifecycle};
 use palisade_protocol::identity::write_atomic;
+use palisade_protocol::ids::DeploymentId;
 use palisade_protocol::spiffe::SpiffeId;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -63,17 +64,18 @@ impl Server {
     /// What is in the way, and what helps.
     pub async fn start(settings: Settings, common: &Common) -> anyhow::Result<Self> {
         let now_ms = now_ms();
+        let (deployment, name) = (settings.deployment()?, settings.server_name()?);
         let state = settings.state(common);
         let lock = lock(&state)?;
         let store = SqliteStore::open(&settings.database_file(&state)).await?;
         let shared: Arc<dyn Store> = Arc::new(store.clone());
-        fix_deployment(shared.as_ref(), &settings, &state).await?;
-        let authority = Authority::open(&state.join("ca"), &settings.deployment, now_ms)?;
+        fix_deployment(shared.as_ref(), &deployment, &state).await?;
+        let authority = Authority::open(&state.join("ca"), &deployment, now_ms)?;
         let authority = Arc::new(authority);
         auth::ensure_admin_token(shared.as_ref(), &state, now_ms).await?;
 
         let names = settings.certificate_names(&host::facts().hostname);
-        let id = SpiffeId::server(&settings.deployment, &settings.server_name);
+        let id = SpiffeId::server(&deployment, &name);
         let own = Arc::new(OwnCertificates::new(
             Arc::clone(&authority),
             id,
@@ -105,7 +107,7 @@ impl Server {
         let api_address = api_listener.address();
         let router = api::router(Arc::new(Api {
             fleet: Arc::clone(&fleet),
-            server: settings.server_name.to_string(),
+            server: name.to_string(),
             advertised: settings.advertised(control_address),
             started_ms: now_ms,
         }));
@@ -240,16 +242,16 @@ fn lock(state: &Path) -> anyhow::Result<File> {
 
 async fn fix_deployment(
     store: &dyn Store,
-    settings: &Settings,
+    wanted: &DeploymentId,
     state: &Path,
 ) -> anyhow::Result<()> {
-    let fixed = store.fix_deployment(&settings.deployment).await?;
-    if fixed != settings.deployment.as_str() {
+    let fixed = store.fix_deployment(wanted).await?;
+    if fixed != wanted.as_str() {
         bail!(
             "the deployment of {} is {fixed:?}, and the settings say {:?}; it is fixed at first start: \
              set deployment = {fixed:?}, or begin a new site in an empty state folder",
             state.display(),
-            settings.deployment.as_str()
+            wanted.as_str()
         );
     }
     Ok(())

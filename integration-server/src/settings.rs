@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use palisade_daemon::cli::Common;
 use palisade_daemon::settings::{self, SettingsError};
 use palisade_daemon::site::Component;
-use palisade_protocol::ids::{DeploymentId, ServerName};
+use palisade_protocol::ids::{BadId, DeploymentId, ServerName};
 use palisade_protocol::{DEFAULT_API_PORT, DEFAULT_CONTROL_PORT};
 use serde::Deserialize;
 
@@ -25,9 +25,9 @@ const MAX_ADVERTISED: usize = 8;
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
     /// The deployment: the trust domain of every identity. Fixed at first start.
-    pub deployment: DeploymentId,
+    pub deployment: String,
     /// This server among equals.
-    pub server_name: ServerName,
+    pub server_name: String,
     /// UDP address on which agents and Protection Servers connect.
     pub listen_control: SocketAddr,
     /// TCP address of the REST API.
@@ -108,8 +108,8 @@ impl Default for FleetSettings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            deployment: label("palisade"),
-            server_name: label("server-1"),
+            deployment: "palisade".to_owned(),
+            server_name: "server-1".to_owned(),
             listen_control: (Ipv4Addr::UNSPECIFIED, DEFAULT_CONTROL_PORT).into(),
             listen_api: (Ipv4Addr::UNSPECIFIED, DEFAULT_API_PORT).into(),
             advertise_control: Vec::new(),
@@ -121,15 +121,6 @@ impl Default for Settings {
             fleet: FleetSettings::default(),
         }
     }
-}
-
-/// A constant that is a label; the tests below say so.
-#[allow(clippy::expect_used)]
-fn label<T: std::str::FromStr>(text: &str) -> T
-where
-    T::Err: std::fmt::Debug,
-{
-    text.parse().expect("a constant label is valid")
 }
 
 /// Settings that cannot be used, with the key to change.
@@ -173,6 +164,12 @@ impl Settings {
                 problem,
             })
         };
+        if let Err(error) = self.deployment() {
+            return bad("deployment", error.to_string());
+        }
+        if let Err(error) = self.server_name() {
+            return bad("server_name", error.to_string());
+        }
         let mut uris = BTreeSet::new();
         for source in &self.libvirt {
             if !source.uri.contains(':') {
@@ -221,6 +218,22 @@ impl Settings {
             );
         }
         Ok(())
+    }
+
+    /// The deployment's name.
+    ///
+    /// # Errors
+    /// [`BadId`]; not for settings that were loaded, which are checked.
+    pub fn deployment(&self) -> Result<DeploymentId, BadId> {
+        self.deployment.parse()
+    }
+
+    /// This server's name.
+    ///
+    /// # Errors
+    /// [`BadId`]; not for settings that were loaded, which are checked.
+    pub fn server_name(&self) -> Result<ServerName, BadId> {
+        self.server_name.parse()
     }
 
     /// Where state is kept.
@@ -312,8 +325,8 @@ mod tests {
     #[test]
     fn defaults_are_usable() {
         let settings = parsed("").unwrap();
-        assert_eq!(settings.deployment.as_str(), "palisade");
-        assert_eq!(settings.server_name.as_str(), "server-1");
+        assert_eq!(settings.deployment().unwrap().as_str(), "palisade");
+        assert_eq!(settings.server_name().unwrap().as_str(), "server-1");
         assert_eq!(settings.listen_control.port(), 7444);
         assert_eq!(settings.listen_api.port(), 7445);
     }
@@ -321,7 +334,8 @@ mod tests {
     #[test]
     fn bad_values_name_their_key() {
         for (text, key) in [
-            ("deployment = 'Not A Label'", "a-z"),
+            ("deployment = 'Not A Label'", "deployment: "),
+            ("server_name = ''", "server_name: "),
             ("advertise_control = ['0.0.0.0:7444']", "advertise_control"),
             ("database = 'mysql://x'", "database"),
             ("[[libvirt]]\nuri = 'nonsense'", "libvirt.uri"),

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Owns the retries; does not own the session ([`selection`](crate::selection)),
-//! the bytes ([`content`](crate::content)) or what follows from a verdict.
+//! the bytes ([`crate::content`]) or what follows from a verdict.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

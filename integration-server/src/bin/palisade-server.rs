@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, exit};
 use palisade_daemon::logging;
 use palisade_integration_server::api::{self, auth};
+use palisade_integration_server::failure;
 use palisade_integration_server::server::Server;
 use palisade_integration_server::settings::Settings;
 use palisade_integration_server::store::sqlite::SqliteStore;
@@ -74,6 +75,6 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
 }
 
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    eprintln!("palisade-server: {error:#}");
+    eprintln!("palisade-server: {}", failure::text(error));
     ExitCode::from(code)
 }

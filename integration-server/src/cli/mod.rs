@@ -145,7 +145,7 @@ pub fn main() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("palisade: {error:#}");
+    eprintln!("palisade: {}", crate::failure::text(error));
     ExitCode::from(exit::FAILED)
 }
 

@@ -36,7 +36,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use palisade_protocol::bounded::List;
-use palisade_protocol::control::{SvmEntry, SvmList, SvmReport};
+use palisade_protocol::control::{MAX_SVMS, SvmEntry, SvmList, SvmReport};
 use palisade_protocol::ids::{AgentId, SvmId};
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -72,7 +72,16 @@ pub struct Fleet {
     /// Who is connected.
     pub sessions: Sessions,
     roster: Mutex<Roster>,
+    published: Mutex<Option<Arc<Published>>>,
     changed: watch::Sender<u64>,
+}
+
+/// What all agents' lists have in common, as of one count of changes.
+#[derive(Debug)]
+struct Published {
+    version: u64,
+    hash: [u8; 32],
+    svms: List<SvmEntry, MAX_SVMS>,
 }
 
 impl Fleet {
@@ -100,6 +109,7 @@ impl Fleet {
             settings,
             sessions: Sessions::default(),
             roster: Mutex::new(roster),
+            published: Mutex::new(None),
             changed: watch::Sender::new(0),
         })
     }
@@ -126,21 +136,39 @@ impl Fleet {
 
     /// The list for an agent on the machine with this product UUID.
     pub fn list_for(&self, product_uuid: Option<Uuid>) -> SvmList {
-        let place = |uuid| self.inventory.place_of(uuid);
-        let svms = self.lock().entries(place);
-        let own_path = product_uuid.and_then(place).unwrap_or_default();
-        let etag = roster::etag(&svms, &own_path);
+        let published = self.published();
+        let own_path = product_uuid
+            .and_then(|uuid| self.inventory.place_of(uuid))
+            .unwrap_or_default();
         SvmList {
-            etag,
+            etag: roster::etag(&published.hash, &own_path),
             own_path,
             own_tags: List::default(),
-            svms,
+            svms: published.svms.clone(),
         }
     }
 
-    /// The Protection Servers in the list now.
-    pub fn listed(&self) -> List<SvmEntry, { palisade_protocol::control::MAX_SVMS }> {
-        self.lock().entries(|uuid| self.inventory.place_of(uuid))
+    /// The list's common part, made once for each change: many agents ask for it.
+    fn published(&self) -> Arc<Published> {
+        let version = *self.changed.borrow();
+        let mut published = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match published.as_ref() {
+            Some(current) if current.version == version => Arc::clone(current),
+            _ => {
+                let svms = self.lock().entries(|uuid| self.inventory.place_of(uuid));
+                let hash = roster::hash(&svms);
+                let new = Arc::new(Published {
+                    version,
+                    hash,
+                    svms,
+                });
+                *published = Some(Arc::clone(&new));
+                new
+            }
+        }
     }
 
     pub(crate) fn svm_connected(&self, id: SvmId, name: &str, product_uuid: Option<Uuid>) {

@@ -17,7 +17,6 @@ use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::control::{InfrastructurePath, MAX_SVMS, SvmEntry, SvmReport};
 use palisade_protocol::ids::SvmId;
 use palisade_protocol::trust::sha256;
-use serde::Serialize;
 use uuid::Uuid;
 
 /// A load that moved by this much, in thousandths, is worth telling agents.
@@ -183,18 +182,19 @@ fn differs(told: &SvmReport, new: &SvmReport) -> bool {
         || old_load.queue_wait_ms.abs_diff(load.queue_wait_ms) >= QUEUE_STEP_MS
 }
 
+/// Hash of the entries.
+pub fn hash(svms: &[SvmEntry]) -> [u8; 32] {
+    // The types have nothing that JSON could not hold.
+    sha256(&serde_json::to_vec(svms).unwrap_or_default())
+}
+
 /// A list's version: of its content alone, so that equal servers and restarts give
 /// equal lists the same one. Never 0.
-pub fn etag(svms: &List<SvmEntry, MAX_SVMS>, own_path: &InfrastructurePath) -> u64 {
-    #[derive(Serialize)]
-    struct Content<'a> {
-        svms: &'a [SvmEntry],
-        own_path: &'a InfrastructurePath,
-    }
-    let bytes = serde_json::to_vec(&Content { svms, own_path }).unwrap_or_default();
-    let hash = sha256(&bytes);
+pub fn etag(svms_hash: &[u8; 32], own_path: &InfrastructurePath) -> u64 {
+    let mut bytes = svms_hash.to_vec();
+    bytes.extend(serde_json::to_vec(own_path).unwrap_or_default());
     let mut first = [0; 8];
-    first.copy_from_slice(&hash[..8]);
+    first.copy_from_slice(&sha256(&bytes)[..8]);
     u64::from_le_bytes(first).max(1)
 }
 
@@ -225,7 +225,10 @@ mod tests {
     }
 
     fn version(roster: &Roster) -> u64 {
-        etag(&roster.entries(|_| None), &InfrastructurePath::default())
+        etag(
+            &hash(&roster.entries(|_| None)),
+            &InfrastructurePath::default(),
+        )
     }
 
     #[test]

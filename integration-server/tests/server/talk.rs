@@ -484,6 +484,79 @@ async fn replayed_forged_and_disordered_envelopes_end_the_session() {
 }
 
 #[tokio::test]
+async fn a_peer_that_takes_no_answers_is_cut() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let mut deaf = Raw::connect(&member).await;
+    deaf.greet().await;
+    let end = loop {
+        let frame = deaf.seal(&ToServer::GetSvmList { etag: 0 });
+        tokio::select! {
+            end = deaf.connection.closed() => break end,
+            // It asks on while it may, and reads nothing.
+            sent = frame::write(&mut deaf.send, &frame) => drop(sent),
+        }
+        tokio::task::yield_now().await;
+    };
+    let quinn::ConnectionError::ApplicationClosed(close) = end else {
+        panic!("{end:?}")
+    };
+    assert_eq!(close.reason.as_ref(), b"too slow");
+}
+
+#[tokio::test]
+async fn a_certificate_that_ran_out_still_opens_a_session_to_renew() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let key = identity::new_key().unwrap();
+    let csr = identity::certificate_request(&key).unwrap();
+    let request =
+        palisade_integration_server::ca::request::CertificateRequest::from_der(&csr).unwrap();
+    let forty_days_ago = palisade_integration_server::time::now_ms() - 40 * 24 * 3600 * 1000;
+    let authority = &site.server.fleet().authority;
+    let chain = authority
+        .issue(member.identity.id(), &request, forty_days_ago)
+        .unwrap();
+    let old = identity::Identity::new(&key, chain).unwrap();
+    let (session, _, _pushes) = connect(&Membership {
+        identity: old,
+        ..member
+    })
+    .await;
+    let csr = List::new(identity::certificate_request(&key).unwrap()).unwrap();
+    let renewed = session.request(&ToServer::Renew { csr }).await.unwrap();
+    assert!(matches!(renewed, FromServer::Renewed(_)));
+}
+
+#[tokio::test]
+async fn a_server_is_no_member_of_the_fleet_and_a_stranger_is_not_admitted() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let authority = &site.server.fleet().authority;
+    let now_ms = palisade_integration_server::time::now_ms();
+    let id = site.server.fleet().own.identity().id().clone();
+    let identity = authority.own_identity(&id, now_ms).unwrap();
+    let refused = Session::connect(
+        &Membership {
+            identity,
+            ..member.clone()
+        },
+        hello(None),
+    )
+    .await;
+    assert!(matches!(refused, Err(ControlError::Unreachable(_))));
+
+    // Vouched for by the site's CA, and unknown to its store.
+    let id = palisade_protocol::spiffe::SpiffeId::svm(authority.deployment(), SvmId::random());
+    let identity = authority.own_identity(&id, now_ms).unwrap();
+    let refused = Session::connect(&Membership { identity, ..member }, hello(None)).await;
+    let Err(ControlError::Denied(denied)) = refused else {
+        panic!("not refused")
+    };
+    assert_eq!(denied.code, DeniedCode::NotAdmitted);
+}
+
+#[tokio::test]
 async fn a_guest_whose_clock_is_an_hour_behind_can_begin() {
     let site = Site::start("").await;
     let member = site.join(Component::Agent, host("guest", None)).await;
