@@ -506,7 +506,16 @@ async fn a_peer_that_takes_no_answers_is_cut() {
 
 #[tokio::test]
 async fn a_certificate_that_ran_out_still_opens_a_session_to_renew() {
-    let site = Site::start("").await;
+    // The path is judged at the certificate's end, so the CA must be older than that.
+    let dir = tempfile::tempdir().unwrap();
+    let sixty_days_ago = palisade_integration_server::time::now_ms() - 60 * 24 * 3600 * 1000;
+    palisade_integration_server::ca::Authority::open(
+        &dir.path().join("var/server/ca"),
+        &"palisade".parse().unwrap(),
+        sixty_days_ago,
+    )
+    .unwrap();
+    let site = Site::start_in(dir, "").await;
     let member = site.join(Component::Agent, host("guest", None)).await;
     let key = identity::new_key().unwrap();
     let csr = identity::certificate_request(&key).unwrap();

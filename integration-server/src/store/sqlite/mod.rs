@@ -4,8 +4,8 @@
 //! has one writer: writes go through a pool of one connection, so that they queue
 //! here in order instead of waiting for each other's locks; reads have their own.
 //!
-//! One file per group of tables: [`components`], [`detections`], [`inventory`],
-//! [`tokens`].
+//! One file per group of tables: `components`, `detections`, `inventory`,
+//! `tokens`.
 
 mod components;
 mod detections;
