@@ -21,6 +21,8 @@ libvirt-clients|virsh, which checks the inventory from outside
 qemu-system-x86|domains for that inventory, by emulation
 nftables|counts bytes on the wire from outside
 iproute2|network namespaces and links for tests
+python3|holds a file lease against the agent, as a hostile process would
+git|lists the tree for the checks of documents
 shellcheck|checks the scripts
 '
 

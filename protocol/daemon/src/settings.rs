@@ -95,8 +95,18 @@ pub fn load<T: DeserializeOwned>(
     T::deserialize(table).map_err(|error: toml::de::Error| SettingsError::Value {
         component,
         sources: sources.join(", "),
-        message: error.message().to_owned(),
+        message: one_line(&error),
     })
+}
+
+/// The error in one line, with the path of keys that leads to it.
+fn one_line(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn files(file: &Path) -> Result<Vec<PathBuf>, SettingsError> {
@@ -240,6 +250,17 @@ mod tests {
         let error = load::<Sample>("agent", &dir.path().join("agent.toml"), []).unwrap_err();
         assert!(error.to_string().contains("wrokers"), "{error}");
         assert!(error.to_string().contains("agent.toml"), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_named_with_its_key() {
+        let dir = at(&[("agent.toml", "[scan]\nworkers = 'many'")]);
+        let error = load::<Sample>("agent", &dir.path().join("agent.toml"), []).unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("scan.workers") && !said.contains('\n'),
+            "{said}"
+        );
     }
 
     #[test]

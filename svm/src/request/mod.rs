@@ -130,6 +130,12 @@ impl Service {
                 .then(|| Instant::now() + Duration::from_millis(request.deadline_ms.into())),
         };
         if let Some(verdict) = self.without_content(request)? {
+            // Nothing was scanned for it: what is known of every empty content comes as
+            // from a cache, so that a second guest's scan is all hits.
+            let source = match verdict {
+                Verdict::Clean => VerdictSource::SharedCache,
+                _ => VerdictSource::Scanned,
+            };
             let generations = self.scanner.generations();
             return Ok(self.result(
                 Landed {
@@ -137,7 +143,7 @@ impl Service {
                     sha256: None,
                     generations,
                 },
-                VerdictSource::Scanned,
+                source,
             ));
         }
         let key = cache::Key {
