@@ -251,7 +251,7 @@ fn blocked(site: &Site, sample: &Sample, report: Report) -> Result<()> {
             "Blocked {}: {} is {}.",
             sample.what,
             sample.file.display(),
-            detection["name"]
+            plain(&detection["name"])
         ),
         &detection,
     );
@@ -305,11 +305,16 @@ fn found_on_demand(site: &Site, sample: &Sample, report: Report) -> Result<()> {
             "Found {}: {} is {}.",
             sample.what,
             sample.file.display(),
-            finding["name"]
+            plain(&finding["name"])
         ),
         finding,
     );
     Ok(())
+}
+
+/// A JSON text without its quotes.
+fn plain(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
 }
 
 /// What a person would type next.
