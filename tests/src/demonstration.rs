@@ -43,7 +43,7 @@ pub fn run(site: &Site, report: Report) -> Result<()> {
     let markers = [Marker::random(), Marker::random()];
     teach(site, &markers, report)?;
     let blocking = on_access(site)?;
-    clean_files(&folder, report)?;
+    clean_files(&folder, &markers[0].name, report)?;
     real_files(site, report)?;
     let samples = samples(&folder, &markers)?;
     let outcome = samples.iter().try_for_each(|sample| {
@@ -145,19 +145,15 @@ fn on_access(site: &Site) -> Result<Result<(), String>> {
         .to_owned()))
 }
 
-fn clean_files(folder: &Path, report: Report) -> Result<()> {
-    let note = folder.join("clean.txt");
-    let program = folder.join("clean-program");
-    fs::write(&note, "Nothing to see here.\n")?;
-    fs::copy("/bin/true", &program)?;
-    for _ in 0..2 {
-        let text = read(&note).context("a clean file must stay readable")?;
-        ensure!(
-            text == b"Nothing to see here.\n",
-            "a clean file was read wrongly"
-        );
-        command::run(&program, [""; 0], Duration::from_secs(20))?.expect(&[0])?;
+/// The folder may be the operator's own: names are this run's, and nothing stays.
+fn clean_files(folder: &Path, tag: &str, report: Report) -> Result<()> {
+    let note = folder.join(format!("clean-{tag}.txt"));
+    let program = folder.join(format!("clean-{tag}"));
+    let outcome = use_clean_files(&note, &program);
+    for file in [&note, &program] {
+        let _ = fs::remove_file(file);
     }
+    outcome?;
     report.step(
         "clean",
         &format!(
@@ -166,6 +162,18 @@ fn clean_files(folder: &Path, report: Report) -> Result<()> {
         ),
         &json!({ "files": [note, program] }),
     );
+    Ok(())
+}
+
+fn use_clean_files(note: &Path, program: &Path) -> Result<()> {
+    let text = b"Nothing to see here.\n";
+    fs::write(note, text).with_context(|| note.display().to_string())?;
+    fs::copy("/bin/true", program).with_context(|| program.display().to_string())?;
+    for _ in 0..2 {
+        let found = read(note).context("a clean file must stay readable")?;
+        ensure!(found == text, "a clean file was read wrongly");
+        command::run(program, [""; 0], Duration::from_secs(20))?.expect(&[0])?;
+    }
     Ok(())
 }
 

@@ -325,7 +325,7 @@ impl Site {
         let mut settings = toml::Table::new();
         settings.insert("listen_control".into(), free_udp()?.into());
         settings.insert("listen_api".into(), free_tcp()?.into());
-        write_settings(&self.dir.join("etc/server.toml"), &settings)
+        self.write_settings("server", &settings)
     }
 
     fn write_scanserver_settings(&self, plan: &Plan) -> Result<()> {
@@ -357,7 +357,7 @@ impl Site {
         settings.insert("listen".into(), listen);
         settings.insert("join_token_file".into(), self.token_of("scanserver").into());
         settings.insert("definitions".into(), definitions.into());
-        write_settings(&self.dir.join("etc/scanserver.toml"), &settings)
+        self.write_settings("scanserver", &settings)
     }
 
     fn write_agent_settings(&self, plan: &Plan) -> Result<()> {
@@ -372,7 +372,19 @@ impl Site {
         let mut settings = toml::Table::new();
         settings.insert("join_token_file".into(), self.token_of("agent").into());
         settings.insert("on_access".into(), on_access.into());
-        write_settings(&self.dir.join("etc/agent.toml"), &settings)
+        self.write_settings("agent", &settings)
+    }
+
+    /// Writes a part's settings; where they change, a running part is stopped, so
+    /// that its next start uses them.
+    fn write_settings(&self, part: &str, settings: &toml::Table) -> Result<()> {
+        let path = self.dir.join("etc").join(part).with_extension("toml");
+        let text = format!("# Made by scripts/up; yours to change.\n{settings}");
+        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+            return Ok(());
+        }
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+        self.process(part)?.map_or(Ok(()), |process| process.stop())
     }
 
     fn token_of(&self, part: &str) -> String {
@@ -382,11 +394,6 @@ impl Site {
             .display()
             .to_string()
     }
-}
-
-fn write_settings(path: &Path, settings: &toml::Table) -> Result<()> {
-    let text = format!("# Made by scripts/up; yours to change.\n{settings}");
-    fs::write(path, text).with_context(|| path.display().to_string())
 }
 
 fn write_private(path: &Path, text: &str) -> Result<()> {

@@ -125,6 +125,43 @@ fn up_resumes_and_down_stops_exactly_its_own_site() {
     );
     assert_eq!(pids(&first), pids(&second));
     let running = steps(&second).pop().unwrap();
+
+    // Other definitions on the same folder: only the Protection Server starts anew.
+    let marker = Marker::random();
+    let given = folder.path().join("given");
+    fs::create_dir(&given).unwrap();
+    fs::write(given.join("m.ndb"), marker.ndb()).unwrap();
+    let third = site(&[
+        "up",
+        "--json",
+        "--state",
+        state,
+        "--definitions",
+        given.to_str().unwrap(),
+    ]);
+    assert_eq!(
+        third.code,
+        Some(0),
+        "{}\n{:#?}",
+        third.stderr,
+        steps(&third)
+    );
+    assert_eq!(
+        count(&steps(&third), "definitions"),
+        1,
+        "EICAR had to be added"
+    );
+    let changed: Vec<bool> = pids(&second)
+        .iter()
+        .zip(pids(&third))
+        .map(|(a, b)| *a != b)
+        .collect();
+    assert_eq!(changed, [false, true, false]);
+    let sample = folder.path().join("sample");
+    fs::write(&sample, &marker.bytes).unwrap();
+    let site_of = palisade_tests::site::Site::existing(Path::new(state)).unwrap();
+    assert_eq!(site_of.scan(&[&sample], UP).unwrap().0, 1);
+
     assert_eq!(running["step"], "running");
     let token = fs::metadata(running["facts"]["token_file"].as_str().unwrap()).unwrap();
     assert_eq!(token.permissions().mode() & 0o777, 0o600);

@@ -11,8 +11,9 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{TestSite, names};
@@ -142,4 +143,42 @@ fn a_random_clamav_signature_is_found_plain_and_packed() {
 fn a_random_yara_rule_is_found_plain_and_packed() {
     let marker = Marker::random();
     found_everywhere(&marker, ("m.yar", marker.yara()), &marker.name, "yara-x");
+}
+
+/// Databases also come packed, as `.cvd`, `.cld` and `.cud`: the same container, of which
+/// only the last can be made without the vendor's signature.
+#[test]
+fn a_packed_database_is_loaded() {
+    let marker = Marker::random();
+    let test = TestSite::prepare(&[]);
+    let folder = test.folder().join("build");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("palisade.ndb"), marker.ndb()).unwrap();
+    fs::write(folder.join("COPYING"), "none").unwrap();
+    let mut sigtool = Command::new("sigtool")
+        .args(["--unsigned", "--build=palisade.cud", "--cvd-version=1"])
+        .current_dir(&folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    sigtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"builder\n")
+        .unwrap();
+    assert!(sigtool.wait().unwrap().success());
+    fs::copy(
+        folder.join("palisade.cud"),
+        test.definitions().join("palisade.cud"),
+    )
+    .unwrap();
+    test.site.start().unwrap();
+    let sample = test.file("sample", &marker.bytes);
+    let (code, result) = test.scan(&[&sample]);
+    assert_eq!(code, 1, "{result:#}");
+    let wanted = ("sample".to_owned(), format!("{}.UNOFFICIAL", marker.name));
+    assert_eq!(names(&result), [wanted]);
 }
