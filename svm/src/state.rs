@@ -12,6 +12,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use palisade_daemon::enrol::{self, TokenError, read_token_file};
 use palisade_daemon::host;
@@ -21,6 +22,10 @@ use palisade_protocol::spiffe::Role;
 use palisade_protocol::token::JoinToken;
 
 use crate::settings::Folders;
+
+/// How long a start waits for the state folder of a predecessor.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(20);
 
 /// Why the state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +99,7 @@ impl State {
             .truncate(false)
             .open(&path)
             .map_err(at(&path))?;
-        match lock.try_lock() {
+        match try_lock(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(StateError::InUse {
@@ -171,6 +176,20 @@ impl State {
         membership.save(&self.folders.state)?;
         tracing::info!(id = %membership.identity.id(), name = membership.name, "enrolled");
         Ok(membership)
+    }
+}
+
+/// Takes the lock; a predecessor that was killed may hold it until its last thread
+/// is gone, and a restart must not fail for that.
+fn try_lock(lock: &File) -> Result<(), TryLockError> {
+    let end = Instant::now() + LOCK_WAIT;
+    loop {
+        match lock.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < end => {
+                std::thread::sleep(LOCK_POLL);
+            }
+            other => return other,
+        }
     }
 }
 

@@ -154,7 +154,9 @@ fn start_time(pid: i32) -> Option<u64> {
     let after = &stat[stat.rfind(')')? + 2..];
     let mut fields = after.split(' ');
     let state = fields.next()?;
-    if state == "Z" || state == "X" {
+    // A killed program's first thread is a zombie while others still hold its files.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if state == "X" || (state == "Z" && threads <= 1) {
         return None;
     }
     fields.nth(18)?.parse().ok()
