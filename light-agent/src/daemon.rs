@@ -318,7 +318,8 @@ fn protect(
         queue,
     };
     let guard = Guard {
-        scanner: Scanner::new(parts.link.clone()),
+        scanner: Scanner::new(parts.link.clone(), 2 * settings.scan.concurrency),
+        max_age_s: settings.on_access.max_verdict_age_s,
         cache: Arc::clone(&parts.cache),
         accounts: Arc::clone(&parts.accounts),
         detections: parts.detections.clone(),

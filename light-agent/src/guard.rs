@@ -33,7 +33,7 @@ use crate::decide::verdict_outcome;
 use crate::failure::{Answer, Failure};
 use crate::fanotify::reader::Asked;
 use crate::lease;
-use crate::scanner::{Patience, Scanned, Scanner};
+use crate::scanner::{Scanned, Scanner, Terms};
 use crate::selftest::TestFiles;
 use crate::spool;
 use crate::stamp::Stamp;
@@ -55,6 +55,9 @@ pub struct Guard {
     pub test_files: TestFiles,
     /// Whose guest this is.
     pub tenant: TenantId,
+    /// Oldest clean verdict of earlier definitions that an open is answered by, in
+    /// seconds.
+    pub max_age_s: u32,
     /// Scans at a time before their deadline.
     pub on_time: Arc<Semaphore>,
     /// Scans at a time after it.
@@ -80,17 +83,19 @@ impl Guard {
                 // Its thread does the same at this moment; the first one counts.
                 asked.event.expire();
                 let Ok(_late) = guard.late.try_acquire() else {
-                    guard.accounts.late_dropped();
+                    // A re-check is asked for again.
+                    if !matches!(done, Ok(Served::Recheck)) {
+                        guard.accounts.late_dropped();
+                    }
                     return;
                 };
                 let finish = async {
-                    match done {
-                        Ok(Served::Unfinished) => guard.scan_late(&asked).await,
-                        _ => {
-                            if serve.await == Served::Unfinished {
-                                guard.scan_late(&asked).await;
-                            }
-                        }
+                    let served = match done {
+                        Ok(served) => served,
+                        Err(_) => serve.await,
+                    };
+                    if served != Served::Done {
+                        guard.scan_late(&asked).await;
                     }
                 };
                 if tokio::time::timeout(LATE, finish).await.is_err() {
@@ -101,12 +106,17 @@ impl Guard {
     }
 
     async fn serve(&self, asked: &Asked, due: Instant) -> Served {
-        let patience = Patience {
+        let terms = Terms {
+            class: ScanClass::OnAccess,
+            max_age_s: self.max_age_s,
             until: Some(due),
             without_svm: Duration::ZERO,
         };
-        let scanned = self.scan(asked, ScanClass::OnAccess, patience).await;
+        let scanned = self.scan(asked, terms).await;
         self.conclude(asked, &scanned);
+        if scanned.recheck {
+            return Served::Recheck;
+        }
         match scanned.verdict {
             // The deadline ended it, not the content: the scan goes on without one.
             Verdict::NotScanned(NotScanned::TimedOut | NotScanned::Overloaded) => {
@@ -117,21 +127,23 @@ impl Guard {
     }
 
     async fn scan_late(&self, asked: &Asked) {
-        let patience = Patience {
+        let terms = Terms {
+            class: ScanClass::OnDemand,
+            max_age_s: 0,
             until: Some(Instant::now() + LATE),
             without_svm: LATE,
         };
-        let scanned = self.scan(asked, ScanClass::OnDemand, patience).await;
+        let scanned = self.scan(asked, terms).await;
         self.conclude(asked, &scanned);
     }
 
     /// Scans, and again if the file changed meanwhile: the verdict must be about
     /// what the opener will read.
-    async fn scan(&self, asked: &Asked, class: ScanClass, patience: Patience) -> Scanned {
+    async fn scan(&self, asked: &Asked, terms: Terms) -> Scanned {
         let content = Content::Event(Arc::clone(&asked.event));
-        let mut scanned = self.scanner.scan(&content, class, patience).await;
+        let mut scanned = self.scanner.scan(&content, terms).await;
         if self.moved(&content, &scanned) {
-            scanned = self.scanner.scan(&content, class, patience).await;
+            scanned = self.scanner.scan(&content, terms).await;
             if self.moved(&content, &scanned) && scanned.verdict == Verdict::Clean {
                 scanned.verdict = Verdict::NotScanned(NotScanned::Changed);
             }
@@ -181,7 +193,9 @@ impl Guard {
         let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else {
             return;
         };
-        if asked.no_writer
+        // What is older is asked for again, until it was scanned anew.
+        if !scanned.older
+            && asked.no_writer
             && stamp == asked.stamp
             && stamp.settled(SystemTime::now())
             && lease::has_no_writer(&*asked.event)
@@ -201,6 +215,8 @@ enum Served {
     Done,
     /// The deadline ended the scan, and the content still has no verdict.
     Unfinished,
+    /// The opener has gone on with an older verdict, which should be renewed.
+    Recheck,
 }
 
 fn detection(
@@ -219,7 +235,7 @@ fn log(found: &Detection) {
     let what = match found.action {
         Action::Blocked => "blocked",
         Action::Reported => "found, and allowed by policy",
-        Action::Late => "found after the deadline; the open had been answered",
+        Action::Late => "found after the open had been answered",
     };
     tracing::warn!(
         path = %found.path, pid = found.pid, verdict = found.verdict.as_str(),

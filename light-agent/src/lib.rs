@@ -20,6 +20,7 @@
 //! | [`deadline`], [`threads`] | answers in time, whatever is stuck |
 //! | [`stamp`], [`lease`], [`cache`] | remembered verdicts, and when they may be used |
 //! | [`content`] | hashing and reading by descriptor |
+//! | [`lookup`] | many contents asked about in one message |
 //! | [`link`], [`selection`] | the session with a Protection Server, and with which |
 //! | [`scanner`], [`pace`] | one file's way to a verdict, and how retries are spread |
 //! | [`guard`] | on-access scans from the queue to the answer |
@@ -50,6 +51,7 @@ pub mod health;
 pub mod lease;
 pub mod link;
 pub mod list;
+pub mod lookup;
 pub mod pace;
 pub mod probe;
 pub mod scan;

@@ -1,8 +1,9 @@
 //! One file's way to a verdict, whatever happens to sessions meanwhile.
 //!
 //! ```text
-//!  wait for a session ─► hash ─► ask ─► verdict
-//!        ▲                │       │
+//!  wait for a session ─► hash ─► known to be clean? (in batches, on demand)
+//!        ▲                │       └► ask ─► verdict
+//!        │                │           │
 //!        │                │       ├─ busy: wait as told, ask again
 //!        │                │       ├─ mismatch: hash once more, then "changed"
 //!        └── lost ◄───────┼───────┘
@@ -17,12 +18,15 @@ use std::time::{Duration, Instant};
 
 use palisade_protocol::bounded::Text;
 use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
-use palisade_protocol::scan::{RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource};
+use palisade_protocol::scan::{
+    Named, RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource,
+};
 use palisade_protocol::verdict::{Generations, NotScanned, Verdict};
 use tokio::sync::{Semaphore, watch};
 
 use crate::content::{self, Content, Hashed};
 use crate::link::{Link, Reply, Sent};
+use crate::lookup::Lookups;
 use crate::pace::jittered;
 use crate::selection::LinkState;
 use crate::stamp::Stamp;
@@ -39,9 +43,13 @@ const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// that ends sessions again and again must not hold up a scan for ever.
 const MAX_LOST: u32 = 10;
 
-/// How long a scan may go on.
+/// What a verdict has to be, and how long may be waited for it.
 #[derive(Debug, Clone, Copy)]
-pub struct Patience {
+pub struct Terms {
+    /// Why it is asked.
+    pub class: ScanClass,
+    /// Oldest clean verdict of earlier definitions that will do, in seconds.
+    pub max_age_s: u32,
     /// Until when busy Protection Servers are asked again; for ever if none.
     pub until: Option<Instant>,
     /// How long it waits while no Protection Server is connected.
@@ -63,8 +71,12 @@ pub struct Scanned {
     pub size: u64,
     /// The file as it was hashed.
     pub stamp: Option<Stamp>,
-    /// The definitions that gave the verdict.
+    /// The definitions in force when the verdict came.
     pub generations: Generations,
+    /// Earlier definitions gave the verdict.
+    pub older: bool,
+    /// And the Protection Server would like to scan the content anew.
+    pub recheck: bool,
 }
 
 /// Scans files over whichever session is in force. Clones share everything.
@@ -72,16 +84,20 @@ pub struct Scanned {
 pub struct Scanner {
     state: watch::Receiver<LinkState>,
     hashing: Arc<Semaphore>,
+    asking: Arc<Semaphore>,
+    lookups: Lookups,
     sent: Sent,
     options: ScanOptions,
 }
 
 impl Scanner {
-    /// A scanner over the keeper's sessions.
-    pub fn new(state: watch::Receiver<LinkState>) -> Self {
+    /// A scanner over the keeper's sessions, with at most `asking` requests at a time.
+    pub fn new(state: watch::Receiver<LinkState>, asking: usize) -> Self {
         Self {
             state,
             hashing: Arc::new(Semaphore::new(HASHING)),
+            asking: Arc::new(Semaphore::new(asking)),
+            lookups: Lookups::default(),
             sent: Sent::default(),
             options: ScanOptions::default(),
         }
@@ -93,7 +109,7 @@ impl Scanner {
     }
 
     /// Scans one file.
-    pub async fn scan(&self, content: &Content, class: ScanClass, patience: Patience) -> Scanned {
+    pub async fn scan(&self, content: &Content, terms: Terms) -> Scanned {
         let mut result = Scanned {
             verdict: Verdict::NotScanned(NotScanned::NoSvm),
             source: None,
@@ -102,8 +118,10 @@ impl Scanner {
             size: 0,
             stamp: None,
             generations: Generations::default(),
+            older: false,
+            recheck: false,
         };
-        match self.attempt(content, class, patience, &mut result).await {
+        match self.attempt(content, terms, &mut result).await {
             Ok(()) => {}
             Err(reason) => result.verdict = Verdict::NotScanned(reason),
         }
@@ -116,21 +134,30 @@ impl Scanner {
     async fn attempt(
         &self,
         content: &Content,
-        class: ScanClass,
-        patience: Patience,
+        terms: Terms,
         result: &mut Scanned,
     ) -> Result<(), NotScanned> {
-        let mut link = self.link(patience.without_svm).await?;
+        let mut link = self.link(terms.without_svm).await?;
         let mut hashed = self.hash(content, &link, result).await?;
+        if terms.class == ScanClass::OnDemand
+            && let Some(in_force) = self.known_clean(&link, &hashed, terms.max_age_s).await
+        {
+            result.verdict = Verdict::Clean;
+            result.source = Some(VerdictSource::SharedCache);
+            result.generations = in_force;
+            return Ok(());
+        }
+        let _asking = self.asking.acquire().await.map_err(|_| NotScanned::NoSvm)?;
         let mut mismatches = 0;
         let mut lost = 0;
         loop {
             let request = ScanRequest {
                 content: hashed.outline.id(),
                 size: hashed.outline.size(),
-                class,
-                deadline_ms: remaining_ms(patience.until),
+                class: terms.class,
+                deadline_ms: remaining_ms(terms.until),
                 options: self.options,
+                max_age_s: terms.max_age_s,
             };
             match link.ask(request, content, &hashed, &self.sent).await {
                 Ok(Reply::Verdict(answer)) => {
@@ -138,9 +165,11 @@ impl Scanner {
                     result.source = Some(answer.source);
                     result.sha256 = answer.sha256;
                     result.generations = answer.generations;
+                    result.older = answer.older;
+                    result.recheck = answer.recheck;
                     return Ok(());
                 }
-                Ok(Reply::Busy(after)) => wait_busy(after, patience.until).await?,
+                Ok(Reply::Busy(after)) => wait_busy(after, terms.until).await?,
                 Ok(Reply::Unreadable(NotScanned::Changed)) if mismatches == 0 => {
                     mismatches += 1;
                     hashed = self.hash(content, &link, result).await?;
@@ -153,8 +182,8 @@ impl Scanner {
                     }
                     RefusalCode::ContentMismatch => return Err(NotScanned::Changed),
                     RefusalCode::OverLimit | RefusalCode::Unavailable => {
-                        wait_busy(Duration::from_secs(1), patience.until).await?;
-                        link = self.link(patience.without_svm).await?;
+                        wait_busy(Duration::from_secs(1), terms.until).await?;
+                        link = self.link(terms.without_svm).await?;
                     }
                     RefusalCode::Protocol => {
                         return Err(NotScanned::EngineFailed {
@@ -171,17 +200,37 @@ impl Scanner {
                             detail: Text::cut(&detail),
                         });
                     }
-                    if patience.without_svm.is_zero() && link.is_closed() {
+                    if terms.without_svm.is_zero() && link.is_closed() {
                         return Err(NotScanned::NoSvm);
                     }
                     if !link.is_closed() {
                         // The request alone failed: not at once, and not for ever.
-                        wait_busy(Duration::from_millis(500), patience.until).await?;
+                        wait_busy(Duration::from_millis(500), terms.until).await?;
                     }
-                    link = self.link(patience.without_svm).await?;
+                    link = self.link(terms.without_svm).await?;
                 }
             }
         }
+    }
+
+    /// The definitions in force, if the content is known to be clean. Empty contents
+    /// are asked for on their own: they are known without any cache.
+    async fn known_clean(
+        &self,
+        link: &Arc<Link>,
+        hashed: &Hashed,
+        max_age_s: u32,
+    ) -> Option<Generations> {
+        let named = Named {
+            content: hashed.outline.id(),
+            size: hashed.outline.size(),
+        };
+        if named.size == 0 {
+            return None;
+        }
+        self.lookups
+            .clean(link, named, self.options, max_age_s)
+            .await
     }
 
     async fn hash(

@@ -57,6 +57,10 @@ pub struct OnAccess {
     pub queue: usize,
     /// Files whose verdict is remembered, at the most.
     pub cache_files: usize,
+    /// Oldest clean verdict of earlier definitions that an open is answered by, in
+    /// seconds: what is opened often is scanned anew soon, without anyone waiting. 0
+    /// has every open wait for the definitions in force.
+    pub max_verdict_age_s: u32,
 }
 
 impl Default for OnAccess {
@@ -67,6 +71,7 @@ impl Default for OnAccess {
             deadline_ms: 5000,
             queue: 512,
             cache_files: 16_384,
+            max_verdict_age_s: 86_400,
         }
     }
 }
@@ -86,6 +91,9 @@ pub struct Scan {
     pub concurrency: usize,
     /// Seconds that an on-demand scan waits while no Protection Server can be reached.
     pub svm_wait_s: u64,
+    /// Oldest clean verdict of earlier definitions that an on-demand scan accepts, in
+    /// seconds; 0 has everything scanned by the definitions in force.
+    pub max_verdict_age_s: u32,
 }
 
 impl Default for Scan {
@@ -93,6 +101,7 @@ impl Default for Scan {
         Self {
             concurrency: 16,
             svm_wait_s: 300,
+            max_verdict_age_s: 0,
         }
     }
 }
@@ -241,7 +250,8 @@ mod tests {
             settings.scan,
             Scan {
                 concurrency: 16,
-                svm_wait_s: 300
+                svm_wait_s: 300,
+                max_verdict_age_s: 0,
             }
         );
     }

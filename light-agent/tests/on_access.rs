@@ -358,6 +358,24 @@ fn a_stopped_agent_answers_whoever_waits_and_ends_well() {
     );
 }
 
+/// Holds a write lease on its argument. The agent may still have the file open that was
+/// just written; a lease is given once nobody has.
+const HOLD_A_LEASE: &str = "
+import fcntl, signal, sys, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+f = open(sys.argv[1], 'r+')
+for _ in range(1000):
+    try:
+        fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        break
+    except BlockingIOError:
+        time.sleep(0.01)
+else:
+    sys.exit('no lease')
+print('held', flush=True)
+time.sleep(60)
+";
+
 #[test]
 fn a_lease_holder_freezes_nobody_else() {
     if !is_root("a_lease_holder_freezes_nobody_else") {
@@ -367,7 +385,7 @@ fn a_lease_holder_freezes_nobody_else() {
     let leased = world.file("leased", b"leased");
     let other = world.file("other", b"other");
     let holder = Command::new("python3")
-        .args(["-c", "import fcntl, signal, sys, time\nsignal.signal(signal.SIGIO, signal.SIG_IGN)\nf = open(sys.argv[1], 'r+')\nfcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)\nprint('held', flush=True)\ntime.sleep(60)\n"])
+        .args(["-c", HOLD_A_LEASE])
         .arg(&leased)
         .stdout(std::process::Stdio::piped())
         .spawn();

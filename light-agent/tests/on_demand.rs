@@ -202,8 +202,10 @@ fn busy_and_a_mismatch_are_retried() {
     svm.set(Mode::Busy(3));
     assert_eq!(agent.scan(&[&file]).0, 0);
     assert_eq!(svm.requests(), 4);
+    fs::write(&file, "y").unwrap();
     svm.set(Mode::Mismatch(1));
     assert_eq!(agent.scan(&[&file]).0, 0);
+    fs::write(&file, "z").unwrap();
     svm.set(Mode::Mismatch(2));
     let (code, report) = agent.scan(&[&file]);
     assert_eq!(

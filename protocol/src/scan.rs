@@ -11,6 +11,9 @@
 //!    │ ◄─────────────────────────────── Need ── │   else, once or more
 //!    │ ── Fragment* ─────────────────────────► │
 //!    │ ◄──────────────────────────── Verdict ── │
+//!    │                                         │
+//!    │ a stream ── Lookup ───────────────────► │   many contents at once:
+//!    │ ◄────────────────────────────── Known ── │   which are known to be clean
 //! ```
 //!
 //! `Busy` or `Refused` may come in place of `Need` or `Verdict`, and end the
@@ -18,6 +21,14 @@
 //! fragment ([`content::has_outline`](crate::content::has_outline)), in order,
 //! as many as the size makes; the Protection Server verifies them against the
 //! content id before it asks for anything.
+//!
+//! `Lookup` is for scans of many files: what is `Known` to be clean needs no stream
+//! of its own. Everything else is asked for by a `Scan`, whatever it is, so that a
+//! finding comes in one way only.
+//!
+//! A clean verdict may be older than the definitions in force, if the request
+//! allows it (`max_age_s`). The answer then says so (`older`), and may ask for the
+//! content to be scanned anew (`recheck`): by a second request that allows no age.
 //!
 //! Versions: 1, the first.
 
@@ -35,6 +46,8 @@ pub const ALPN: &[&[u8]] = &[b"palisade-scan/1"];
 pub const MAX_OUTLINE_VALUES: usize = 1024;
 /// Ranges in one `Need` frame; a content with more gaps is asked for in rounds.
 pub const MAX_NEED_RANGES: usize = 256;
+/// Contents in one `Lookup`.
+pub const MAX_LOOKUP: usize = 128;
 
 /// From the agent to the Protection Server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +60,8 @@ pub enum ToSvm {
     Outline(List<ChainingValue, MAX_OUTLINE_VALUES>),
     /// One fragment that was asked for.
     Fragment(Fragment),
+    /// Asks which contents are known to be clean.
+    Lookup(Lookup),
 }
 
 impl Message for ToSvm {
@@ -69,6 +84,8 @@ pub enum ToAgent {
     },
     /// The request cannot be served as it is. Ends the stream.
     Refused(Refusal),
+    /// Answers `Lookup`; ends the stream.
+    Known(Known),
 }
 
 impl Message for ToAgent {
@@ -110,6 +127,41 @@ pub struct ScanRequest {
     pub deadline_ms: u32,
     /// What to look into.
     pub options: ScanOptions,
+    /// Oldest clean verdict of earlier definitions that will do, in seconds; 0 for
+    /// none: only the definitions in force may answer.
+    pub max_age_s: u32,
+}
+
+/// Asks which of many contents are known to be clean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lookup {
+    /// What to look into.
+    pub options: ScanOptions,
+    /// As in [`ScanRequest::max_age_s`].
+    pub max_age_s: u32,
+    /// The contents; at least one.
+    pub contents: List<Named, MAX_LOOKUP>,
+}
+
+/// A content by its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// The content's hash.
+    pub content: ContentId,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// Which contents of a `Lookup` are known to be clean, each with a verdict that
+/// needs no re-check.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// One for each content that was asked about, in that order.
+    pub clean: List<bool, MAX_LOOKUP>,
+    /// The definitions in force.
+    pub generations: Generations,
+    /// Load at this moment, for the choice of Protection Server.
+    pub load: LoadHint,
 }
 
 /// Why a scan is asked for; on-access goes before on-demand.
@@ -182,8 +234,12 @@ pub struct ScanResult {
     pub source: VerdictSource,
     /// SHA-256 of the content, as the Protection Server hashed it; for findings.
     pub sha256: Option<[u8; 32]>,
-    /// The definitions that gave it.
+    /// The definitions in force.
     pub generations: Generations,
+    /// It was given by earlier definitions than those in force.
+    pub older: bool,
+    /// The content should be asked for again, without urgency, with `max_age_s` 0.
+    pub recheck: bool,
     /// Load at this moment, for the choice of Protection Server.
     pub load: LoadHint,
 }

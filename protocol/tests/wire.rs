@@ -39,6 +39,15 @@ fn to_svm() -> Vec<ToSvm> {
             class: scan::ScanClass::OnAccess,
             deadline_ms: 5000,
             options: scan::ScanOptions::default(),
+            max_age_s: 86_400,
+        }),
+        ToSvm::Lookup(scan::Lookup {
+            options: scan::ScanOptions::default(),
+            max_age_s: 0,
+            contents: List::cut([scan::Named {
+                content: ContentId([1; 32]),
+                size: 300_000,
+            }]),
         }),
         ToSvm::Outline(List::cut([[2; 32], [3; 32]])),
         ToSvm::Fragment(scan::Fragment {
@@ -59,6 +68,8 @@ fn to_agent() -> Vec<ToAgent> {
             source: scan::VerdictSource::SharedCache,
             sha256: Some([4; 32]),
             generations: generations(),
+            older: true,
+            recheck: false,
             load,
         })
     };
@@ -85,6 +96,11 @@ fn to_agent() -> Vec<ToAgent> {
         ToAgent::Refused(scan::Refusal {
             code: scan::RefusalCode::ContentMismatch,
             message: Text::cut("hash again"),
+        }),
+        ToAgent::Known(scan::Known {
+            clean: List::cut([true, false]),
+            generations: generations(),
+            load,
         }),
     ]
 }

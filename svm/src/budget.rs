@@ -2,9 +2,12 @@
 //!
 //! A content's whole size is taken before a byte of it is asked for, so that
 //! contents in the making cannot wait for each other; it is given back with the
-//! memory file. Owns the counting; who waits for how long is named here too.
+//! memory file. Contents that are kept for their fragments ([`crate::fragments`]) hold
+//! shares of the same budget, which are nobody's. Owns the counting; who waits for how
+//! long is named here too.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,13 +31,22 @@ pub struct Budget {
     /// least can work, and always one content of the largest size.
     per_agent: u32,
     held: Arc<Mutex<HashMap<AgentId, u32>>>,
+    waiting: Arc<AtomicUsize>,
 }
 
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
 pub struct Share {
     _units: OwnedSemaphorePermit,
-    _agent: AgentShare,
+    agent: Option<AgentShare>,
+}
+
+impl Share {
+    /// The same memory, held on no agent's account any more.
+    pub fn of_nobody(mut self) -> Self {
+        self.agent = None;
+        self
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +80,7 @@ impl Budget {
             units: Arc::new(Semaphore::new(total as usize)),
             per_agent: (total / 2).max(units(largest)),
             held: Arc::default(),
+            waiting: Arc::default(),
         }
     }
 
@@ -81,11 +94,12 @@ impl Budget {
         };
         let wanted = units(bytes);
         let own = self.count(agent, wanted).ok_or_else(|| busy.clone())?;
+        let _waiting = Waiting::new(&self.waiting);
         let units = Arc::clone(&self.units).acquire_many_owned(wanted);
         match tokio::time::timeout(WAIT, units).await {
             Ok(Ok(units)) => Ok(Share {
                 _units: units,
-                _agent: own,
+                agent: Some(own),
             }),
             // The semaphore is never closed; either way there is no memory.
             Ok(Err(_)) | Err(_) => Err(busy),
@@ -106,9 +120,36 @@ impl Budget {
         })
     }
 
+    /// Whether a request waits for memory.
+    pub fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Bytes that lack for `bytes` more.
+    pub fn lacking(&self, bytes: u64) -> u64 {
+        let free = self.units.available_permits() as u64;
+        u64::from(units(bytes)).saturating_sub(free) * UNIT_BYTES
+    }
+
     /// Bytes that are free.
     pub fn free_bytes(&self) -> u64 {
         self.units.available_permits() as u64 * UNIT_BYTES
+    }
+}
+
+/// Counts a request that waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -5,7 +5,8 @@
 //!  agents ══QUIC══► listener ─► request ─► cache ──────────► verdict
 //!                                  │
 //!                                  └─► flight ─► budget ─► gather ─► admission ─► scan ─► engines
-//!                                                                                   ▲
+//!                                                            ▲                      ▲
+//!                                                        fragments                  │
 //!  source directory ─► definitions (generations) ───────────────────────────────────┘
 //!  Integration Server ◄══QUIC══ report
 //! ```
@@ -22,10 +23,12 @@
 //! | [`cache`] | SharedCache |
 //! | [`flight`] | requests for one content are one piece of work |
 //! | [`budget`] | memory for contents in flight |
+//! | [`fragments`] | what was sent lately and need not be sent again |
 //! | [`admission`] | what is scanned next, and what is turned away (pure) |
 //! | [`scan`] | lanes, engine processes, and from their words to one verdict |
 //! | [`engine`] | the engines there are: one table |
 //! | [`definitions`] | generations of signatures and rules |
+//! | [`metrics`] | what is counted, for Prometheus: one table |
 //! | [`report`] | what the Integration Server is told |
 //!
 //! **Invariants.** Parsers of hostile bytes run in worker processes, never here.
@@ -45,7 +48,9 @@ pub mod definitions;
 pub mod engine;
 pub mod failure;
 pub mod flight;
+pub mod fragments;
 pub mod listener;
+pub mod metrics;
 pub mod report;
 pub mod request;
 pub mod scan;

@@ -238,7 +238,7 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<(), &'static 
         };
         let welcome = ToAgent::Welcome(Welcome {
             version: Text::cut(env!("CARGO_PKG_VERSION")),
-            max_scan_bytes: shared.service.max_scan_bytes,
+            max_scan_bytes: shared.service.bounds.max_scan_bytes,
             max_requests: shared.max_requests,
             generations: shared.service.scanner.generations(),
             load: shared.service.scanner.load(),
@@ -260,7 +260,7 @@ async fn stream(shared: &Shared, caller: &Caller, send: SendStream, receive: Rec
     let mut peer = Peer {
         receive,
         send,
-        stall: shared.service.stall,
+        stall: shared.service.bounds.stall,
     };
     let served = tokio::select! {
         served = serve(shared, caller, &mut peer) => served,
@@ -271,6 +271,7 @@ async fn stream(shared: &Shared, caller: &Caller, send: SendStream, receive: Rec
         Ok(result) => Some(result),
         Err(failure) => {
             tracing::debug!(agent = %caller.agent, %failure, "a request failed");
+            shared.service.metrics.refused(&failure);
             failure.answer()
         }
     };
@@ -288,15 +289,18 @@ async fn serve(
     peer: &mut Peer<RecvStream, SendStream>,
 ) -> Result<ToAgent, Failure> {
     let _place = shared.agents.request(caller.agent)?;
-    let ToSvm::Scan(request) = peer.next().await? else {
-        return Err(Failure::Protocol("a Scan is expected".to_owned()));
-    };
+    let first = peer.next().await?;
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Failure::Stopping);
     }
-    shared
-        .service
-        .serve(caller, &request, peer)
-        .await
-        .map(ToAgent::Verdict)
+    match first {
+        ToSvm::Scan(request) => {
+            let served = shared.service.serve(caller, &request, peer).await;
+            served.map(ToAgent::Verdict)
+        }
+        ToSvm::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),
+        _ => Err(Failure::Protocol(
+            "a Scan or a Lookup is expected".to_owned(),
+        )),
+    }
 }

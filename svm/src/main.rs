@@ -21,7 +21,9 @@ use palisade_svm::agents::Agents;
 use palisade_svm::budget::Budget;
 use palisade_svm::cache::SharedCache;
 use palisade_svm::definitions::{DefinitionsError, Keeper, Refreshed};
+use palisade_svm::fragments::FragmentStore;
 use palisade_svm::listener::Listener;
+use palisade_svm::metrics::{self, Metrics};
 use palisade_svm::report::{Reporter, Standing};
 use palisade_svm::request::Service;
 use palisade_svm::scan::{Lanes, Scanner};
@@ -142,15 +144,17 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         loaded = blocking(keeper, Keeper::start) => loaded?,
         _ = &mut stop => return Ok(()),
     };
-    let (scanner, lanes) = scanner(settings, started?)?;
+    let metrics = Arc::new(Metrics::default());
+    let (scanner, lanes) = scanner(settings, Arc::clone(&metrics), started?)?;
 
     let cache = cache(settings, state);
     let service = Arc::new(Service::new(
         scanner.clone(),
         cache.clone(),
         Budget::new(settings.scan.memory.0, settings.scan.max_scan_size.0),
-        settings.scan.max_scan_size.0,
-        settings.limits.stall(),
+        FragmentStore::new(settings.scan.fragment_store().0),
+        metrics,
+        settings.bounds(),
     ));
 
     let agents = Agents::new(settings.limits.clone());
@@ -160,12 +164,13 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         settings.listen,
         &membership.identity,
         trust,
-        service,
+        Arc::clone(&service),
         agents.clone(),
         settings.limits.requests_per_agent,
     )?;
     let address = listener.address()?;
     let accepting = tokio::spawn(listener.clone().run());
+    let measuring = measure(settings, &service, &agents).await?;
 
     let standing = Standing::new(
         settings,
@@ -194,6 +199,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     finish(&agents, scanner, lanes, &listener).await;
     reporting.abort();
     accepting.abort();
+    measuring.abort();
     tokio::task::spawn_blocking(move || cache.close())
         .await
         .context("the SharedCache's end")?;
@@ -201,17 +207,44 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     Ok(())
 }
 
+/// Serves the numbers, where settings say so.
+async fn measure(
+    settings: &Settings,
+    service: &Arc<Service>,
+    agents: &Agents<palisade_svm::listener::Handle>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let Some(address) = settings.metrics.listen else {
+        return Ok(tokio::spawn(std::future::pending()));
+    };
+    let (gauges, agents) = (Arc::clone(service), agents.clone());
+    let (address, serving) = metrics::serve(address, Arc::clone(&service.metrics), move || {
+        gauges.gauges(&agents)
+    })
+    .await
+    .with_context(|| format!("metrics.listen: {address} cannot be used"))?;
+    tracing::info!(%address, "metrics");
+    Ok(tokio::spawn(serving))
+}
+
 fn scanner(
     settings: &Settings,
+    metrics: Arc<Metrics>,
     engines: Arc<palisade_svm::scan::engines::EngineSet>,
 ) -> anyhow::Result<(Scanner, Lanes)> {
     tracing::info!(generation = engines.number(), "definitions are in force");
     let bounds = admission::Bounds {
         total: settings.limits.queue as usize,
+        per_tenant: settings.limits.queue_per_tenant as usize,
         per_agent: settings.limits.queue_per_agent as usize,
     };
-    Scanner::start(settings.workers(), settings.scan_timeout(), bounds, engines)
-        .context("the scan threads cannot be started")
+    Scanner::start(
+        settings.workers(),
+        settings.scan_timeout(),
+        bounds,
+        metrics,
+        engines,
+    )
+    .context("the scan threads cannot be started")
 }
 
 fn cache(settings: &Settings, state: &State) -> SharedCache {

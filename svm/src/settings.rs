@@ -18,6 +18,8 @@ use palisade_protocol::{DEFAULT_SCAN_PORT, endpoint};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 
+use crate::request::Bounds;
+
 /// The component's name in a site.
 pub const COMPONENT: Component = "scanserver";
 
@@ -52,6 +54,17 @@ pub struct Settings {
     pub cache: Cache,
     /// What peers may have at a time.
     pub limits: Limits,
+    /// Numbers for Prometheus.
+    pub metrics: Metrics,
+}
+
+/// Numbers for Prometheus.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// TCP address that `GET /metrics` is answered on, without TLS or accounts: a local
+    /// or a management network's; none if unset.
+    pub listen: Option<SocketAddr>,
 }
 
 impl Default for Settings {
@@ -70,6 +83,7 @@ impl Default for Settings {
             scan: Scan::default(),
             cache: Cache::default(),
             limits: Limits::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -143,8 +157,12 @@ pub struct Scan {
     pub workers: u32,
     /// Larger contents are not scanned.
     pub max_scan_size: ByteSize,
-    /// Memory for contents in flight.
+    /// Memory for contents: those in flight, and those that are kept for their fragments.
     pub memory: ByteSize,
+    /// How much of it contents may take that were scanned, so that of a changed file
+    /// only what changed is sent; given back when it is wanted. Half of it if unset, 0
+    /// keeps none.
+    pub fragment_store: Option<ByteSize>,
     /// Seconds that each engine may take over one content.
     pub timeout_s: u32,
 }
@@ -155,8 +173,16 @@ impl Default for Scan {
             workers: 0,
             max_scan_size: ByteSize(512 << 20),
             memory: ByteSize(1 << 30),
+            fragment_store: None,
             timeout_s: 120,
         }
+    }
+}
+
+impl Scan {
+    /// Bytes that contents may take that are kept for their fragments.
+    pub fn fragment_store(&self) -> ByteSize {
+        self.fragment_store.unwrap_or(ByteSize(self.memory.0 / 2))
     }
 }
 
@@ -168,6 +194,9 @@ pub struct Cache {
     pub entries: u64,
     /// Whether verdicts outlive a restart.
     pub persist: bool,
+    /// Oldest clean verdict of earlier definitions that is served, in seconds, however
+    /// old an agent lets it be; 0 for none: each change of definitions voids all.
+    pub max_verdict_age_s: u32,
 }
 
 impl Default for Cache {
@@ -175,6 +204,7 @@ impl Default for Cache {
         Self {
             entries: 500_000,
             persist: true,
+            max_verdict_age_s: 86_400,
         }
     }
 }
@@ -193,6 +223,8 @@ pub struct Limits {
     pub requests_per_agent: u32,
     /// Contents that wait for a worker.
     pub queue: u32,
+    /// Contents of one tenant's agents that wait for a worker.
+    pub queue_per_tenant: u32,
     /// Contents of one agent that wait for a worker.
     pub queue_per_agent: u32,
     /// Seconds without the expected frame after which a sender is given up.
@@ -207,6 +239,7 @@ impl Default for Limits {
             requests: 8192,
             requests_per_agent: 64,
             queue: 1024,
+            queue_per_tenant: 768,
             queue_per_agent: 64,
             stall_s: 5,
         }
@@ -322,6 +355,12 @@ impl Settings {
             format!("it must hold the largest content that is scanned ({max})"),
         )?;
         bound(
+            self.scan.fragment_store() <= self.scan.memory,
+            "scan.fragment_store",
+            &self.scan.fragment_store(),
+            format!("it is part of scan.memory ({})", self.scan.memory),
+        )?;
+        bound(
             self.advertise.len() <= MAX_ADDRESSES,
             "advertise",
             &format!("a list of {}", self.advertise.len()),
@@ -352,6 +391,7 @@ impl Settings {
             ("limits.sessions_per_agent", self.limits.sessions_per_agent),
             ("limits.requests", self.limits.requests),
             ("limits.queue", self.limits.queue),
+            ("limits.queue_per_tenant", self.limits.queue_per_tenant),
             ("limits.queue_per_agent", self.limits.queue_per_agent),
             ("limits.stall_s", self.limits.stall_s),
         ] {
@@ -383,6 +423,15 @@ impl Settings {
         match self.scan.workers {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             given => given as usize,
+        }
+    }
+
+    /// What bounds the service of requests.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            max_scan_bytes: self.scan.max_scan_size.0,
+            max_verdict_age: Duration::from_secs(self.cache.max_verdict_age_s.into()),
+            stall: self.limits.stall(),
         }
     }
 

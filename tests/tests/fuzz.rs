@@ -82,6 +82,7 @@ fn honest(rng: &mut StdRng) -> Vec<u8> {
             class: ScanClass::OnDemand,
             deadline_ms: rng.random_range(0..5000),
             options: ScanOptions::default(),
+            max_age_s: rng.random(),
         }),
         ToSvm::Outline(List::cut(outline.chaining_values().iter().copied())),
         ToSvm::Fragment(Fragment {

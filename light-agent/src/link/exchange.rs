@@ -16,7 +16,8 @@ use std::time::Duration;
 use palisade_protocol::bounded::List;
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::scan::{
-    Fragment, FragmentRange, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult, ToAgent, ToSvm,
+    Fragment, FragmentRange, Known, Lookup, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult,
+    ToAgent, ToSvm,
 };
 use palisade_protocol::verdict::NotScanned;
 use quinn::{Connection, RecvStream, SendStream, WriteError};
@@ -78,6 +79,25 @@ pub(super) async fn run(
     reply
 }
 
+/// Runs one lookup.
+pub(super) async fn look_up(connection: &Connection, lookup: Lookup) -> Result<Known, LinkError> {
+    let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
+    let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
+    frame::write(&mut send, &ToSvm::Lookup(lookup)).await?;
+    let _ = send.finish();
+    match frame::read::<ToAgent>(&mut receive).await? {
+        Some(ToAgent::Known(known)) => Ok(known),
+        Some(ToAgent::Refused(refusal)) => Err(LinkError::Refused(refusal.message.to_string())),
+        Some(ToAgent::Busy { .. }) => Err(LinkError::Refused("it is busy".to_owned())),
+        Some(_) => Err(LinkError::Protocol(
+            "it answered a lookup with something else".to_owned(),
+        )),
+        None => Err(LinkError::Lost(
+            "the lookup ended without an answer".to_owned(),
+        )),
+    }
+}
+
 /// Takes what the peer says until the request ends.
 async fn receive_all(receive: &mut RecvStream, mut wanted: Wanted) -> Result<Reply, LinkError> {
     loop {
@@ -88,9 +108,9 @@ async fn receive_all(receive: &mut RecvStream, mut wanted: Wanted) -> Result<Rep
             }
             Some(ToAgent::Refused(refusal)) => return Ok(Reply::Refused(refusal)),
             Some(ToAgent::Need(ranges)) => wanted.add(&ranges)?,
-            Some(ToAgent::Welcome(_)) => {
+            Some(ToAgent::Welcome(_) | ToAgent::Known(_)) => {
                 return Err(LinkError::Protocol(
-                    "a greeting came within a request".to_owned(),
+                    "the answer to something else came within a request".to_owned(),
                 ));
             }
             None => {

@@ -23,10 +23,10 @@ use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::SvmId;
-use palisade_protocol::scan::{self, Hello, ScanRequest, ToAgent, ToSvm, Welcome};
+use palisade_protocol::scan::{self, Hello, Known, Lookup, ScanRequest, ToAgent, ToSvm, Welcome};
 use palisade_protocol::spiffe::Role;
 use palisade_protocol::tls::{self, Expect, Own, Peer};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
 pub use exchange::{Reply, Sent};
 
@@ -68,6 +68,9 @@ pub enum LinkError {
     /// The session is lost.
     #[error("the session was lost: {0}")]
     Lost(String),
+    /// The peer does not serve this now.
+    #[error("the Protection Server refused: {0}")]
+    Refused(String),
     /// The peer does not keep to the protocol.
     #[error("the Protection Server broke the protocol: {0}")]
     Protocol(String),
@@ -175,13 +178,26 @@ impl Link {
         hashed: &Arc<Hashed>,
         sent: &Sent,
     ) -> Result<Reply, LinkError> {
-        let _permit = self
-            .requests
-            .acquire()
-            .await
-            .map_err(|_| LinkError::Lost("the session is closed".to_owned()))?;
+        let _permit = self.permit().await?;
         let _open = Open::new(self);
         exchange::run(&self.connection, request, content, hashed, sent).await
+    }
+
+    /// Asks which contents are known to be clean.
+    ///
+    /// # Errors
+    /// [`LinkError`] when the session is lost, or the peer refuses or breaks the protocol.
+    pub async fn look_up(&self, lookup: Lookup) -> Result<Known, LinkError> {
+        let _permit = self.permit().await?;
+        let _open = Open::new(self);
+        exchange::look_up(&self.connection, lookup).await
+    }
+
+    async fn permit(&self) -> Result<SemaphorePermit<'_>, LinkError> {
+        self.requests
+            .acquire()
+            .await
+            .map_err(|_| LinkError::Lost("the session is closed".to_owned()))
     }
 
     /// Waits until the session is over, and says why.

@@ -28,7 +28,7 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::mpsc;
 
 use crate::content::Content;
-use crate::scanner::{Patience, Scanned, Scanner};
+use crate::scanner::{Scanned, Scanner, Terms};
 use report::Report;
 use walk::{Found, Opened};
 
@@ -42,10 +42,23 @@ pub struct Job {
     pub paths: Vec<PathBuf>,
     /// Not below these, unless given.
     pub exclude: Vec<PathBuf>,
-    /// Files in flight.
+    /// Files in flight: hashed, looked up, or asked for.
     pub concurrency: usize,
+    /// Oldest clean verdict of earlier definitions that will do, in seconds.
+    pub max_age_s: u32,
     /// How long it waits while no Protection Server is connected.
     pub svm_wait: Duration,
+}
+
+impl Job {
+    fn terms(&self) -> Terms {
+        Terms {
+            class: ScanClass::OnDemand,
+            max_age_s: self.max_age_s,
+            until: None,
+            without_svm: self.svm_wait,
+        }
+    }
 }
 
 /// Told of each file as it is done.
@@ -82,7 +95,7 @@ pub async fn run(
     while open || !in_flight.is_empty() {
         tokio::select! {
             next = paths.recv(), if open && in_flight.len() < job.concurrency => match next {
-                Some(Found::File(path)) => in_flight.push(scan_file(path, scanner, job.svm_wait)),
+                Some(Found::File(path)) => in_flight.push(scan_file(path, scanner, job.terms())),
                 Some(Found::Error { path, reason }) => {
                     let done = Done::Failed(reason);
                     report.add(&path, &done);
@@ -110,18 +123,13 @@ pub async fn run(
     (report, outcome)
 }
 
-async fn scan_file(path: PathBuf, scanner: &Scanner, svm_wait: Duration) -> (PathBuf, Done) {
+async fn scan_file(path: PathBuf, scanner: &Scanner, terms: Terms) -> (PathBuf, Done) {
     let at = path.clone();
     let opened = tokio::task::spawn_blocking(move || walk::open(&at)).await;
     let done = match opened {
         Ok(Ok(Opened::Regular(file))) => {
             let content = Content::File(Arc::new(file));
-            let patience = Patience {
-                until: None,
-                without_svm: svm_wait,
-            };
-            let scanned = scanner.scan(&content, ScanClass::OnDemand, patience).await;
-            Done::Scanned(Box::new(scanned))
+            Done::Scanned(Box::new(scanner.scan(&content, terms).await))
         }
         Ok(Ok(Opened::Other)) => Done::Skipped,
         Ok(Err(error)) => Done::Failed(format!("cannot be read: {error}")),

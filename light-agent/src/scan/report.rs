@@ -215,6 +215,8 @@ mod tests {
             size: 10,
             stamp: None,
             generations: Generations::default(),
+            older: false,
+            recheck: false,
         }))
     }
 

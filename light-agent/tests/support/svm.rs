@@ -13,8 +13,8 @@ use palisade_protocol::frame;
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::SvmId;
 use palisade_protocol::scan::{
-    self, FragmentRange, LoadHint, Refusal, RefusalCode, ScanRequest, ScanResult, ToAgent, ToSvm,
-    VerdictSource, Welcome,
+    self, FragmentRange, Known, LoadHint, Named, Refusal, RefusalCode, ScanRequest, ScanResult,
+    ToAgent, ToSvm, VerdictSource, Welcome,
 };
 use palisade_protocol::tls::{self, Accept};
 use palisade_protocol::verdict::{EngineGeneration, Generation, Generations, NotScanned, Verdict};
@@ -44,6 +44,7 @@ pub enum Mode {
 #[derive(Debug, Default)]
 pub struct Counts {
     pub requests: u32,
+    pub lookups: u32,
     pub content_bytes: u64,
     pub known: HashMap<ContentId, Verdict>,
 }
@@ -192,6 +193,20 @@ async fn stream(
             };
             frame::write(&mut send, &ToAgent::Welcome(welcome)).await?;
         }
+        Some(ToSvm::Lookup(lookup)) => {
+            let known = {
+                let mut counts = shared.counts.lock().unwrap();
+                counts.lookups += 1;
+                let clean =
+                    |named: &Named| counts.known.get(&named.content) == Some(&Verdict::Clean);
+                Known {
+                    clean: List::cut(lookup.contents.iter().map(clean)),
+                    generations: generations(),
+                    load: LoadHint::default(),
+                }
+            };
+            frame::write(&mut send, &ToAgent::Known(known)).await?;
+        }
         Some(ToSvm::Scan(request)) => {
             shared.counts.lock().unwrap().requests += 1;
             let answer = answer(shared, connection, &request, &mut send, &mut receive).await?;
@@ -312,6 +327,8 @@ fn verdict(verdict: Verdict, source: VerdictSource) -> ToAgent {
         source,
         sha256: Some([0x5a; 32]),
         generations: generations(),
+        older: false,
+        recheck: false,
         load: LoadHint::default(),
     })
 }

@@ -1,8 +1,10 @@
 //! SharedCache: verdicts by content, within one tenant.
 //!
 //! Owns who may read what: an entry is found only by its tenant, content id, size
-//! and options, and served only while the definitions that gave it are in force.
-//! Does not own whether a verdict may be stored: the caller hands over complete
+//! and options, and served while the definitions that gave it are in force. New
+//! definitions do not void everything at once: a clean verdict of earlier ones is
+//! served for as long as the request allows, marked as older, until it is re-checked
+//! ([`recheck`]). Does not own whether a verdict may be stored: the caller hands over complete
 //! scans of verified bytes and nothing else ([`Entry`] is built in
 //! [`crate::request`] alone).
 //!
@@ -10,16 +12,19 @@
 //! lost at any time.
 
 mod persist;
+pub mod recheck;
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use moka::sync::Cache;
 use palisade_protocol::codec::Message;
 use palisade_protocol::content::ContentId;
 use palisade_protocol::ids::TenantId;
 use palisade_protocol::scan::ScanOptions;
-use palisade_protocol::verdict::{Generations, Verdict};
+use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
 use serde::{Deserialize, Serialize};
 
 use persist::Store;
@@ -58,6 +63,15 @@ impl Message for Entry {
     const MAX_BYTES: usize = 4096;
 }
 
+/// An entry that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The entry.
+    pub entry: Entry,
+    /// Earlier definitions than those in force gave it.
+    pub older: bool,
+}
+
 /// Milliseconds since 1970, for [`Entry::scanned_ms`].
 pub fn now_ms() -> u64 {
     let now = SystemTime::now()
@@ -71,15 +85,13 @@ pub fn now_ms() -> u64 {
 pub struct SharedCache {
     entries: Cache<Key, Entry>,
     store: Option<Store>,
+    evicted: Arc<AtomicU64>,
 }
 
 impl SharedCache {
     /// A cache of at most `entries` verdicts, in memory alone.
     pub fn in_memory(entries: u64) -> Self {
-        Self {
-            entries: Cache::new(entries),
-            store: None,
-        }
+        Self::build(entries, None)
     }
 
     /// A cache of at most `entries` verdicts with a copy in `folder`. What is
@@ -87,30 +99,65 @@ impl SharedCache {
     /// error.
     pub fn open(folder: &Path, entries: u64) -> Self {
         let (store, kept) = persist::open(folder, entries);
-        let forget = store.clone();
+        let cache = Self::build(entries, store);
+        for (key, entry) in kept {
+            cache.entries.insert(key, entry);
+        }
+        cache
+    }
+
+    /// moka's default policy (TinyLFU) keeps what is asked for often: a scan of many
+    /// files that nobody asks for again does not displace it.
+    fn build(entries: u64, store: Option<Store>) -> Self {
+        let evicted = Arc::new(AtomicU64::new(0));
+        let (forget, count) = (store.clone(), Arc::clone(&evicted));
         let cache = Cache::builder()
             .max_capacity(entries)
-            .eviction_listener(move |key: std::sync::Arc<Key>, _, cause| {
-                if cause.was_evicted()
-                    && let Some(store) = &forget
-                {
-                    store.remove(&key);
+            .eviction_listener(move |key: Arc<Key>, _, cause| {
+                if cause.was_evicted() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    if let Some(store) = &forget {
+                        store.remove(&key);
+                    }
                 }
             })
             .build();
-        for (key, entry) in kept {
-            cache.insert(key, entry);
-        }
         Self {
             entries: cache,
             store,
+            evicted,
         }
     }
 
-    /// The verdict of a content, if one was given by the definitions in force.
-    pub fn get(&self, key: &Key, in_force: &Generations) -> Option<Entry> {
+    /// The verdict of a content: of the definitions in force, or a clean one of
+    /// earlier definitions that is at most `max_age` old.
+    pub fn get(
+        &self,
+        key: &Key,
+        in_force: &Generations,
+        max_age: Duration,
+        now_ms: u64,
+    ) -> Option<Found> {
         let entry = self.entries.get(key)?;
-        same_definitions(&entry.generations, in_force).then_some(entry)
+        let older = !same_definitions(&entry.generations, in_force);
+        let age_ms = u128::from(now_ms.saturating_sub(entry.scanned_ms));
+        let serves = !older
+            || (entry.verdict.kind() == VerdictKind::Clean
+                && !in_force.is_empty()
+                && age_ms < max_age.as_millis());
+        serves.then_some(Found { entry, older })
+    }
+
+    /// The definitions under which a content was found clean, whatever their age: what
+    /// did not change since need not be asked again.
+    pub fn clean_by(&self, key: &Key) -> Option<Generations> {
+        let entry = self.entries.get(key)?;
+        (entry.verdict.kind() == VerdictKind::Clean).then_some(entry.generations)
+    }
+
+    /// Entries that were dropped for lack of room since the start.
+    pub fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed)
     }
 
     /// Stores the verdict of a complete scan of verified bytes.
@@ -182,15 +229,79 @@ mod tests {
         }
     }
 
+    /// What the definitions in force say, and no others.
+    pub(super) fn current(cache: &SharedCache, key: &Key, in_force: &Generations) -> Option<Entry> {
+        let found = cache.get(key, in_force, Duration::ZERO, 1)?;
+        assert!(!found.older);
+        Some(found.entry)
+    }
+
     #[test]
     fn other_definitions_are_no_hit_whatever_their_number() {
         let cache = SharedCache::in_memory(10);
         cache.put(key(b"a"), entry(1));
-        assert_eq!(cache.get(&key(b"a"), &generations(2)), None);
+        assert_eq!(current(&cache, &key(b"a"), &generations(2)), None);
         let mut renumbered = generations(1).into_vec();
         renumbered[0].generation = Generation(99);
-        assert!(cache.get(&key(b"a"), &List::cut(renumbered)).is_some());
-        assert_eq!(cache.get(&key(b"a"), &Generations::default()), None);
+        assert!(current(&cache, &key(b"a"), &List::cut(renumbered)).is_some());
+        assert_eq!(current(&cache, &key(b"a"), &Generations::default()), None);
+    }
+
+    #[test]
+    fn an_older_verdict_serves_while_it_is_clean_and_young_enough() {
+        let cache = SharedCache::in_memory(10);
+        let malware = Entry {
+            verdict: Verdict::Malware {
+                name: Text::cut("X"),
+                engine: Text::cut("libclamav"),
+            },
+            ..entry(1)
+        };
+        cache.put(key(b"clean"), entry(1));
+        cache.put(key(b"malware"), malware);
+        let minute = Duration::from_secs(60);
+        let get = |content: &[u8], in_force: &Generations, now_ms| {
+            cache.get(&key(content), in_force, minute, now_ms)
+        };
+        let found = get(b"clean", &generations(2), 60_000).unwrap();
+        assert_eq!((found.entry, found.older), (entry(1), true));
+        assert_eq!(get(b"clean", &generations(2), 60_001), None, "too old");
+        assert!(
+            get(b"clean", &generations(1), u64::MAX).is_some(),
+            "no age matters then"
+        );
+        assert_eq!(
+            get(b"malware", &generations(2), 1),
+            None,
+            "it may have been a mistake"
+        );
+        assert_eq!(get(b"clean", &Generations::default(), 1), None, "no engine");
+        assert_eq!(cache.clean_by(&key(b"clean")), Some(generations(1)));
+        assert_eq!(cache.clean_by(&key(b"malware")), None);
+    }
+
+    #[test]
+    fn a_scan_of_many_files_does_not_displace_what_is_asked_for_often() {
+        let cache = SharedCache::in_memory(200);
+        let hot: Vec<Key> = (0..50u32).map(|n| key(&n.to_le_bytes())).collect();
+        for key in &hot {
+            cache.put(key.clone(), entry(1));
+        }
+        for round in 0..20_000u32 {
+            if round % 100 == 0 {
+                for key in &hot {
+                    cache.entries.get(key);
+                }
+            }
+            cache.put(key(&(1_000_000 + round).to_le_bytes()), entry(1));
+        }
+        cache.entries.run_pending_tasks();
+        let kept = hot.iter().filter(|key| cache.entries.contains_key(*key));
+        assert!(
+            kept.count() >= 45,
+            "the flood displaced what is asked for often"
+        );
+        assert!(cache.evicted() > 10_000);
     }
 
     #[test]
@@ -245,8 +356,8 @@ mod tests {
                 4 => other.options.heuristics ^= true,
                 _ => other.options.pua ^= true,
             }
-            prop_assert_eq!(cache.get(&other, &generations(1)), None);
-            prop_assert!(cache.get(&a, &generations(1)).is_some());
+            prop_assert_eq!(current(&cache, &other, &generations(1)), None);
+            prop_assert!(current(&cache, &a, &generations(1)).is_some());
         }
     }
 }

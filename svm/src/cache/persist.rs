@@ -281,7 +281,7 @@ fn write_batches(
 #[cfg(test)]
 mod tests {
     use super::super::SharedCache;
-    use super::super::tests::{entry, generations, key};
+    use super::super::tests::{current, entry, generations, key};
     use super::*;
     use std::fs;
 
@@ -295,8 +295,8 @@ mod tests {
 
     fn reopened(folder: &Path) -> u32 {
         let cache = SharedCache::open(folder, 1000);
-        let found =
-            (0..100u32).filter(|n| cache.get(&key(&n.to_le_bytes()), &generations(1)).is_some());
+        let found = (0..100u32)
+            .filter(|n| current(&cache, &key(&n.to_le_bytes()), &generations(1)).is_some());
         let found = found.count() as u32;
         cache.close();
         found
@@ -338,7 +338,7 @@ mod tests {
             drop(cache);
             let cache = SharedCache::open(&folder, 1000);
             assert!(
-                cache.get(&key(b"after"), &generations(1)).is_some(),
+                current(&cache, &key(b"after"), &generations(1)).is_some(),
                 "{damage}"
             );
         }

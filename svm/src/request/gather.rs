@@ -1,9 +1,9 @@
 //! Reading a content from a peer that may lie, stall or leave.
 //!
 //! ```text
-//! begin ─► read_outline ─► read_fragments ─► finish
-//! memory   chaining values   Need, Fragment*   sealed
-//!          against the id    until none lacks
+//! begin ─► read_outline ─► fill ─► read_fragments ─► finish
+//! memory   chaining values   known   Need, Fragment*   sealed
+//!          against the id    pieces  until none lacks
 //! ```
 //!
 //! What one peer leaves unfinished, the next goes on with: each fragment was
@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::Share;
 use crate::failure::Failure;
+use crate::fragments::Piece;
 
 /// Fragments that one round asks for: 8 MiB.
 const ROUND_FRAGMENTS: usize = 32;
@@ -94,6 +95,17 @@ pub struct Gathering {
     held: Vec<bool>,
 }
 
+/// A content that is whole.
+#[derive(Debug)]
+pub struct Gathered {
+    /// Its bytes.
+    pub bytes: SealedContent,
+    /// Its outline.
+    pub outline: Outline,
+    /// Its memory.
+    pub share: Share,
+}
+
 impl Gathering {
     /// Takes memory, unless an earlier leader did.
     ///
@@ -148,20 +160,57 @@ impl Gathering {
         Ok(())
     }
 
-    /// Asks for what lacks, until nothing does.
+    /// Copies what is known already; gives how many bytes that were.
+    ///
+    /// # Errors
+    /// [`Failure::Memory`] when the kernel gives no pages.
+    pub async fn fill(&mut self, mut pieces: Vec<Piece>) -> Result<u64, Failure> {
+        let lacks = |piece: &Piece| self.held.get(piece.index as usize) == Some(&false);
+        pieces.retain(lacks);
+        if pieces.is_empty() {
+            return Ok(0);
+        }
+        let Some(file) = self.file.take() else {
+            return Ok(0);
+        };
+        let indices: Vec<u32> = pieces.iter().map(|piece| piece.index).collect();
+        let copied =
+            tokio::task::spawn_blocking(move || copy(&file, &pieces).map(|bytes| (file, bytes)));
+        // A leader that leaves meanwhile leaves no file: the next one begins anew.
+        let (file, bytes) = copied
+            .await
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|error| no_memory(&error))?;
+        self.file = Some(file);
+        for index in indices {
+            if let Some(held) = self.held.get_mut(index as usize) {
+                *held = true;
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The outline, once it was read.
+    pub fn outline(&self) -> Option<&Outline> {
+        self.outline.as_ref()
+    }
+
+    /// Asks for what lacks, until nothing does; gives how many bytes came.
     ///
     /// # Errors
     /// [`Failure::Mismatch`] for bytes of another content, [`Failure::Protocol`]
     /// for a fragment that was not asked for, and the stream's.
-    pub async fn read_fragments<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<(), Failure>
+    pub async fn read_fragments<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<u64, Failure>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        let mut received = 0;
         loop {
             let (need, mut count) = ranges(&self.held);
             if count == 0 {
-                return Ok(());
+                return Ok(received);
             }
             let bytes = count as u64 * FRAGMENT_BYTES;
             let deadline = Instant::now() + peer.stall + Duration::from_secs(bytes / MIN_RATE);
@@ -184,6 +233,7 @@ impl Gathering {
                     )));
                 }
                 self.keep(&fragment)?;
+                received += fragment.bytes.len() as u64;
                 count -= 1;
             }
         }
@@ -220,15 +270,31 @@ impl Gathering {
     /// # Errors
     /// [`Failure::Protocol`] if a fragment lacks, [`Failure::Memory`] if the kernel
     /// does not seal.
-    pub fn finish(&mut self) -> Result<(SealedContent, Share), Failure> {
+    pub fn finish(&mut self) -> Result<Gathered, Failure> {
         let whole = std::mem::take(self);
-        match (whole.file, whole.share) {
-            (Some(file), Some(share)) if whole.held.iter().all(|held| *held) => {
-                Ok((file.seal().map_err(|error| no_memory(&error))?, share))
+        match (whole.file, whole.outline, whole.share) {
+            (Some(file), Some(outline), Some(share)) if whole.held.iter().all(|held| *held) => {
+                Ok(Gathered {
+                    bytes: file.seal().map_err(|error| no_memory(&error))?,
+                    outline,
+                    share,
+                })
             }
             _ => Err(Failure::Protocol("a fragment lacks".to_owned())),
         }
     }
+}
+
+fn copy(file: &MemFile, pieces: &[Piece]) -> std::io::Result<u64> {
+    let mut buffer = vec![0; FRAGMENT_BYTES as usize];
+    let mut bytes = 0;
+    for piece in pieces {
+        let part = &mut buffer[..(piece.length.min(FRAGMENT_BYTES)) as usize];
+        piece.source.read_exact_at(part, piece.offset)?;
+        file.write_at(part, piece.offset)?;
+        bytes += part.len() as u64;
+    }
+    Ok(bytes)
 }
 
 fn no_memory(error: &std::io::Error) -> Failure {
@@ -330,8 +396,7 @@ mod tests {
             .await?;
         gathering.read_fragments(&mut peer).await?;
         drain.abort();
-        let (sealed, _share) = gathering.finish()?;
-        Ok(sealed.to_vec().unwrap())
+        Ok(gathering.finish()?.bytes.to_vec().unwrap())
     }
 
     fn values(outline: &Outline) -> ToSvm {

@@ -8,8 +8,9 @@
 //!      │ lead
 //!      ▼
 //!  admission ─► memory ─► outline ─► fragments ─► sealed ──► scan ─► cache ─► land
-//!     Busy       Busy     Refused     Refused        │
-//!                                                    └ from here on it goes on
+//!     Busy       Busy     Refused     Refused        │                  │
+//!                                      ▲             │                  └► fragment store
+//!                       fragment store ┘             └ from here on it goes on
 //!                                                      without the peer
 //! ```
 //!
@@ -23,24 +24,30 @@
 
 mod gather;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use palisade_protocol::content::ContentId;
+use palisade_protocol::bounded::List;
+use palisade_protocol::content::{ContentId, Outline};
 use palisade_protocol::ids::{AgentId, TenantId};
-use palisade_protocol::scan::{ScanRequest, ScanResult, VerdictSource};
+use palisade_protocol::scan::{Known, Lookup, ScanClass, ScanRequest, ScanResult, VerdictSource};
 use palisade_protocol::verdict::{Generations, NotScanned, Verdict, VerdictKind};
 use palisade_worker::client::SealedContent;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
+use crate::agents::{Agents, Close};
 use crate::budget::{Budget, Share};
+use crate::cache::recheck::Rechecks;
 use crate::cache::{self, SharedCache};
 use crate::failure::Failure;
 use crate::flight::{Flights, Seat, Turn};
+use crate::fragments::FragmentStore;
+use crate::metrics::{Gauges, Metrics, SavedBy, Source};
 use crate::scan::{Asker, Done, Job, Scanner};
 
+use gather::Gathered;
 pub use gather::{Gathering, Peer};
 
 /// Bytes that are hashed at a time.
@@ -59,6 +66,19 @@ pub struct Landed {
     verdict: Verdict,
     sha256: Option<[u8; 32]>,
     generations: Generations,
+    /// Earlier definitions than those in force gave it.
+    older: bool,
+}
+
+/// What bounds a [`Service`].
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Larger contents are not scanned, in bytes.
+    pub max_scan_bytes: u64,
+    /// Oldest clean verdict of earlier definitions that is served.
+    pub max_verdict_age: Duration,
+    /// Time without the expected frame after which a sender is given up.
+    pub stall: Duration,
 }
 
 type Table = Flights<FlightKey, Gathering, Result<Landed, Failure>>;
@@ -71,13 +91,16 @@ pub struct Service {
     pub scanner: Scanner,
     /// Known verdicts.
     pub cache: SharedCache,
-    /// Memory for contents in flight.
+    /// Memory for contents.
     pub budget: Budget,
-    /// Larger contents are not scanned, in bytes.
-    pub max_scan_bytes: u64,
-    /// Time without the expected frame after which a sender is given up.
-    pub stall: Duration,
+    /// What was sent lately.
+    pub fragments: FragmentStore,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What bounds it.
+    pub bounds: Bounds,
     flights: Table,
+    rechecks: Mutex<Rechecks>,
 }
 
 /// Who asks.
@@ -95,16 +118,19 @@ impl Service {
         scanner: Scanner,
         cache: SharedCache,
         budget: Budget,
-        max_scan_bytes: u64,
-        stall: Duration,
+        fragments: FragmentStore,
+        metrics: Arc<Metrics>,
+        bounds: Bounds,
     ) -> Self {
         Self {
             scanner,
             cache,
             budget,
-            max_scan_bytes,
-            stall,
+            fragments,
+            metrics,
+            bounds,
             flights: Table::default(),
+            rechecks: Mutex::default(),
         }
     }
 
@@ -124,6 +150,7 @@ impl Service {
         W: AsyncWrite + Unpin,
     {
         let asker = Asker {
+            tenant: caller.tenant.clone(),
             agent: caller.agent,
             class: request.class,
             deadline: (request.deadline_ms > 0)
@@ -136,15 +163,14 @@ impl Service {
                 Verdict::Clean => VerdictSource::SharedCache,
                 _ => VerdictSource::Scanned,
             };
-            let generations = self.scanner.generations();
-            return Ok(self.result(
-                Landed {
-                    verdict,
-                    sha256: None,
-                    generations,
-                },
-                source,
-            ));
+            self.metrics.answered(Source::size);
+            let landed = Landed {
+                verdict,
+                sha256: None,
+                generations: self.scanner.generations(),
+                older: false,
+            };
+            return Ok(self.result(landed, source));
         }
         let key = cache::Key {
             tenant: caller.tenant.clone(),
@@ -152,31 +178,68 @@ impl Service {
             size: request.size,
             options: request.options,
         };
-        if let Some(known) = self.known(&key) {
-            return Ok(self.result(known, VerdictSource::SharedCache));
+        if let Some(known) = self.known(&key, request.max_age_s) {
+            return Ok(self.cached(known, &key));
         }
+        self.metrics.missed();
         let generations = self.scanner.generations();
         let seat = self.flights.enter(FlightKey {
             key: key.clone(),
             generations,
         });
         match seat.turn().await {
-            Turn::Landed(landed) => Ok(self.result(landed?, VerdictSource::Coalesced)),
+            Turn::Landed(landed) => {
+                let landed = landed?;
+                self.metrics.answered(Source::coalesced);
+                self.metrics.saved(SavedBy::flight, key.size);
+                Ok(self.result(landed, VerdictSource::Coalesced))
+            }
             Turn::Lead(work) => {
                 // A flight may have landed between the look and the seat.
-                if let Some(known) = self.known(&key) {
-                    return Ok(self.result(known, VerdictSource::SharedCache));
+                if let Some(known) = self.known(&key, 0) {
+                    return Ok(self.cached(known, &key));
                 }
                 self.lead(&seat, work, &asker, key, peer).await?;
-                Ok(self.result(seat.landed().await?, VerdictSource::Scanned))
+                let landed = seat.landed().await?;
+                self.metrics.answered(Source::scanned);
+                Ok(self.result(landed, VerdictSource::Scanned))
             }
+        }
+    }
+
+    /// Answers a batch from the SharedCache alone. A verdict that should be re-checked
+    /// is left to a request of its own, which can be asked for the content.
+    pub fn look_up(&self, caller: &Caller, lookup: &Lookup) -> Known {
+        self.metrics.looked_up(lookup.contents.len() as u64);
+        let clean = lookup.contents.iter().map(|named| {
+            let key = cache::Key {
+                tenant: caller.tenant.clone(),
+                content: named.content,
+                size: named.size,
+                options: lookup.options,
+            };
+            match self.known(&key, lookup.max_age_s) {
+                Some(known)
+                    if known.verdict.kind() == VerdictKind::Clean
+                        && !(known.older && self.wants_recheck(&key)) =>
+                {
+                    self.count_hit(&known, key.size);
+                    true
+                }
+                _ => false,
+            }
+        });
+        Known {
+            clean: List::cut(clean),
+            generations: self.scanner.generations(),
+            load: self.scanner.load(),
         }
     }
 
     /// What can be said without a byte of the content.
     fn without_content(&self, request: &ScanRequest) -> Result<Option<Verdict>, Failure> {
-        if request.size > self.max_scan_bytes {
-            let max = self.max_scan_bytes;
+        if request.size > self.bounds.max_scan_bytes {
+            let max = self.bounds.max_scan_bytes;
             return Ok(Some(Verdict::NotScanned(NotScanned::TooLarge { max })));
         }
         if request.size > 0 {
@@ -189,14 +252,50 @@ impl Service {
         Err(Failure::from(error))
     }
 
-    fn known(&self, key: &cache::Key) -> Option<Landed> {
+    fn known(&self, key: &cache::Key, max_age_s: u32) -> Option<Landed> {
         let in_force = self.scanner.generations();
-        self.cache.get(key, &in_force).map(|entry| Landed {
-            verdict: entry.verdict,
-            sha256: entry.sha256,
-            // The numbers in force: the definitions are the same.
+        let max_age = Duration::from_secs(max_age_s.into()).min(self.bounds.max_verdict_age);
+        let found = self.cache.get(key, &in_force, max_age, cache::now_ms())?;
+        Some(Landed {
+            verdict: found.entry.verdict,
+            sha256: found.entry.sha256,
             generations: in_force,
+            older: found.older,
         })
+    }
+
+    fn cached(&self, known: Landed, key: &cache::Key) -> ScanResult {
+        self.count_hit(&known, key.size);
+        let recheck = known.older && self.wants_recheck(key);
+        ScanResult {
+            recheck,
+            ..self.result(known, VerdictSource::SharedCache)
+        }
+    }
+
+    fn count_hit(&self, known: &Landed, bytes: u64) {
+        self.metrics.answered(match known.older {
+            true => Source::cache_older,
+            false => Source::cache,
+        });
+        self.metrics.saved(SavedBy::cache, bytes);
+    }
+
+    fn wants_recheck(&self, key: &cache::Key) -> bool {
+        let load = self.scanner.load().load_permille;
+        let mut rechecks = self.rechecks.lock().unwrap_or_else(PoisonError::into_inner);
+        let wants = rechecks.wants(key, cache::now_ms(), load);
+        drop(rechecks);
+        if wants {
+            self.metrics.recheck();
+        }
+        wants
+    }
+
+    /// Memory for a content; what is kept for its fragments makes room.
+    async fn memory(&self, agent: AgentId, bytes: u64) -> Result<Share, Failure> {
+        self.fragments.make_room(self.budget.lacking(bytes));
+        self.budget.take(agent, bytes).await
     }
 
     /// Gathers the content and hands it to the engines.
@@ -213,16 +312,27 @@ impl Service {
         W: AsyncWrite + Unpin,
     {
         self.scanner.check(asker)?;
-        work.begin(key.size, || self.budget.take(asker.agent, key.size))
+        work.begin(key.size, || self.memory(asker.agent, key.size))
             .await?;
         work.read_outline(key.content, key.size, peer).await?;
-        work.read_fragments(peer).await?;
-        let (bytes, share) = work.finish()?;
+        if let Some(outline) = work.outline() {
+            let pieces = self.fragments.find(&key.tenant, outline);
+            let copied = work.fill(pieces).await?;
+            self.metrics.saved(SavedBy::fragments, copied);
+        }
+        let received = work.read_fragments(peer).await?;
+        self.metrics.received(received);
+        let Gathered {
+            bytes,
+            outline,
+            share,
+        } = work.finish()?;
         let (reply, done) = oneshot::channel();
         let job = Job {
             content: key.content,
             bytes,
             options: key.options,
+            clean_by: self.cache.clean_by(&key),
             reply,
         };
         if let Err(failure) = self.scanner.submit(asker, job) {
@@ -232,7 +342,7 @@ impl Service {
         }
         let (service, seat) = (Arc::clone(self), seat.another());
         tokio::spawn(async move {
-            let landed = service.conclude(done, key, share).await;
+            let landed = service.conclude(done, key, outline, share).await;
             seat.land(landed);
             drop(work);
         });
@@ -244,6 +354,7 @@ impl Service {
         &self,
         done: oneshot::Receiver<Done>,
         key: cache::Key,
+        outline: Outline,
         share: Share,
     ) -> Result<Landed, Failure> {
         let Done {
@@ -253,14 +364,17 @@ impl Service {
         } = done.await.map_err(|_| Failure::Stopping)?;
         let end = end.map_err(|no_worker| Failure::NoEngine(no_worker.to_string()))?;
         let sha256 = match end.verdict.kind() {
-            VerdictKind::Malware | VerdictKind::Suspicious => sha256(bytes).await,
+            VerdictKind::Malware | VerdictKind::Suspicious => sha256(&bytes).await,
             VerdictKind::Clean | VerdictKind::NotScanned => None,
         };
-        drop(share);
+        if !self.budget.is_wanted() {
+            self.fragments.keep(&key.tenant, outline, bytes, share);
+        }
         let landed = Landed {
             verdict: end.verdict,
             sha256,
             generations,
+            older: false,
         };
         if landed.verdict.kind() == VerdictKind::Malware {
             tracing::info!(content = %key.content, tenant = %key.tenant, verdict = ?landed.verdict, "malware");
@@ -277,19 +391,37 @@ impl Service {
         Ok(landed)
     }
 
+    /// What is read of it at this moment.
+    pub fn gauges<S: Close>(&self, agents: &Agents<S>) -> Gauges {
+        Gauges {
+            agents: agents.count().into(),
+            requests: agents.requests().into(),
+            waiting_on_access: self.scanner.waiting(ScanClass::OnAccess) as u64,
+            waiting_on_demand: self.scanner.waiting(ScanClass::OnDemand) as u64,
+            busy: self.scanner.busy() as u64,
+            cache_entries: self.cache.len(),
+            cache_evicted: self.cache.evicted(),
+            fragment_bytes: self.fragments.bytes(),
+            free_bytes: self.budget.free_bytes(),
+        }
+    }
+
     fn result(&self, landed: Landed, source: VerdictSource) -> ScanResult {
         ScanResult {
             verdict: landed.verdict,
             source,
             sha256: landed.sha256,
             generations: landed.generations,
+            older: landed.older,
+            recheck: false,
             load: self.scanner.load(),
         }
     }
 }
 
 /// SHA-256 of verified bytes; `None` only if the memory file cannot be read.
-async fn sha256(bytes: SealedContent) -> Option<[u8; 32]> {
+async fn sha256(bytes: &SealedContent) -> Option<[u8; 32]> {
+    let bytes = bytes.try_clone().ok()?;
     let hashed = tokio::task::spawn_blocking(move || {
         let mut hasher = Sha256::new();
         let mut buffer = vec![0; HASH_BYTES];

@@ -18,13 +18,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{
     ScanOptions as WorkerOptions, SealedContent, WorkerError, WorkerHandle,
 };
 
 use super::engines::{Engine, EngineSet, NoWorker};
 use super::tally::Tally;
-use super::{Done, Job, Shared};
+use super::{Done, Shared, Waiting, rerun};
 
 /// How often a content is given to an engine whose worker died of it.
 const ATTEMPTS: u32 = 2;
@@ -39,15 +40,16 @@ pub(super) fn run(shared: &Shared) {
         set: None,
         workers: Vec::new(),
     };
-    while let Some(job) = next(shared, &mut lane) {
+    while let Some(Waiting { job, since }) = next(shared, &mut lane) {
+        let waited = since.elapsed();
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let set = shared.active().clone();
         lane.adopt(set);
-        let done = lane.scan(job.content, job.bytes, job.options);
+        let done = lane.scan(job.content, job.bytes, job.options, job.clean_by.as_ref());
         let took = started.elapsed();
         shared.busy.fetch_sub(1, Ordering::Relaxed);
-        shared.measured(took);
+        shared.measured(&done.end, waited, took);
         tracing::debug!(content = %job.content, took_ms = took.as_millis(), end = ?done.end, "scanned");
         // Whoever asked may be gone.
         let _ = job.reply.send(done);
@@ -56,14 +58,14 @@ pub(super) fn run(shared: &Shared) {
 
 /// Waits for a job; `None` to stop. An idle lane does not hold on to a set that is
 /// no longer in force.
-fn next(shared: &Shared, lane: &mut Lane) -> Option<Job> {
+fn next(shared: &Shared, lane: &mut Lane) -> Option<Waiting> {
     let mut state = shared.state();
     loop {
         if state.stopping {
             return None;
         }
-        if let Some((_, job)) = state.jobs.pop(shared.now_ms()) {
-            return Some(job);
+        if let Some((_, waiting)) = state.jobs.pop(shared.now_ms()) {
+            return Some(waiting);
         }
         if lane.is_outdated(shared) {
             drop(state);
@@ -113,6 +115,7 @@ impl Lane {
         content: palisade_protocol::content::ContentId,
         bytes: SealedContent,
         options: palisade_protocol::scan::ScanOptions,
+        clean_by: Option<&Generations>,
     ) -> Done {
         let mut tally = Tally::new(options);
         let Some(set) = self.set.clone() else {
@@ -126,17 +129,17 @@ impl Lane {
                 bytes,
             };
         };
-        for index in 0..set.engines().len() {
+        let kinds = set.engines().iter().map(|engine| engine.kind());
+        let plan = rerun::plan(kinds, set.generations(), clean_by, options.archives);
+        for (index, task) in plan.into_iter().enumerate() {
             if tally.is_decided() {
                 break;
             }
+            let members = match task {
+                rerun::Task::Skip => continue,
+                rerun::Task::Scan { members } => members,
+            };
             let deadline = Instant::now() + self.timeout;
-            let members = options.archives
-                && set.engines()[index].kind().unpacks()
-                && set
-                    .engines()
-                    .iter()
-                    .any(|engine| engine.kind().takes_members());
             let step = Step {
                 set: &set,
                 index,
@@ -156,6 +159,7 @@ impl Lane {
     /// Has one engine scan `bytes`, and the others what it unpacks.
     fn ask(&mut self, step: &Step<'_>, bytes: &SealedContent, tally: &mut Tally) {
         let engine = step.engine().kind();
+        tracing::debug!(content = %step.content, engine = engine.name(), "an engine is asked");
         for attempt in 1..=ATTEMPTS {
             let mut worker = match self.take(step) {
                 Ok(worker) => worker,

@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`engines`] | engine processes, and their restarts |
 //! | [`lane`] | one thread with one worker of each engine, one content at a time |
+//! | [`rerun`] | which engines a content needs (pure) |
 //! | [`tally`] | from what engines say to one verdict (pure) |
 //! | this | the queue's driver, the active set, and the load |
 //!
@@ -18,6 +19,7 @@
 
 pub mod engines;
 mod lane;
+mod rerun;
 pub mod tally;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -26,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use palisade_protocol::content::ContentId;
-use palisade_protocol::ids::AgentId;
+use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::scan::{LoadHint, ScanClass, ScanOptions};
 use palisade_protocol::verdict::Generations;
 use palisade_worker::client::SealedContent;
@@ -34,6 +36,7 @@ use tokio::sync::oneshot;
 
 use crate::admission::{Ask, Bounds, Pace, Queue};
 use crate::failure::Failure;
+use crate::metrics::{Ended, Metrics};
 use engines::{EngineSet, NoWorker};
 use tally::End;
 
@@ -51,6 +54,8 @@ pub struct Job {
     pub bytes: SealedContent,
     /// What to look into.
     pub options: ScanOptions,
+    /// The definitions under which it was found clean before.
+    pub clean_by: Option<Generations>,
     /// Where the result goes.
     pub reply: oneshot::Sender<Done>,
 }
@@ -67,8 +72,10 @@ pub struct Done {
 }
 
 /// Who asks, and how urgently.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Asker {
+    /// Whose guest.
+    pub tenant: TenantId,
     /// Whose request.
     pub agent: AgentId,
     /// On-access or on-demand.
@@ -93,15 +100,22 @@ struct Shared {
     busy: AtomicUsize,
     /// Average length of a scan in microseconds.
     average_us: AtomicU64,
-    scans: AtomicU64,
+    metrics: Arc<Metrics>,
     active: Mutex<Option<Arc<EngineSet>>>,
     /// Every set that a lane may still use, so that a stop reaches them all.
     sets: Mutex<Vec<Weak<EngineSet>>>,
 }
 
+/// A job, and since when it waits.
+#[derive(Debug)]
+struct Waiting {
+    job: Job,
+    since: Instant,
+}
+
 #[derive(Debug)]
 struct State {
-    jobs: Queue<AgentId, Job>,
+    jobs: Queue<TenantId, AgentId, Waiting>,
     stopping: bool,
 }
 
@@ -119,6 +133,7 @@ impl Scanner {
         lanes: usize,
         timeout: Duration,
         bounds: Bounds,
+        metrics: Arc<Metrics>,
         first: Arc<EngineSet>,
     ) -> std::io::Result<(Self, Lanes)> {
         let shared = Arc::new(Shared {
@@ -132,7 +147,7 @@ impl Scanner {
             ready: Condvar::new(),
             busy: AtomicUsize::new(0),
             average_us: AtomicU64::new(FIRST_GUESS_MS * 1000),
-            scans: AtomicU64::new(0),
+            metrics,
             sets: Mutex::new(vec![Arc::downgrade(&first)]),
             active: Mutex::new(Some(first)),
         });
@@ -209,9 +224,13 @@ impl Scanner {
             return Err(Failure::Stopping);
         }
         let (ask, now_ms) = self.shared.ask(asker);
+        let waiting = Waiting {
+            job,
+            since: Instant::now(),
+        };
         state
             .jobs
-            .push(ask, job, now_ms, self.shared.pace())
+            .push(ask, waiting, now_ms, self.shared.pace())
             .map_err(|(busy, _)| busy)?;
         drop(state);
         self.shared.ready.notify_one();
@@ -232,9 +251,14 @@ impl Scanner {
         }
     }
 
-    /// Contents scanned since the start.
-    pub fn scans(&self) -> u64 {
-        self.shared.scans.load(Ordering::Relaxed)
+    /// Contents of a class that wait for a lane.
+    pub fn waiting(&self, class: ScanClass) -> usize {
+        self.shared.state().jobs.waiting(class)
+    }
+
+    /// Lanes that scan.
+    pub fn busy(&self) -> usize {
+        self.shared.busy.load(Ordering::Relaxed)
     }
 
     /// Takes nothing more; what waits is dropped, which its requests see.
@@ -294,13 +318,14 @@ impl Shared {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn ask(&self, asker: &Asker) -> (Ask<AgentId>, u64) {
+    fn ask(&self, asker: &Asker) -> (Ask<TenantId, AgentId>, u64) {
         let deadline_ms = asker.deadline.map(|deadline| {
             let from_start = deadline.saturating_duration_since(self.started);
             u64::try_from(from_start.as_millis()).unwrap_or(u64::MAX)
         });
         (
             Ask {
+                tenant: asker.tenant.clone(),
                 agent: asker.agent,
                 class: asker.class,
                 deadline_ms,
@@ -317,9 +342,14 @@ impl Shared {
         }
     }
 
-    /// A scan took this long.
-    fn measured(&self, took: Duration) {
-        self.scans.fetch_add(1, Ordering::Relaxed);
+    /// A scan ended after this long in the queue and in its lane.
+    fn measured(&self, end: &Result<End, NoWorker>, waited: Duration, took: Duration) {
+        let ended = match end {
+            Ok(end) => Ended::from(end.verdict.kind()),
+            Err(_) => Ended::no_engine,
+        };
+        self.metrics
+            .scanned(ended, waited.as_secs_f64(), took.as_secs_f64());
         let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let average = self.average_us.load(Ordering::Relaxed);
         // Two lanes at once may lose one measurement, which an average survives.

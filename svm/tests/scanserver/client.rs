@@ -208,6 +208,7 @@ pub fn request(content: ContentId, size: u64) -> ScanRequest {
         class: ScanClass::OnAccess,
         deadline_ms: 0,
         options: ScanOptions::default(),
+        max_age_s: 0,
     }
 }
 

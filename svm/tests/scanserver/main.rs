@@ -5,6 +5,9 @@
 //! | [`verdicts`] | what is found, cached, and kept apart |
 //! | [`hostile`] | peers that lie, stall, or speak nonsense |
 //! | [`flights`] | one content, many requests, one scan |
+//! | [`fragments`] | what was sent once is not sent again |
+//! | [`older`] | verdicts of earlier definitions, lookups, re-checks |
+//! | [`measured`] | the numbers for Prometheus |
 //! | [`definitions`] | generations: good, bad, missing |
 //! | [`crashes`] | killed daemons, killed workers, damaged caches, clean stops |
 //! | [`reports`] | what the Integration Server hears |
@@ -22,7 +25,10 @@ mod client;
 mod crashes;
 mod definitions;
 mod flights;
+mod fragments;
 mod hostile;
+mod measured;
+mod older;
 mod reports;
 mod site;
 mod verdicts;

@@ -1,29 +1,36 @@
 //! Which content is scanned next, and which is turned away: pure policy.
 //!
 //! ```text
-//!            push ──► on-access  [agent A: …] [agent B: …]  ─┐ round robin
-//!  (or Busy) push ──► on-demand  [agent A: …] [agent C: …]  ─┤ over agents
-//!                                                            ▼
-//!                                                 pop: on-access first
+//!            push ──► on-access  [tenant T: [agent A: …] [agent B: …]] [tenant U: …]  ─┐ round robin over
+//!  (or Busy) push ──► on-demand  [tenant T: [agent A: …]] [tenant V: [agent C: …]]    ─┤ tenants, then agents
+//!                                                                                      ▼
+//!                                                                    pop: on-access first
 //! ```
 //!
 //! Owns the order and the bounds; does not own threads, locks or a clock: the
 //! time is an argument, in milliseconds from any fixed moment. [`crate::scan`]
-//! drives it.
+//! drives it; [`ring`] is the taking of turns.
 //!
-//! - Within a class, agents take turns, so that a flood of one costs the others
-//!   at most one place each.
+//! - Within a class tenants take turns, and within a tenant its agents: a flood of one
+//!   agent costs each other at most one place in each of its turns, and a tenant of a
+//!   hundred guests no more than a tenant of one.
 //! - On-access goes before on-demand, but every [`ON_DEMAND_TURN`]th place is
 //!   on-demand's, so that a busy day does not stop a task for ever.
 //! - An entry past its deadline has nobody waiting in `open` any more: it is
 //!   still scanned (a late verdict still acts), as on-demand.
 //! - On-demand may fill [`ON_DEMAND_PERMILLE`] of the queue; the rest is kept for
 //!   on-access.
+//! - What cannot be served before its deadline is turned away at once; what waits for
+//!   its own turn only is not turned away for another's flood.
+
+mod ring;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
 use palisade_protocol::scan::ScanClass;
+
+use ring::{Holds as _, Ring};
 
 /// Every so many places one goes to on-demand, if on-access is waiting too.
 pub const ON_DEMAND_TURN: u32 = 16;
@@ -35,6 +42,8 @@ pub const ON_DEMAND_PERMILLE: usize = 750;
 pub struct Bounds {
     /// Entries in all.
     pub total: usize,
+    /// Entries of one tenant.
+    pub per_tenant: usize,
     /// Entries of one agent.
     pub per_agent: usize,
 }
@@ -63,10 +72,12 @@ pub struct Busy {
     pub retry_after_ms: u32,
 }
 
-/// What an entry asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ask<A> {
-    /// Whose it is.
+/// What an entry asks for. `T` names tenants, `A` agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ask<T, A> {
+    /// Whose guest it is.
+    pub tenant: T,
+    /// Which agent's it is.
     pub agent: A,
     /// How urgent.
     pub class: ScanClass,
@@ -76,68 +87,60 @@ pub struct Ask<A> {
 
 /// The queue.
 #[derive(Debug)]
-pub struct Queue<A, T> {
+pub struct Queue<T, A, I> {
     bounds: Bounds,
-    on_access: Turns<A, T>,
-    on_demand: Turns<A, T>,
+    on_access: Class<T, A, I>,
+    on_demand: Class<T, A, I>,
+    per_tenant: HashMap<T, usize>,
     per_agent: HashMap<A, usize>,
     /// On-access places since the last on-demand one.
     since_on_demand: u32,
 }
 
-/// One class: agents in turn, each with its entries in order.
-#[derive(Debug)]
-struct Turns<A, T> {
-    entries: HashMap<A, VecDeque<Entry<T>>>,
-    turn: VecDeque<A>,
-    count: usize,
-}
+type Class<T, A, I> = Ring<T, Ring<A, VecDeque<Entry<I>>>>;
 
 #[derive(Debug)]
-struct Entry<T> {
+struct Entry<I> {
     deadline_ms: Option<u64>,
-    item: T,
+    item: I,
 }
 
-impl<A: Copy + Eq + Hash, T> Turns<A, T> {
-    fn new() -> Self {
-        Self {
-            entries: HashMap::new(),
-            turn: VecDeque::new(),
-            count: 0,
-        }
-    }
-
-    fn push(&mut self, agent: A, entry: Entry<T>) {
-        let own = self.entries.entry(agent).or_default();
-        if own.is_empty() {
-            self.turn.push_back(agent);
-        }
-        own.push_back(entry);
-        self.count += 1;
-    }
-
-    fn pop(&mut self) -> Option<(A, Entry<T>)> {
-        let agent = self.turn.pop_front()?;
-        let own = self.entries.get_mut(&agent)?;
-        let entry = own.pop_front()?;
-        self.count -= 1;
-        if own.is_empty() {
-            self.entries.remove(&agent);
-        } else {
-            self.turn.push_back(agent);
-        }
-        Some((agent, entry))
-    }
+/// Puts an entry to its tenant's agent.
+fn enqueue<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I>(
+    class: &mut Class<T, A, I>,
+    tenant: &T,
+    agent: A,
+    entry: Entry<I>,
+) {
+    class.put(tenant, |agents| {
+        agents.put(&agent, |entries| entries.push_back(entry));
+    });
 }
 
-impl<A: Copy + Eq + Hash, T> Queue<A, T> {
+/// Entries of the class that are served before a new one of this asker.
+fn ahead<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I>(
+    class: &Class<T, A, I>,
+    tenant: &T,
+    agent: A,
+) -> usize {
+    let of_tenant = match class.of(tenant) {
+        Some(agents) => {
+            let own = agents.of(&agent).map_or(0, VecDeque::len);
+            agents.ahead_of(&agent, own + 1)
+        }
+        None => 0,
+    };
+    class.ahead_of(tenant, of_tenant + 1)
+}
+
+impl<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I> Queue<T, A, I> {
     /// An empty queue.
     pub fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
-            on_access: Turns::new(),
-            on_demand: Turns::new(),
+            on_access: Ring::default(),
+            on_demand: Ring::default(),
+            per_tenant: HashMap::new(),
             per_agent: HashMap::new(),
             since_on_demand: 0,
         }
@@ -145,7 +148,15 @@ impl<A: Copy + Eq + Hash, T> Queue<A, T> {
 
     /// Entries that wait.
     pub fn len(&self) -> usize {
-        self.on_access.count + self.on_demand.count
+        self.on_access.count() + self.on_demand.count()
+    }
+
+    /// Entries of a class that wait.
+    pub fn waiting(&self, class: ScanClass) -> usize {
+        match class {
+            ScanClass::OnAccess => self.on_access.count(),
+            ScanClass::OnDemand => self.on_demand.count(),
+        }
     }
 
     /// Whether nothing waits.
@@ -153,100 +164,122 @@ impl<A: Copy + Eq + Hash, T> Queue<A, T> {
         self.len() == 0
     }
 
-    /// Milliseconds that a new on-access entry waits.
+    /// Milliseconds that a new on-access entry waits, at the most.
     pub fn wait_ms(&self, pace: Pace) -> u32 {
-        pace.wait_ms(self.on_access.count)
+        pace.wait_ms(self.on_access.count())
     }
 
     /// Whether an entry would be taken now.
     ///
     /// # Errors
     /// [`Busy`] when the queue is over a bound, or longer than the deadline.
-    pub fn check(&self, ask: &Ask<A>, now_ms: u64, pace: Pace) -> Result<(), Busy> {
-        let (ahead, total) = match ask.class {
-            ScanClass::OnAccess => (self.on_access.count, self.bounds.total),
-            ScanClass::OnDemand => (self.len(), self.bounds.total * ON_DEMAND_PERMILLE / 1000),
+    pub fn check(&self, ask: &Ask<T, A>, now_ms: u64, pace: Pace) -> Result<(), Busy> {
+        let total = match ask.class {
+            ScanClass::OnAccess => self.bounds.total,
+            ScanClass::OnDemand => self.bounds.total * ON_DEMAND_PERMILLE / 1000,
         };
-        let own = self.per_agent.get(&ask.agent).copied().unwrap_or(0);
+        let of_tenant = self.per_tenant.get(&ask.tenant).copied().unwrap_or(0);
+        let of_agent = self.per_agent.get(&ask.agent).copied().unwrap_or(0);
+        let busy = |waiting| {
+            Err(Busy {
+                retry_after_ms: pace.wait_ms(waiting),
+            })
+        };
         if self.len() >= total.max(1) {
-            return Err(Busy {
-                retry_after_ms: pace.wait_ms(self.len().div_ceil(2)),
-            });
+            return busy(self.len().div_ceil(2));
         }
-        if own >= self.bounds.per_agent {
-            return Err(Busy {
-                retry_after_ms: pace.wait_ms(own),
-            });
+        if of_tenant >= self.bounds.per_tenant {
+            return busy(of_tenant.div_ceil(2));
         }
-        let wait = pace.wait_ms(ahead);
-        match ask.deadline_ms {
-            Some(deadline) if now_ms.saturating_add(wait.into()) > deadline => Err(Busy {
-                retry_after_ms: wait,
-            }),
-            _ => Ok(()),
+        if of_agent >= self.bounds.per_agent {
+            return busy(of_agent);
         }
+        let Some(deadline) = ask.deadline_ms else {
+            return Ok(());
+        };
+        let ahead = match ask.class {
+            ScanClass::OnAccess => ahead(&self.on_access, &ask.tenant, ask.agent),
+            ScanClass::OnDemand => {
+                self.on_access.count() + ahead(&self.on_demand, &ask.tenant, ask.agent)
+            }
+        };
+        if now_ms.saturating_add(pace.wait_ms(ahead).into()) > deadline {
+            return busy(ahead);
+        }
+        Ok(())
     }
 
     /// Takes an entry.
     ///
     /// # Errors
     /// The item comes back with [`Busy`], as [`Self::check`] says.
-    pub fn push(&mut self, ask: Ask<A>, item: T, now_ms: u64, pace: Pace) -> Result<(), (Busy, T)> {
+    pub fn push(
+        &mut self,
+        ask: Ask<T, A>,
+        item: I,
+        now_ms: u64,
+        pace: Pace,
+    ) -> Result<(), (Busy, I)> {
         if let Err(busy) = self.check(&ask, now_ms, pace) {
             return Err((busy, item));
         }
+        *self.per_tenant.entry(ask.tenant.clone()).or_insert(0) += 1;
         *self.per_agent.entry(ask.agent).or_insert(0) += 1;
         let entry = Entry {
             deadline_ms: ask.deadline_ms,
             item,
         };
-        match ask.class {
-            ScanClass::OnAccess => self.on_access.push(ask.agent, entry),
-            ScanClass::OnDemand => self.on_demand.push(ask.agent, entry),
-        }
+        let class = match ask.class {
+            ScanClass::OnAccess => &mut self.on_access,
+            ScanClass::OnDemand => &mut self.on_demand,
+        };
+        enqueue(class, &ask.tenant, ask.agent, entry);
         Ok(())
     }
 
     /// Gives the entry that is scanned next.
-    pub fn pop(&mut self, now_ms: u64) -> Option<(A, T)> {
+    pub fn pop(&mut self, now_ms: u64) -> Option<(A, I)> {
         let turn_of_on_demand =
-            self.since_on_demand + 1 >= ON_DEMAND_TURN && self.on_demand.count > 0;
+            self.since_on_demand + 1 >= ON_DEMAND_TURN && !self.on_demand.is_empty();
         let urgent = if turn_of_on_demand {
             None
         } else {
             self.pop_urgent(now_ms)
         };
-        let (agent, entry) = match urgent {
+        let (tenant, (agent, entry)) = match urgent {
             Some(popped) => {
                 self.since_on_demand += 1;
                 popped
             }
             None => {
                 self.since_on_demand = 0;
-                self.on_demand.pop()?
+                self.on_demand.take()?
             }
         };
-        self.leave(agent);
+        leave(&mut self.per_tenant, &tenant);
+        leave(&mut self.per_agent, &agent);
         Some((agent, entry.item))
     }
 
     /// The next on-access entry in time; those past their deadline move over.
-    fn pop_urgent(&mut self, now_ms: u64) -> Option<(A, Entry<T>)> {
-        while let Some((agent, entry)) = self.on_access.pop() {
+    fn pop_urgent(&mut self, now_ms: u64) -> Option<(T, (A, Entry<I>))> {
+        while let Some((tenant, (agent, entry))) = self.on_access.take() {
             match entry.deadline_ms {
-                Some(deadline) if deadline < now_ms => self.on_demand.push(agent, entry),
-                _ => return Some((agent, entry)),
+                Some(deadline) if deadline < now_ms => {
+                    enqueue(&mut self.on_demand, &tenant, agent, entry);
+                }
+                _ => return Some((tenant, (agent, entry))),
             }
         }
         None
     }
+}
 
-    fn leave(&mut self, agent: A) {
-        if let Some(count) = self.per_agent.get_mut(&agent) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_agent.remove(&agent);
-            }
+fn leave<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -258,6 +291,7 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds {
         total: 16,
+        per_tenant: 14,
         per_agent: 6,
     };
     const PACE: Pace = Pace {
@@ -265,15 +299,16 @@ mod tests {
         scan_ms: 10,
     };
 
-    fn ask(agent: u8, class: ScanClass) -> Ask<u8> {
+    fn ask(agent: u8, class: ScanClass) -> Ask<u8, u8> {
         Ask {
+            tenant: 0,
             agent,
             class,
             deadline_ms: None,
         }
     }
 
-    fn drain<T>(queue: &mut Queue<u8, T>, now_ms: u64) -> Vec<(u8, T)> {
+    fn drain<I>(queue: &mut Queue<u8, u8, I>, now_ms: u64) -> Vec<(u8, I)> {
         std::iter::from_fn(|| queue.pop(now_ms)).collect()
     }
 
@@ -298,6 +333,7 @@ mod tests {
     fn on_access_first_yet_on_demand_never_starves() {
         let bounds = Bounds {
             total: 1000,
+            per_tenant: 1000,
             per_agent: 1000,
         };
         let mut queue = Queue::new(bounds);
@@ -334,9 +370,8 @@ mod tests {
     fn past_its_deadline_an_entry_waits_behind_those_in_time() {
         let mut queue = Queue::new(BOUNDS);
         let late = Ask {
-            agent: 1,
-            class: ScanClass::OnAccess,
             deadline_ms: Some(5),
+            ..ask(1, ScanClass::OnAccess)
         };
         queue.push(late, "late", 0, PACE).unwrap();
         queue
@@ -355,9 +390,8 @@ mod tests {
                 .unwrap();
         }
         let tight = Ask {
-            agent: 9,
-            class: ScanClass::OnAccess,
             deadline_ms: Some(30),
+            ..ask(9, ScanClass::OnAccess)
         };
         assert_eq!(
             queue.check(&tight, 0, PACE),
@@ -368,6 +402,114 @@ mod tests {
             ..tight
         };
         assert_eq!(queue.check(&loose, 0, PACE), Ok(()));
+    }
+
+    #[test]
+    fn a_tenant_of_many_costs_no_more_than_a_tenant_of_one() {
+        let bounds = Bounds {
+            total: 1000,
+            per_tenant: 1000,
+            per_agent: 1000,
+        };
+        let mut queue = Queue::new(bounds);
+        for agent in 0..100 {
+            queue
+                .push(ask(agent, ScanClass::OnAccess), (), 0, PACE)
+                .unwrap();
+        }
+        let small = |agent| Ask {
+            tenant: 1,
+            ..ask(agent, ScanClass::OnAccess)
+        };
+        for agent in [200, 201, 202] {
+            queue.push(small(agent), (), 0, PACE).unwrap();
+        }
+        let order: Vec<u8> = drain(&mut queue, 0)
+            .into_iter()
+            .map(|(agent, ())| agent)
+            .collect();
+        assert_eq!(order[..6], [0, 200, 1, 201, 2, 202]);
+    }
+
+    #[test]
+    fn a_tenant_cannot_fill_the_queue() {
+        let mut queue = Queue::new(BOUNDS);
+        let of = |tenant, agent| Ask {
+            tenant,
+            ..ask(agent, ScanClass::OnAccess)
+        };
+        let taken = (0..16).filter(|agent| queue.push(of(0, *agent), (), 0, PACE).is_ok());
+        assert_eq!(taken.count(), BOUNDS.per_tenant);
+        queue.push(of(1, 20), (), 0, PACE).unwrap();
+    }
+
+    #[test]
+    fn nobody_is_turned_away_for_a_flood_that_does_not_delay_him() {
+        let bounds = Bounds {
+            total: 1000,
+            per_tenant: 1000,
+            per_agent: 1000,
+        };
+        let mut queue = Queue::new(bounds);
+        for _ in 0..500 {
+            queue
+                .push(ask(1, ScanClass::OnAccess), (), 0, PACE)
+                .unwrap();
+        }
+        let tight = |agent| Ask {
+            deadline_ms: Some(30),
+            ..ask(agent, ScanClass::OnAccess)
+        };
+        assert!(queue.check(&tight(1), 0, PACE).is_err(), "the flood itself");
+        assert_eq!(queue.check(&tight(2), 0, PACE), Ok(()));
+    }
+
+    /// The proving test of fairness, in simulated time: one agent asks ten times as
+    /// fast as the lanes can scan; seven others together use half of what there is.
+    /// Served without turns (the control), the others wait for the flood.
+    #[test]
+    fn under_a_tenfold_flood_the_others_keep_their_share() {
+        let worst = |turns: bool| {
+            let bounds = Bounds {
+                total: 1024,
+                per_tenant: 1024,
+                per_agent: if turns { 64 } else { 1024 },
+            };
+            let mut queue = Queue::new(bounds);
+            let mut worst_ms = 0;
+            let mut refused = 0;
+            for now_ms in 0..20_000u64 {
+                // Two lanes, 10 ms a scan: one place every 5 ms.
+                for _ in 0..2 {
+                    let flood = ask(0, ScanClass::OnAccess);
+                    let _ = queue.push(flood, (0, now_ms), now_ms, PACE);
+                }
+                if now_ms % 10 == 0 {
+                    let other = 1 + (now_ms / 10 % 7) as u8;
+                    let asker = if turns { other } else { 0 };
+                    let ask = ask(asker, ScanClass::OnAccess);
+                    refused += u32::from(queue.push(ask, (other, now_ms), now_ms, PACE).is_err());
+                }
+                if now_ms % 5 == 0
+                    && let Some((_, (who, since))) = queue.pop(now_ms)
+                    && who != 0
+                {
+                    worst_ms = worst_ms.max(now_ms - since);
+                }
+            }
+            (worst_ms, refused)
+        };
+        let (fair_ms, refused) = worst(true);
+        assert!(
+            fair_ms <= 8 * 5,
+            "{fair_ms} ms: more than one turn of everybody"
+        );
+        assert_eq!(refused, 0);
+        let (unfair_ms, refused) = worst(false);
+        assert!(
+            unfair_ms > 1000 || refused > 100,
+            "the control is fair, too"
+        );
     }
 
     #[derive(Debug, Clone)]
@@ -404,7 +546,7 @@ mod tests {
                     Step::Push { agent, on_access, deadline } => {
                         let class =
                             if on_access { ScanClass::OnAccess } else { ScanClass::OnDemand };
-                        let ask = Ask { agent, class, deadline_ms: deadline };
+                        let ask = Ask { tenant: agent % 2, agent, class, deadline_ms: deadline };
                         let item = (now, on_access, deadline);
                         if queue.push(ask, item, now, PACE).is_ok() {
                             pushed.push((agent, item));
@@ -413,13 +555,11 @@ mod tests {
                     Step::Pop => popped.extend(queue.pop(now)),
                 }
                 prop_assert!(queue.len() <= BOUNDS.total);
-                for agent in 0..5 {
-                    let own = queue.per_agent.get(&agent).copied().unwrap_or(0);
-                    prop_assert!(own <= BOUNDS.per_agent);
-                }
+                prop_assert!(queue.per_agent.values().all(|own| *own <= BOUNDS.per_agent));
+                prop_assert!(queue.per_tenant.values().all(|own| *own <= BOUNDS.per_tenant));
             }
             popped.extend(drain(&mut queue, 1000));
-            prop_assert!(queue.is_empty() && queue.per_agent.is_empty());
+            prop_assert!(queue.is_empty() && queue.per_agent.is_empty() && queue.per_tenant.is_empty());
             for agent in 0..5 {
                 for on_access in [true, false] {
                     let lasting = |entry: &&(u8, (u64, bool, Option<u64>))| {
@@ -439,7 +579,7 @@ mod tests {
         /// Between two places of a waiting agent, no other of its class has two.
         #[test]
         fn agents_take_turns(counts in proptest::collection::vec(1usize..6, 2..5)) {
-            let mut queue = Queue::new(Bounds { total: 100, per_agent: 100 });
+            let mut queue = Queue::new(Bounds { total: 100, per_tenant: 100, per_agent: 100 });
             for (agent, count) in counts.iter().enumerate() {
                 for _ in 0..*count {
                     queue.push(ask(agent as u8, ScanClass::OnAccess), (), 0, PACE).unwrap();

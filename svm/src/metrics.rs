@@ -1,0 +1,450 @@
+//! What the Protection Server counts, and how Prometheus reads it: one table.
+//!
+//! Owns the names, the labels and the HTTP answer; does not own what is counted: each
+//! module counts where it happens, and gauges are taken when somebody reads
+//! ([`Gauges`]). Labels have few fixed values; no guest, path or content is ever one.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use palisade_protocol::verdict::VerdictKind;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use tokio::net::TcpListener;
+
+use crate::failure::Failure;
+
+/// What Prometheus is told the answer is.
+const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Shortest time that is told apart, the factor between two, and how many, in seconds:
+/// from 0.1 ms to 3.5 minutes.
+const SECONDS: (f64, f64, u16) = (0.0001, 2.0, 22);
+
+/// Where a verdict came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+pub enum Source {
+    /// A scan that this request led.
+    scanned,
+    /// A scan that another request led.
+    coalesced,
+    /// The SharedCache, by the definitions in force.
+    cache,
+    /// The SharedCache, by earlier definitions.
+    cache_older,
+    /// No content was needed: empty, or too large.
+    size,
+}
+
+/// What became of a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+pub enum Ended {
+    /// See [`VerdictKind::Clean`].
+    clean,
+    /// See [`VerdictKind::Malware`].
+    malware,
+    /// See [`VerdictKind::Suspicious`].
+    suspicious,
+    /// See [`VerdictKind::NotScanned`].
+    not_scanned,
+    /// No engine could be asked.
+    no_engine,
+}
+
+impl From<VerdictKind> for Ended {
+    fn from(kind: VerdictKind) -> Self {
+        match kind {
+            VerdictKind::Clean => Self::clean,
+            VerdictKind::Malware => Self::malware,
+            VerdictKind::Suspicious => Self::suspicious,
+            VerdictKind::NotScanned => Self::not_scanned,
+        }
+    }
+}
+
+/// Why a request ended without a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+pub enum Reason {
+    /// The queue was full, or longer than the request could wait.
+    queue,
+    /// The memory for contents was taken.
+    memory,
+    /// The agent had as much open as it may.
+    limit,
+    /// The bytes were not those of the content id.
+    mismatch,
+    /// A message did not fit the protocol.
+    protocol,
+    /// The sender was too slow.
+    stalled,
+    /// The peer was gone.
+    gone,
+    /// No engine could scan.
+    no_engine,
+    /// It was stopping.
+    stopping,
+}
+
+impl From<&Failure> for Reason {
+    fn from(failure: &Failure) -> Self {
+        match failure {
+            Failure::Queue { .. } => Self::queue,
+            Failure::Memory { .. } => Self::memory,
+            Failure::OverLimit { .. } => Self::limit,
+            Failure::Mismatch(_) => Self::mismatch,
+            Failure::Protocol(_) => Self::protocol,
+            Failure::Stalled { .. } => Self::stalled,
+            Failure::PeerGone => Self::gone,
+            Failure::NoEngine(_) => Self::no_engine,
+            Failure::Stopping => Self::stopping,
+        }
+    }
+}
+
+/// Why content bytes did not have to travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+pub enum SavedBy {
+    /// The verdict was known.
+    cache,
+    /// Another request sent the same content.
+    flight,
+    /// The fragments were there from an earlier content.
+    fragments,
+}
+
+macro_rules! labels {
+    ($($set:ident { $field:ident: $of:ty })*) => {$(
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
+        struct $set { $field: $of }
+    )*};
+}
+
+labels! {
+    SourceLabel { source: Source }
+    EndedLabel { verdict: Ended }
+    ReasonLabel { reason: Reason }
+    SavedLabel { by: SavedBy }
+    ClassLabel { class: ClassValue }
+    UseLabel { r#use: UseValue }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+enum ClassValue {
+    on_access,
+    on_demand,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+enum UseValue {
+    fragments,
+    free,
+}
+
+/// What is looked up when somebody reads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// Connected agents.
+    pub agents: u64,
+    /// Open requests.
+    pub requests: u64,
+    /// On-access contents that wait for a worker.
+    pub waiting_on_access: u64,
+    /// On-demand contents that wait for a worker.
+    pub waiting_on_demand: u64,
+    /// Lanes that scan.
+    pub busy: u64,
+    /// Verdicts in the SharedCache.
+    pub cache_entries: u64,
+    /// Verdicts that the SharedCache dropped for lack of room.
+    pub cache_evicted: u64,
+    /// Bytes that are kept for their fragments.
+    pub fragment_bytes: u64,
+    /// Bytes that are free for contents.
+    pub free_bytes: u64,
+}
+
+/// The counters. Shared by all modules that count.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    answers: Family<SourceLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+    cache_misses: Counter,
+    lookups: Counter,
+    rechecks: Counter,
+    received: Counter,
+    saved: Family<SavedLabel, Counter>,
+    scans: Family<EndedLabel, Counter>,
+    scan_seconds: Histogram,
+    wait_seconds: Histogram,
+    agents: Gauge,
+    requests: Gauge,
+    waiting: Family<ClassLabel, Gauge>,
+    busy: Gauge,
+    cache_entries: Gauge,
+    cache_evicted: Gauge,
+    memory: Family<UseLabel, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let (start, factor, count) = SECONDS;
+        let seconds = || Histogram::new(exponential_buckets(start, factor, count));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("palisade_svm"),
+            answers: Family::default(),
+            refused: Family::default(),
+            cache_misses: Counter::default(),
+            lookups: Counter::default(),
+            rechecks: Counter::default(),
+            received: Counter::default(),
+            saved: Family::default(),
+            scans: Family::default(),
+            scan_seconds: seconds(),
+            wait_seconds: seconds(),
+            agents: Gauge::default(),
+            requests: Gauge::default(),
+            waiting: Family::default(),
+            busy: Gauge::default(),
+            cache_entries: Gauge::default(),
+            cache_evicted: Gauge::default(),
+            memory: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    fn register(&mut self) {
+        let all = &mut self.registry;
+        all.register(
+            "answers",
+            "Verdicts given, by where they came from",
+            self.answers.clone(),
+        );
+        all.register(
+            "refused",
+            "Requests that ended without a verdict",
+            self.refused.clone(),
+        );
+        all.register(
+            "cache_misses",
+            "Contents that the SharedCache had no verdict for",
+            self.cache_misses.clone(),
+        );
+        all.register(
+            "lookups",
+            "Contents asked about in batches",
+            self.lookups.clone(),
+        );
+        all.register(
+            "rechecks",
+            "Older verdicts that an agent was asked to have scanned anew",
+            self.rechecks.clone(),
+        );
+        all.register_with_unit(
+            "content_received",
+            "Content that agents sent",
+            Unit::Bytes,
+            self.received.clone(),
+        );
+        all.register_with_unit(
+            "content_saved",
+            "Content that did not have to be sent",
+            Unit::Bytes,
+            self.saved.clone(),
+        );
+        all.register(
+            "scans",
+            "Contents that the engines scanned",
+            self.scans.clone(),
+        );
+        all.register_with_unit(
+            "scan_duration",
+            "How long a content kept its lane",
+            Unit::Seconds,
+            self.scan_seconds.clone(),
+        );
+        all.register_with_unit(
+            "queue_wait",
+            "How long a content waited for a lane",
+            Unit::Seconds,
+            self.wait_seconds.clone(),
+        );
+        all.register("agents", "Connected agents", self.agents.clone());
+        all.register(
+            "requests_open",
+            "Requests without an answer yet",
+            self.requests.clone(),
+        );
+        all.register(
+            "queue_length",
+            "Contents that wait for a lane",
+            self.waiting.clone(),
+        );
+        all.register("lanes_busy", "Lanes that scan", self.busy.clone());
+        all.register(
+            "cache_entries",
+            "Verdicts in the SharedCache",
+            self.cache_entries.clone(),
+        );
+        all.register(
+            "cache_evicted",
+            "Verdicts dropped for lack of room since the start",
+            self.cache_evicted.clone(),
+        );
+        all.register_with_unit(
+            "content_memory",
+            "Memory for contents that is no request's",
+            Unit::Bytes,
+            self.memory.clone(),
+        );
+    }
+
+    /// A verdict was given.
+    pub fn answered(&self, source: Source) {
+        self.answers.get_or_create(&SourceLabel { source }).inc();
+    }
+
+    /// A request ended without a verdict.
+    pub fn refused(&self, failure: &Failure) {
+        let reason = Reason::from(failure);
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// The SharedCache had no verdict.
+    pub fn missed(&self) {
+        self.cache_misses.inc();
+    }
+
+    /// A batch asked about so many contents.
+    pub fn looked_up(&self, contents: u64) {
+        self.lookups.inc_by(contents);
+    }
+
+    /// An agent was asked for a re-check.
+    pub fn recheck(&self) {
+        self.rechecks.inc();
+    }
+
+    /// So many bytes of content came.
+    pub fn received(&self, bytes: u64) {
+        self.received.inc_by(bytes);
+    }
+
+    /// So many bytes did not have to come.
+    pub fn saved(&self, by: SavedBy, bytes: u64) {
+        self.saved.get_or_create(&SavedLabel { by }).inc_by(bytes);
+    }
+
+    /// A content waited and was scanned.
+    pub fn scanned(&self, ended: Ended, waited_s: f64, took_s: f64) {
+        self.scans
+            .get_or_create(&EndedLabel { verdict: ended })
+            .inc();
+        self.wait_seconds.observe(waited_s);
+        self.scan_seconds.observe(took_s);
+    }
+
+    /// Contents that the engines scanned, whatever they ended in.
+    pub fn scans(&self) -> u64 {
+        use Ended::{clean, malware, no_engine, not_scanned, suspicious};
+        let count = |verdict| self.scans.get_or_create(&EndedLabel { verdict }).get();
+        [clean, malware, suspicious, not_scanned, no_engine]
+            .map(count)
+            .iter()
+            .sum()
+    }
+
+    /// The counters in OpenMetrics text.
+    pub fn text(&self, gauges: &Gauges) -> String {
+        let set = |gauge: &Gauge, value: u64| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        let waiting = |class| self.waiting.get_or_create_owned(&ClassLabel { class });
+        let memory = |used| self.memory.get_or_create_owned(&UseLabel { r#use: used });
+        set(&self.agents, gauges.agents);
+        set(&self.requests, gauges.requests);
+        set(&waiting(ClassValue::on_access), gauges.waiting_on_access);
+        set(&waiting(ClassValue::on_demand), gauges.waiting_on_demand);
+        set(&self.busy, gauges.busy);
+        set(&self.cache_entries, gauges.cache_entries);
+        set(&self.cache_evicted, gauges.cache_evicted);
+        set(&memory(UseValue::fragments), gauges.fragment_bytes);
+        set(&memory(UseValue::free), gauges.free_bytes);
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+/// Answers `GET /metrics` until it is dropped.
+///
+/// # Errors
+/// The socket's, when the address cannot be used.
+pub async fn serve(
+    address: SocketAddr,
+    metrics: Arc<Metrics>,
+    gauges: impl Fn() -> Gauges + Clone + Send + Sync + 'static,
+) -> std::io::Result<(SocketAddr, impl Future<Output = ()>)> {
+    let listener = TcpListener::bind(address).await?;
+    let bound = listener.local_addr()?;
+    let answer = move || {
+        let text = metrics.text(&gauges());
+        async move { ([(CONTENT_TYPE, TEXT)], text).into_response() }
+    };
+    let router = Router::new().route("/metrics", get(answer));
+    let serving = async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "metrics are no longer served");
+        }
+    };
+    Ok((bound, serving))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_read() {
+        let metrics = Metrics::default();
+        metrics.answered(Source::cache_older);
+        metrics.refused(&Failure::PeerGone);
+        metrics.saved(SavedBy::fragments, 10);
+        metrics.scanned(Ended::clean, 0.001, 0.02);
+        let gauges = Gauges {
+            waiting_on_access: 3,
+            ..Gauges::default()
+        };
+        let text = metrics.text(&gauges);
+        for line in [
+            "palisade_svm_answers_total{source=\"cache_older\"} 1",
+            "palisade_svm_refused_total{reason=\"gone\"} 1",
+            "palisade_svm_content_saved_bytes_total{by=\"fragments\"} 10",
+            "palisade_svm_scans_total{verdict=\"clean\"} 1",
+            "palisade_svm_scan_duration_seconds_count 1",
+            "palisade_svm_queue_length{class=\"on_access\"} 3",
+        ] {
+            assert!(text.lines().any(|had| had == line), "{line} in\n{text}");
+        }
+        assert_eq!(metrics.scans(), 1);
+        assert!(text.ends_with("# EOF\n"));
+    }
+}
