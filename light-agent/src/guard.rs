@@ -238,7 +238,8 @@ fn log(found: &Detection) {
         Action::Late => "found after the open had been answered",
     };
     tracing::warn!(
-        path = %found.path, pid = found.pid, verdict = found.verdict.as_str(),
+        path = %found.path, member = %found.member.as_deref().unwrap_or_default(),
+        pid = found.pid, verdict = found.verdict.as_str(),
         name = %found.name, engine = %found.engine, size = found.size,
         blake3 = %hex::encode(found.blake3),
         sha256 = %found.sha256.map(hex::encode).unwrap_or_default(),

@@ -21,7 +21,7 @@ use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
 use palisade_protocol::scan::{
     Named, RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource,
 };
-use palisade_protocol::verdict::{Generations, NotScanned, Verdict};
+use palisade_protocol::verdict::{Details, EngineRuns, Generations, NotScanned, Verdict};
 use tokio::sync::{Semaphore, watch};
 
 use crate::content::{self, Content, Hashed};
@@ -61,6 +61,10 @@ pub struct Terms {
 pub struct Scanned {
     /// What it ended in.
     pub verdict: Verdict,
+    /// What else there is to say of it.
+    pub details: Details,
+    /// What each engine did, if it was scanned just now.
+    pub engines: EngineRuns,
     /// Where the verdict came from; none when no Protection Server gave it.
     pub source: Option<VerdictSource>,
     /// The content, where it was hashed.
@@ -112,6 +116,8 @@ impl Scanner {
     pub async fn scan(&self, content: &Content, terms: Terms) -> Scanned {
         let mut result = Scanned {
             verdict: Verdict::NotScanned(NotScanned::NoSvm),
+            details: Details::default(),
+            engines: EngineRuns::default(),
             source: None,
             content: None,
             sha256: None,
@@ -162,6 +168,8 @@ impl Scanner {
             match link.ask(request, content, &hashed, &self.sent).await {
                 Ok(Reply::Verdict(answer)) => {
                     result.verdict = answer.verdict;
+                    result.details = answer.details;
+                    result.engines = answer.engines;
                     result.source = Some(answer.source);
                     result.sha256 = answer.sha256;
                     result.generations = answer.generations;

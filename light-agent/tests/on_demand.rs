@@ -91,8 +91,9 @@ fn a_folder_with_everything_in_it() {
         finding(&at("bad")),
         json!({
             "path": at("bad"), "verdict": "malware", "name": MARKER_NAME, "engine": "test",
-            "reason": null, "sha256": "5a".repeat(32),
+            "member": null, "metadata": {}, "reason": null, "sha256": "5a".repeat(32),
             "blake3": blake3::hash(&[b"x", MARKER].concat()).to_hex().to_string(),
+            "engines": [],
         })
     );
     assert_eq!(finding(&at("sparse"))["reason"], "too_large");

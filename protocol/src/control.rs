@@ -29,7 +29,7 @@ use crate::codec::Message;
 use crate::envelope::Envelope;
 use crate::ids::{DetectionId, SvmId, TenantId};
 use crate::scan::{LoadHint, ScanClass};
-use crate::verdict::{EngineName, Generations, SignatureName, VerdictKind};
+use crate::verdict::{EngineName, Generations, MemberPath, SignatureName, VerdictKind};
 
 /// ALPN names in order of preference.
 pub const ALPN: &[&[u8]] = &[b"palisade-control/1"];
@@ -376,6 +376,9 @@ pub struct Detection {
     pub name: SignatureName,
     /// Which engine.
     pub engine: EngineName,
+    /// The part of the file that it was found in, where it was in a part.
+    #[serde(default)]
+    pub member: Option<MemberPath>,
     /// What was done.
     pub action: Action,
     /// What the scan was asked for.

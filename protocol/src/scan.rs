@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{List, Text};
 use crate::codec::Message;
 use crate::content::{ChainingValue, ContentId, FRAGMENT_BYTES};
-use crate::verdict::{Generations, Verdict};
+use crate::verdict::{Details, EngineRuns, Generations, Verdict};
 
 /// ALPN names in order of preference; the first that both sides have is spoken.
 pub const ALPN: &[&[u8]] = &[b"palisade-scan/1"];
@@ -178,9 +178,11 @@ pub enum ScanClass {
 pub struct ScanOptions {
     /// Look into archives and other containers.
     pub archives: bool,
-    /// Report heuristic findings as suspicious.
+    /// Report heuristic findings, and rules that say of themselves that they merely
+    /// suspect, as suspicious.
     pub heuristics: bool,
-    /// Report potentially unwanted applications.
+    /// Report potentially unwanted applications (signatures named `PUA.…`) as
+    /// suspicious. They are found only where the Protection Server loads them.
     pub pua: bool,
 }
 
@@ -230,8 +232,13 @@ impl std::fmt::Debug for Fragment {
 pub struct ScanResult {
     /// What it ended in.
     pub verdict: Verdict,
+    /// What else there is to say of it.
+    pub details: Details,
     /// Where it came from.
     pub source: VerdictSource,
+    /// What each engine did and how long it took; empty unless `source` is
+    /// [`VerdictSource::Scanned`].
+    pub engines: EngineRuns,
     /// SHA-256 of the content, as the Protection Server hashed it; for findings.
     pub sha256: Option<[u8; 32]>,
     /// The definitions in force.

@@ -16,11 +16,18 @@ pub const MAX_NAME_BYTES: usize = 256;
 pub const MAX_DETAIL_BYTES: usize = 256;
 /// Most engines that one Protection Server runs.
 pub const MAX_ENGINES: usize = 8;
+/// Longest path of a part inside a content, in bytes. Longer ones keep their end.
+pub const MAX_MEMBER_BYTES: usize = 512;
+/// Most things that a signature says of itself in one result.
+pub const MAX_METADATA: usize = 8;
 
 /// A signature's name, as the engine gives it.
 pub type SignatureName = Text<MAX_NAME_BYTES>;
-/// An engine's name: `libclamav`, `yara-x`.
+/// An engine's name: `libclamav`, `yara-x`, `hash-list`.
 pub type EngineName = Text<32>;
+/// Where in a content something was found: the names of its parts from the outside
+/// inwards, such as `b.tar/c.exe`. Not to be used as a path of a file system.
+pub type MemberPath = Text<MAX_MEMBER_BYTES>;
 
 /// What a scan ended in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,6 +89,43 @@ impl VerdictKind {
         }
     }
 }
+
+/// What there is to say of a verdict besides it; all empty where there is nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Details {
+    /// The engine that decided: that found, that stopped short, or that allowed. Empty
+    /// where every engine had to agree.
+    pub engine: Option<EngineName>,
+    /// The part of the content that a finding is about; none for the content itself,
+    /// or where the part has no name.
+    pub member: Option<MemberPath>,
+    /// What the signature or rule says of itself, in its own order.
+    pub metadata: List<Metadatum, MAX_METADATA>,
+}
+
+/// One thing that a signature or rule says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Metadatum {
+    /// What: `description`, `author`, `reference`, `severity`, `score`, `list`.
+    pub key: Text<32>,
+    /// In its words.
+    pub value: Text<256>,
+}
+
+/// One engine's part in a scan.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EngineRun {
+    /// Which engine.
+    pub engine: EngineName,
+    /// How long it took, over the content and all of its parts, in microseconds.
+    pub micros: u64,
+    /// The worst that it said. An engine that was not asked, because another had
+    /// decided, is not in the list.
+    pub outcome: VerdictKind,
+}
+
+/// Every engine's part in a scan, in the order in which they were asked.
+pub type EngineRuns = List<EngineRun, MAX_ENGINES>;
 
 /// Why something was not scanned.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

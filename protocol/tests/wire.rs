@@ -16,7 +16,9 @@ use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::ids::{DetectionId, SvmId, TenantId};
 use palisade_protocol::scan::{self, ToAgent, ToSvm};
 use palisade_protocol::token::JoinToken;
-use palisade_protocol::verdict::{EngineGeneration, Generation, NotScanned, Verdict, VerdictKind};
+use palisade_protocol::verdict::{
+    Details, EngineGeneration, EngineRun, Generation, Metadatum, NotScanned, Verdict, VerdictKind,
+};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -65,7 +67,9 @@ fn to_agent() -> Vec<ToAgent> {
     let result = |verdict| {
         ToAgent::Verdict(scan::ScanResult {
             verdict,
+            details: Details::default(),
             source: scan::VerdictSource::SharedCache,
+            engines: List::default(),
             sha256: Some([4; 32]),
             generations: generations(),
             older: true,
@@ -90,6 +94,31 @@ fn to_agent() -> Vec<ToAgent> {
         result(Verdict::NotScanned(NotScanned::LimitHit {
             limit: Text::cut("MaxRecursion"),
         })),
+        ToAgent::Verdict(scan::ScanResult {
+            verdict: Verdict::Malware {
+                name: Text::cut("Rule"),
+                engine: Text::cut("yara-x"),
+            },
+            details: Details {
+                engine: Some(Text::cut("yara-x")),
+                member: Some(Text::cut("b.tar/c.exe")),
+                metadata: List::cut([Metadatum {
+                    key: Text::cut("author"),
+                    value: Text::cut("somebody"),
+                }]),
+            },
+            source: scan::VerdictSource::Scanned,
+            sha256: None,
+            engines: List::cut([EngineRun {
+                engine: Text::cut("libclamav"),
+                micros: 1234,
+                outcome: VerdictKind::Clean,
+            }]),
+            generations: generations(),
+            older: false,
+            recheck: false,
+            load,
+        }),
         ToAgent::Busy {
             retry_after_ms: 100,
         },
@@ -158,6 +187,7 @@ fn to_server() -> Vec<ToServer> {
             verdict: VerdictKind::Malware,
             name: Text::cut("Eicar-Test-Signature"),
             engine: Text::cut("libclamav"),
+            member: Some(Text::cut("inner.exe")),
             action: control::Action::Blocked,
             class: scan::ScanClass::OnAccess,
             blake3: [1; 32],

@@ -9,10 +9,15 @@ use std::time::Duration;
 use palisade_worker::client::EngineCommand;
 use serde::{Deserialize, Serialize};
 
+use crate::hash_lists;
+
 /// An engine, in the order in which a content passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EngineKind {
+    /// Lists of hashes that are allowed or denied: a table in the daemon, no program.
+    #[serde(rename = "hash-list")]
+    HashList,
     /// libclamav: unpacks, and hands the members to the others.
     Clamav,
     /// YARA-X.
@@ -32,27 +37,30 @@ const YARA_EXTENSIONS: [&str; 2] = ["yar", "yara"];
 
 impl EngineKind {
     /// Every engine, in the order in which a content passes them.
-    pub const ALL: [Self; 2] = [Self::Clamav, Self::Yara];
+    pub const ALL: [Self; 3] = [Self::HashList, Self::Clamav, Self::Yara];
 
     /// The name that verdicts carry.
     pub fn name(self) -> &'static str {
         match self {
+            Self::HashList => "hash-list",
             Self::Clamav => "libclamav",
             Self::Yara => "yara-x",
         }
     }
 
-    /// The engine's program.
-    pub fn program(self) -> &'static str {
+    /// The engine's program, if it is one.
+    pub fn program(self) -> Option<&'static str> {
         match self {
-            Self::Clamav => "palisade-engine-clamav",
-            Self::Yara => "palisade-engine-yara",
+            Self::HashList => None,
+            Self::Clamav => Some("palisade-engine-clamav"),
+            Self::Yara => Some("palisade-engine-yara"),
         }
     }
 
     /// Its definitions' folder within a generation.
     pub fn folder(self) -> &'static str {
         match self {
+            Self::HashList => "hash-list",
             Self::Clamav => "clamav",
             Self::Yara => "yara",
         }
@@ -70,6 +78,9 @@ impl EngineKind {
 
     /// Whose definitions a file holds, by its name.
     pub fn of_file(path: &Path) -> Option<Self> {
+        if hash_lists::kind_of(path).is_some() {
+            return Some(Self::HashList);
+        }
         let extension = path.extension()?.to_str()?;
         if CLAMAV_EXTENSIONS.contains(&extension) {
             Some(Self::Clamav)
@@ -87,13 +98,13 @@ impl EngineKind {
             Self::Clamav => {
                 !extension.is_some_and(|extension| CLAMAV_AUXILIARY.contains(&extension))
             }
-            Self::Yara => true,
+            Self::Yara | Self::HashList => true,
         }
     }
 
-    /// How its program is started.
-    pub fn command(self, definitions: &Path, place: &Place) -> EngineCommand {
-        let mut command = EngineCommand::new(place.helpers.join(self.program()))
+    /// How its program is started, if it is one.
+    pub fn command(self, definitions: &Path, place: &Place) -> Option<EngineCommand> {
+        let mut command = EngineCommand::new(place.helpers.join(self.program()?))
             .arg("--scratch")
             .arg(&place.scratch);
         command = match self {
@@ -108,9 +119,10 @@ impl EngineKind {
                     place.max_scan_bytes.max(CLAMAV_UNPACKED_BYTES)
                 )),
             Self::Yara => command.arg("--rules").arg(definitions),
+            Self::HashList => command,
         };
         command.load_timeout = place.load_timeout;
-        command
+        Some(command)
     }
 }
 
@@ -140,6 +152,9 @@ mod tests {
         assert_eq!(of("main.cvd"), Some(EngineKind::Clamav));
         assert_eq!(of("marker.ndb"), Some(EngineKind::Clamav));
         assert_eq!(of("rules.yar"), Some(EngineKind::Yara));
+        assert_eq!(of("site.allow.sha256"), Some(EngineKind::HashList));
+        // A checksum beside a database is no list.
+        assert_eq!(of("main.cvd.sha256"), None);
         assert_eq!(of("README.md"), None);
         assert_eq!(of("yar"), None);
         assert!(!EngineKind::Clamav.detects(Path::new("local.ign2")));

@@ -27,6 +27,8 @@
 //! | [`admission`] | what is scanned next, and what is turned away (pure) |
 //! | [`scan`] | lanes, engine processes, and from their words to one verdict |
 //! | [`engine`] | the engines there are: one table |
+//! | [`hash_lists`] | hashes that are allowed or denied |
+//! | [`digest`] | SHA-256 and MD5 of sealed content |
 //! | [`definitions`] | generations of signatures and rules |
 //! | [`metrics`] | what is counted, for Prometheus: one table |
 //! | [`report`] | what the Integration Server is told |
@@ -45,10 +47,12 @@ pub mod agents;
 pub mod budget;
 pub mod cache;
 pub mod definitions;
+pub mod digest;
 pub mod engine;
 pub mod failure;
 pub mod flight;
 pub mod fragments;
+pub mod hash_lists;
 pub mod listener;
 pub mod metrics;
 pub mod report;

@@ -65,6 +65,7 @@ pub fn detection(path: &[u8]) -> Detection {
         verdict: VerdictKind::Malware,
         name: Text::cut("Eicar-Test-Signature"),
         engine: Text::cut("libclamav"),
+        member: None,
         action: Action::Blocked,
         class: ScanClass::OnAccess,
         blake3: [1; 32],

@@ -4,6 +4,7 @@
 //! (clean, malware, suspicious); `not_scanned` those with a reason for none;
 //! `errors` what could not be opened. `findings` lists all that is not clean.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use palisade_daemon::cli::exit;
 use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::scan::VerdictSource;
-use palisade_protocol::verdict::Verdict;
+use palisade_protocol::verdict::{EngineRun, Verdict};
 use serde::Serialize;
 
 use super::Done;
@@ -58,15 +59,33 @@ pub struct Finding {
     pub name: Option<String>,
     /// The engine.
     pub engine: Option<String>,
+    /// The part of the file that it was found in, escaped where it is not printable;
+    /// none for the file itself, or where the part has no name.
+    pub member: Option<String>,
+    /// What the signature or rule says of itself, or which list decided.
+    pub metadata: BTreeMap<String, String>,
     /// Why there is no verdict: the reason's code, or the system's error.
     pub reason: Option<String>,
     /// SHA-256 of the content.
     pub sha256: Option<String>,
     /// BLAKE3 of the content.
     pub blake3: Option<String>,
+    /// What each engine did; empty where a cache had the verdict.
+    pub engines: Vec<Run>,
     /// The reason, for people.
     #[serde(skip)]
     pub detail: Option<String>,
+}
+
+/// One engine's part in a scan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Run {
+    /// Which engine.
+    pub engine: String,
+    /// Microseconds, over the file and all of its parts.
+    pub micros: u64,
+    /// The worst that it said: `clean`, `malware`, `suspicious` or `not_scanned`.
+    pub outcome: &'static str,
 }
 
 impl Report {
@@ -102,7 +121,16 @@ impl Report {
             self.shared_hits += 1;
             self.cache_hits += 1;
         }
+        let details = &scanned.details;
         let mut found = Finding {
+            engine: details.engine.as_deref().map(str::to_owned),
+            member: details.member.as_deref().map(printable),
+            metadata: details
+                .metadata
+                .iter()
+                .map(|one| (printable(&one.key), printable(&one.value)))
+                .collect(),
+            engines: scanned.engines.iter().map(run).collect(),
             sha256: scanned.sha256.map(hex::encode),
             blake3: scanned.content.map(|content| content.to_string()),
             ..finding(path, scanned.verdict.kind().as_str())
@@ -147,11 +175,27 @@ fn finding(path: &Path, verdict: &'static str) -> Finding {
         verdict,
         name: None,
         engine: None,
+        member: None,
+        metadata: BTreeMap::new(),
         reason: None,
         sha256: None,
         blake3: None,
+        engines: Vec::new(),
         detail: None,
     }
+}
+
+fn run(run: &EngineRun) -> Run {
+    Run {
+        engine: run.engine.as_str().to_owned(),
+        micros: run.micros,
+        outcome: run.outcome.as_str(),
+    }
+}
+
+/// What others wrote, as it may stand on a terminal.
+fn printable(text: &str) -> String {
+    PathBytes::from_path(Path::new(text)).to_string()
 }
 
 /// One line for people.
@@ -164,8 +208,11 @@ impl fmt::Display for Finding {
             _ => "ERROR",
         };
         write!(f, "{kind:<11}  {}", self.path)?;
+        if let Some(member) = &self.member {
+            write!(f, " (inside: {member})")?;
+        }
         if let (Some(name), Some(engine)) = (&self.name, &self.engine) {
-            write!(f, ": {} ({engine})", PathBytes::from_path(Path::new(name)))?;
+            write!(f, ": {} ({engine})", printable(name))?;
         }
         match self.detail.as_ref().or(self.reason.as_ref()) {
             Some(reason) => write!(f, ": {reason}"),
@@ -202,13 +249,26 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
     use crate::scanner::Scanned;
-    use palisade_protocol::bounded::Text;
+    use palisade_protocol::bounded::{List, Text};
     use palisade_protocol::content::ContentId;
-    use palisade_protocol::verdict::{Generations, NotScanned};
+    use palisade_protocol::verdict::{Details, Generations, Metadatum, NotScanned, VerdictKind};
 
     fn scanned(verdict: Verdict, source: VerdictSource) -> Done {
         Done::Scanned(Box::new(Scanned {
             verdict,
+            details: Details {
+                engine: Some(Text::cut("libclamav")),
+                member: Some(Text::cut("inner\n.exe")),
+                metadata: List::cut([Metadatum {
+                    key: Text::cut("author"),
+                    value: Text::cut("\u{1b}[2J"),
+                }]),
+            },
+            engines: List::cut([EngineRun {
+                engine: Text::cut("libclamav"),
+                micros: 12,
+                outcome: VerdictKind::Malware,
+            }]),
             source: Some(source),
             content: Some(ContentId::of(b"x")),
             sha256: Some([0xab; 32]),
@@ -275,9 +335,15 @@ mod tests {
             json["findings"][0],
             serde_json::json!({
                 "path": "/b\\x0a", "verdict": "malware", "name": "Eicar-Test-Signature",
-                "engine": "libclamav", "reason": null, "sha256": "ab".repeat(32),
+                "engine": "libclamav", "member": "inner\\x0a.exe",
+                "metadata": {"author": "\\x1b[2J"}, "reason": null, "sha256": "ab".repeat(32),
                 "blake3": ContentId::of(b"x").to_string(),
+                "engines": [{"engine": "libclamav", "micros": 12, "outcome": "malware"}],
             })
+        );
+        assert_eq!(
+            report.findings[0].to_string(),
+            "MALWARE      /b\\x0a (inside: inner\\x0a.exe): Eicar-Test-Signature (libclamav)"
         );
         assert_eq!(json["findings"][1]["reason"], "too_large");
         assert_eq!(json["findings"][2]["verdict"], "error");

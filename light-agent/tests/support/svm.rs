@@ -324,7 +324,9 @@ fn judge(content: &[u8]) -> Verdict {
 fn verdict(verdict: Verdict, source: VerdictSource) -> ToAgent {
     ToAgent::Verdict(ScanResult {
         verdict,
+        details: Default::default(),
         source,
+        engines: Default::default(),
         sha256: Some([0x5a; 32]),
         generations: generations(),
         older: false,

@@ -6,7 +6,7 @@
 use crate::canary::Canary;
 use crate::ffi::{self, Code, Field, Layer, LibraryMessage, RawEngine, ScanFlags};
 use palisade_worker::content::SealedContent;
-use palisade_worker::message::{Name, NotScanned, Outcome, ScanOptions};
+use palisade_worker::message::{MemberName, NotScanned, Outcome, ScanOptions};
 use palisade_worker::zygote::{Engine, MemberSink, check_canary};
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -107,12 +107,18 @@ impl Engine for ClamEngine {
                 members.member(member_name(&layer), layer.content);
             }
         });
-        outcome(code, name.as_deref(), &ffi::take_messages())
+        let outcome = outcome(code, name.as_deref(), &ffi::take_messages());
+        match &outcome {
+            Outcome::Found { suspicious, .. } if *suspicious && !options.heuristics => {
+                Outcome::Clean
+            }
+            _ => outcome,
+        }
     }
 }
 
 /// The layer's path; libclamav's names for its own temporary files are no part of it.
-fn member_name(layer: &Layer<'_>) -> Name {
+fn member_name(layer: &Layer<'_>) -> MemberName {
     let own = |name: &[u8]| name.starts_with(b"clamav-") && name.ends_with(b".tmp");
     let named: Vec<&[u8]> = layer
         .path
@@ -120,7 +126,7 @@ fn member_name(layer: &Layer<'_>) -> Name {
         .copied()
         .filter(|name| !own(name))
         .collect();
-    Name::lossy(&named.join(&b'/'))
+    MemberName::lossy_end(&named.join(&b'/'))
 }
 
 fn outcome(code: Code, name: Option<&str>, messages: &[LibraryMessage]) -> Outcome {

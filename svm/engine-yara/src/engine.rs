@@ -87,13 +87,13 @@ impl Engine for YaraEngine {
             }
             scanner
                 .scan(&self.buffer)
-                .map(|results| judge(&results, canary))
+                .map(|results| judge(&results, canary, options))
         } else {
             // Sealed, so it cannot shrink under the mapping.
             let path = format!("/proc/self/fd/{}", content.as_fd().as_raw_fd());
             scanner
                 .scan_file(path)
-                .map(|results| judge(&results, canary))
+                .map(|results| judge(&results, canary, options))
         };
         match judged {
             Ok(outcome) => outcome,
@@ -115,7 +115,7 @@ fn timeout(options: &ScanOptions) -> Duration {
 
 /// What the matches mean: one rule that says malware outweighs any that merely
 /// suspect, and comes first.
-fn judge(results: &ScanResults<'_, '_>, canary: &str) -> Outcome {
+fn judge(results: &ScanResults<'_, '_>, canary: &str, options: &ScanOptions) -> Outcome {
     let (mut malware, mut suspicious) = (Vec::new(), Vec::new());
     for rule in results
         .matching_rules()
@@ -128,7 +128,7 @@ fn judge(results: &ScanResults<'_, '_>, canary: &str) -> Outcome {
             malware.push(name)
         }
     }
-    if malware.is_empty() && suspicious.is_empty() {
+    if malware.is_empty() && (suspicious.is_empty() || !options.heuristics) {
         return Outcome::Clean;
     }
     let only_suspicious = malware.is_empty();

@@ -240,7 +240,9 @@ fn the_engines_own_timeout_works_in_every_worker() {
     for _ in 0..2 {
         let mut worker = engine.spawn_worker().unwrap();
         for _ in 0..2 {
-            let done = worker.scan(&content, options, LONG, &mut drop).unwrap();
+            let done = worker
+                .scan(&content, options.clone(), LONG, &mut drop)
+                .unwrap();
             assert_eq!(
                 done.outcome,
                 Outcome::NotScanned {

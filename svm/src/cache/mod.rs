@@ -24,7 +24,7 @@ use palisade_protocol::codec::Message;
 use palisade_protocol::content::ContentId;
 use palisade_protocol::ids::TenantId;
 use palisade_protocol::scan::ScanOptions;
-use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
+use palisade_protocol::verdict::{Details, Generations, Verdict, VerdictKind};
 use serde::{Deserialize, Serialize};
 
 use persist::Store;
@@ -51,6 +51,8 @@ impl Message for Key {
 pub struct Entry {
     /// What the scan ended in.
     pub verdict: Verdict,
+    /// Who decided, and where.
+    pub details: Details,
     /// SHA-256 of the content; of findings only.
     pub sha256: Option<[u8; 32]>,
     /// The definitions that gave it.
@@ -60,7 +62,14 @@ pub struct Entry {
 }
 
 impl Message for Entry {
-    const MAX_BYTES: usize = 4096;
+    const MAX_BYTES: usize = 8192;
+}
+
+impl Entry {
+    /// Whether every engine found it clean: not one that a list allowed.
+    fn is_clean_by_engines(&self) -> bool {
+        self.verdict.kind() == VerdictKind::Clean && self.details == Details::default()
+    }
 }
 
 /// An entry that answers.
@@ -142,7 +151,7 @@ impl SharedCache {
         let older = !same_definitions(&entry.generations, in_force);
         let age_ms = u128::from(now_ms.saturating_sub(entry.scanned_ms));
         let serves = !older
-            || (entry.verdict.kind() == VerdictKind::Clean
+            || (entry.is_clean_by_engines()
                 && !in_force.is_empty()
                 && age_ms < max_age.as_millis());
         serves.then_some(Found { entry, older })
@@ -152,7 +161,7 @@ impl SharedCache {
     /// did not change since need not be asked again.
     pub fn clean_by(&self, key: &Key) -> Option<Generations> {
         let entry = self.entries.get(key)?;
-        (entry.verdict.kind() == VerdictKind::Clean).then_some(entry.generations)
+        entry.is_clean_by_engines().then_some(entry.generations)
     }
 
     /// Entries that were dropped for lack of room since the start.
@@ -223,6 +232,7 @@ mod tests {
     pub(super) fn entry(fingerprint: u8) -> Entry {
         Entry {
             verdict: Verdict::Clean,
+            details: Details::default(),
             sha256: None,
             generations: generations(fingerprint),
             scanned_ms: 1,

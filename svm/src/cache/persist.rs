@@ -40,7 +40,7 @@ const SUM_BYTES: usize = 16;
 /// What the checksum is for (BLAKE3's key derivation context).
 const SUM_CONTEXT: &str = "palisade scanserver 2026 SharedCache entry";
 /// The folder's format: another one is set aside.
-const FORMAT: &[u8] = b"palisade-shared-cache 1";
+const FORMAT: &[u8] = b"palisade-shared-cache 2";
 /// Where the format stands in the database; no key is that short.
 const FORMAT_KEY: &[u8] = b"format";
 

@@ -29,6 +29,7 @@ use palisade_protocol::verdict::{EngineGeneration, Generation, Generations};
 use palisade_worker::client::StartError;
 
 use crate::engine::{EngineKind, Place};
+use crate::hash_lists::HashLists;
 use crate::scan::engines::{Engine, EngineSet};
 use crate::settings::{Folders, Settings};
 use source::Listing;
@@ -256,16 +257,23 @@ impl Keeper {
     /// Starts every engine of a generation, and sees each find its canary.
     fn load(&self, manifest: &Manifest) -> Result<Arc<EngineSet>, DefinitionsError> {
         let mut engines = Vec::new();
+        let mut lists = HashLists::default();
         for engine in &manifest.engines {
             let folder = self.store.engine_folder(manifest.generation, engine.engine);
-            let command = engine.engine.command(&folder, &self.place);
+            let Some(command) = engine.engine.command(&folder, &self.place) else {
+                lists = HashLists::load(&folder).map_err(|error| DefinitionsError::Engine {
+                    engine: engine.engine.name(),
+                    detail: error.to_string(),
+                })?;
+                continue;
+            };
             let started = Engine::start(engine.engine, command).map_err(|error| {
                 DefinitionsError::Engine {
                     engine: engine.engine.name(),
                     detail: match error {
                         StartError::Program { .. } => format!(
                             "{error}; set helpers_dir to where {} is",
-                            engine.engine.program()
+                            engine.engine.program().unwrap_or_default()
                         ),
                         other => other.to_string(),
                     },
@@ -273,11 +281,8 @@ impl Keeper {
             })?;
             engines.push(started);
         }
-        Ok(Arc::new(EngineSet::new(
-            manifest.generation,
-            generations(manifest),
-            engines,
-        )))
+        let set = EngineSet::new(manifest.generation, generations(manifest), engines);
+        Ok(Arc::new(set.with_lists(lists)))
     }
 }
 

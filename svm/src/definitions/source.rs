@@ -101,9 +101,10 @@ impl Listing {
 
     /// Whether any engine has anything to find.
     pub fn is_usable(&self) -> bool {
+        // Lists alone look at nothing: what they do not name would pass as clean.
         EngineKind::ALL
             .into_iter()
-            .any(|engine| self.serves(engine))
+            .any(|engine| engine.program().is_some() && self.serves(engine))
     }
 }
 

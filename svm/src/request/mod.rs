@@ -31,9 +31,10 @@ use palisade_protocol::bounded::List;
 use palisade_protocol::content::{ContentId, Outline};
 use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::scan::{Known, Lookup, ScanClass, ScanRequest, ScanResult, VerdictSource};
-use palisade_protocol::verdict::{Generations, NotScanned, Verdict, VerdictKind};
+use palisade_protocol::verdict::{
+    Details, EngineRuns, Generations, NotScanned, Verdict, VerdictKind,
+};
 use palisade_worker::client::SealedContent;
-use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
@@ -41,6 +42,7 @@ use crate::agents::{Agents, Close};
 use crate::budget::{Budget, Share};
 use crate::cache::recheck::Rechecks;
 use crate::cache::{self, SharedCache};
+use crate::digest::{Digests, Wanted};
 use crate::failure::Failure;
 use crate::flight::{Flights, Seat, Turn};
 use crate::fragments::FragmentStore;
@@ -49,9 +51,6 @@ use crate::scan::{Asker, Done, Job, Scanner};
 
 use gather::Gathered;
 pub use gather::{Gathering, Peer};
-
-/// Bytes that are hashed at a time.
-const HASH_BYTES: usize = 256 * 1024;
 
 /// What one flight is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -64,6 +63,9 @@ pub struct FlightKey {
 #[derive(Debug, Clone)]
 pub struct Landed {
     verdict: Verdict,
+    details: Details,
+    /// Of a fresh scan alone.
+    engines: EngineRuns,
     sha256: Option<[u8; 32]>,
     generations: Generations,
     /// Earlier definitions than those in force gave it.
@@ -166,6 +168,8 @@ impl Service {
             self.metrics.answered(Source::size);
             let landed = Landed {
                 verdict,
+                details: Details::default(),
+                engines: EngineRuns::default(),
                 sha256: None,
                 generations: self.scanner.generations(),
                 older: false,
@@ -258,6 +262,8 @@ impl Service {
         let found = self.cache.get(key, &in_force, max_age, cache::now_ms())?;
         Some(Landed {
             verdict: found.entry.verdict,
+            details: found.entry.details,
+            engines: EngineRuns::default(),
             sha256: found.entry.sha256,
             generations: in_force,
             older: found.older,
@@ -361,10 +367,14 @@ impl Service {
             end,
             generations,
             bytes,
+            sha256: known,
         } = done.await.map_err(|_| Failure::Stopping)?;
         let end = end.map_err(|no_worker| Failure::NoEngine(no_worker.to_string()))?;
         let sha256 = match end.verdict.kind() {
-            VerdictKind::Malware | VerdictKind::Suspicious => sha256(&bytes).await,
+            VerdictKind::Malware | VerdictKind::Suspicious => match known {
+                Some(known) => Some(known),
+                None => sha256(&bytes).await,
+            },
             VerdictKind::Clean | VerdictKind::NotScanned => None,
         };
         if !self.budget.is_wanted() {
@@ -372,6 +382,8 @@ impl Service {
         }
         let landed = Landed {
             verdict: end.verdict,
+            details: end.details,
+            engines: end.runs,
             sha256,
             generations,
             older: false,
@@ -379,9 +391,11 @@ impl Service {
         if landed.verdict.kind() == VerdictKind::Malware {
             tracing::info!(content = %key.content, tenant = %key.tenant, verdict = ?landed.verdict, "malware");
         }
+        audit(&key, &landed);
         if end.lasting {
             let entry = cache::Entry {
                 verdict: landed.verdict.clone(),
+                details: landed.details.clone(),
                 sha256: landed.sha256,
                 generations: landed.generations.clone(),
                 scanned_ms: cache::now_ms(),
@@ -409,6 +423,11 @@ impl Service {
     fn result(&self, landed: Landed, source: VerdictSource) -> ScanResult {
         ScanResult {
             verdict: landed.verdict,
+            details: landed.details,
+            engines: match source {
+                VerdictSource::Scanned => landed.engines,
+                VerdictSource::SharedCache | VerdictSource::Coalesced => EngineRuns::default(),
+            },
             source,
             sha256: landed.sha256,
             generations: landed.generations,
@@ -419,24 +438,27 @@ impl Service {
     }
 }
 
+/// A list overruled every engine: this is to be found again, whoever looks.
+fn audit(key: &cache::Key, landed: &Landed) {
+    if landed.verdict == Verdict::Clean
+        && let Some(list) = landed.details.metadata.first()
+    {
+        tracing::info!(
+            target: "audit", content = %key.content, tenant = %key.tenant, size = key.size,
+            list = list.value.as_str(), "allowed by a list"
+        );
+    }
+}
+
 /// SHA-256 of verified bytes; `None` only if the memory file cannot be read.
 async fn sha256(bytes: &SealedContent) -> Option<[u8; 32]> {
     let bytes = bytes.try_clone().ok()?;
-    let hashed = tokio::task::spawn_blocking(move || {
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; HASH_BYTES];
-        let mut offset = 0;
-        while offset < bytes.size() {
-            let count = (bytes.size() - offset).min(HASH_BYTES as u64);
-            let part = &mut buffer[..count as usize];
-            bytes.read_exact_at(part, offset)?;
-            hasher.update(part);
-            offset += count;
-        }
-        Ok::<_, std::io::Error>(hasher.finalize().into())
-    });
-    match hashed.await {
-        Ok(Ok(hash)) => Some(hash),
+    let wanted = Wanted {
+        sha256: true,
+        md5: false,
+    };
+    match tokio::task::spawn_blocking(move || Digests::of(&bytes, wanted)).await {
+        Ok(Ok(digests)) => digests.sha256,
         Ok(Err(error)) => {
             tracing::error!(%error, "content in memory cannot be hashed");
             None

@@ -23,6 +23,7 @@ use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{EngineCommand, EngineProcess, SpawnError, StartError, WorkerHandle};
 
 use crate::engine::EngineKind;
+use crate::hash_lists::HashLists;
 
 /// First and longest wait before an engine is started again.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -33,6 +34,7 @@ pub struct EngineSet {
     number: u64,
     generations: Generations,
     engines: Vec<Arc<Engine>>,
+    lists: HashLists,
 }
 
 impl EngineSet {
@@ -42,7 +44,19 @@ impl EngineSet {
             number,
             generations,
             engines,
+            lists: HashLists::default(),
         }
+    }
+
+    /// The same, with hashes that are allowed and denied.
+    pub fn with_lists(mut self, lists: HashLists) -> Self {
+        self.lists = lists;
+        self
+    }
+
+    /// Hashes that are allowed and denied.
+    pub fn lists(&self) -> &HashLists {
+        &self.lists
     }
 
     /// The generation's number.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!             ┌────────────────────────────────────────────────┐
+//!             │ hash lists, if there are any                   │
 //!   Job ────► │ engine 1 (unpacks) ──members──► engine 2       │
 //!             │ then engine 2 on the content itself            ├──► Done
 //!             └────────────────────────────────────────────────┘
@@ -18,12 +19,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use palisade_protocol::content::ContentId;
+use palisade_protocol::scan::ScanOptions;
 use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{
-    ScanOptions as WorkerOptions, SealedContent, WorkerError, WorkerHandle,
+    Member, Outcome, ScanOptions as WorkerOptions, SealedContent, WorkerError, WorkerHandle,
 };
 
+use crate::digest::Digests;
+use crate::engine::EngineKind;
+use crate::hash_lists::HashLists;
+
 use super::engines::{Engine, EngineSet, NoWorker};
+use super::rerun::Task;
 use super::tally::Tally;
 use super::{Done, Shared, Waiting, rerun};
 
@@ -112,79 +120,98 @@ impl Lane {
 
     fn scan(
         &mut self,
-        content: palisade_protocol::content::ContentId,
+        content: ContentId,
         bytes: SealedContent,
-        options: palisade_protocol::scan::ScanOptions,
+        options: ScanOptions,
         clean_by: Option<&Generations>,
     ) -> Done {
-        let mut tally = Tally::new(options);
-        let Some(set) = self.set.clone() else {
-            tally.absent(NoWorker {
+        let mut tally = Tally::new();
+        let mut sha256 = None;
+        let set = self.set.clone();
+        match &set {
+            None => tally.absent(NoWorker {
                 engine: "engines",
                 detail: "none is loaded".to_owned(),
-            });
-            return Done {
-                end: tally.end(),
-                generations: Default::default(),
-                bytes,
-            };
-        };
-        let kinds = set.engines().iter().map(|engine| engine.kind());
-        let plan = rerun::plan(kinds, set.generations(), clean_by, options.archives);
-        for (index, task) in plan.into_iter().enumerate() {
-            if tally.is_decided() {
-                break;
+            }),
+            Some(set) => {
+                sha256 = look_up(set.lists(), &bytes, &mut tally);
+                let kinds = set.engines().iter().map(|engine| engine.kind());
+                let plan = rerun::plan(kinds, set.generations(), clean_by, options.archives);
+                self.ask_all(set, content, &bytes, options, &plan, &mut tally);
             }
-            let members = match task {
-                rerun::Task::Skip => continue,
-                rerun::Task::Scan { members } => members,
-            };
-            let deadline = Instant::now() + self.timeout;
-            let step = Step {
-                set: &set,
-                index,
-                deadline,
-                members,
-                content,
-            };
-            self.ask(&step, &bytes, &mut tally);
         }
         Done {
             end: tally.end(),
-            generations: set.generations().clone(),
+            generations: set.map(|set| set.generations().clone()).unwrap_or_default(),
             bytes,
+            sha256,
         }
     }
 
-    /// Has one engine scan `bytes`, and the others what it unpacks.
-    fn ask(&mut self, step: &Step<'_>, bytes: &SealedContent, tally: &mut Tally) {
+    /// Has one engine after the other scan the content, until nothing can change the
+    /// verdict any more.
+    fn ask_all(
+        &mut self,
+        set: &Arc<EngineSet>,
+        content: ContentId,
+        bytes: &SealedContent,
+        options: ScanOptions,
+        plan: &[Task],
+        tally: &mut Tally,
+    ) {
+        for (index, task) in plan.iter().enumerate() {
+            if tally.is_decided() {
+                break;
+            }
+            let members = match *task {
+                Task::Skip => continue,
+                Task::Scan { members } => members,
+            };
+            let step = Step {
+                set,
+                index,
+                deadline: Instant::now() + self.timeout,
+                members,
+                content,
+                options,
+                part: "",
+            };
+            self.ask(&step, bytes, tally);
+        }
+    }
+
+    /// Has one engine scan `bytes`, and the others what it unpacks. Gives the time
+    /// that all of it took.
+    fn ask(&mut self, step: &Step<'_>, bytes: &SealedContent, tally: &mut Tally) -> Duration {
         let engine = step.engine().kind();
         tracing::debug!(content = %step.content, engine = engine.name(), "an engine is asked");
+        let started = Instant::now();
+        let mut others = Duration::ZERO;
         for attempt in 1..=ATTEMPTS {
             let mut worker = match self.take(step) {
                 Ok(worker) => worker,
-                Err(no_worker) => return tally.absent(no_worker),
+                Err(no_worker) => {
+                    tally.absent(no_worker);
+                    break;
+                }
             };
             let left = step.deadline.saturating_duration_since(Instant::now());
-            let options = WorkerOptions {
-                members: step.members,
-                timeout_ms: polite_ms(left),
-            };
-            let result = worker.scan(bytes, options, left, &mut |member| {
-                self.ask_about_member(step, &member.content, tally);
+            let result = worker.scan(bytes, step.worker_options(left), left, &mut |member| {
+                others += self.ask_about_member(step, &member, tally);
             });
             match result {
                 Ok(done) => {
                     self.put_back(step.index, worker);
-                    tally.said(engine, &done.outcome);
+                    tally.said(engine, &done.outcome, step.part);
                     if done.members_truncated {
-                        tally.limit("members");
+                        tally.limit(engine, "members");
                     }
-                    return;
+                    break;
                 }
                 Err(WorkerError::TimedOut) => {
                     tracing::warn!(content = %step.content, engine = engine.name(), "timed out");
-                    return tally.timed_out();
+                    tally.timed_out(engine);
+                    break;
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -198,20 +225,31 @@ impl Lane {
                 }
             }
         }
+        let took = started.elapsed();
+        tally.took(engine, took.saturating_sub(others));
+        took
     }
 
-    fn ask_about_member(&mut self, step: &Step<'_>, member: &SealedContent, tally: &mut Tally) {
+    fn ask_about_member(
+        &mut self,
+        step: &Step<'_>,
+        member: &Member,
+        tally: &mut Tally,
+    ) -> Duration {
+        let mut took = Duration::ZERO;
         for (index, engine) in step.set.engines().iter().enumerate() {
             // A member of a content that is malware already is of no interest.
             if index != step.index && engine.kind().takes_members() && !tally.is_decided() {
                 let inner = Step {
                     index,
                     members: false,
+                    part: &member.name,
                     ..*step
                 };
-                self.ask(&inner, member, tally);
+                took += self.ask(&inner, &member.content, tally);
             }
         }
+        took
     }
 
     fn take(&mut self, step: &Step<'_>) -> Result<WorkerHandle, NoWorker> {
@@ -238,13 +276,49 @@ struct Step<'a> {
     /// Whether others want what it unpacks.
     members: bool,
     /// The content, for the log.
-    content: palisade_protocol::content::ContentId,
+    content: ContentId,
+    /// What to look into.
+    options: ScanOptions,
+    /// The part of the content that is scanned; empty for the content itself.
+    part: &'a str,
 }
 
 impl Step<'_> {
     fn engine(&self) -> &Arc<Engine> {
         &self.set.engines()[self.index]
     }
+
+    fn worker_options(&self, left: Duration) -> WorkerOptions {
+        WorkerOptions {
+            members: self.members,
+            archives: self.options.archives,
+            heuristics: self.options.heuristics,
+            pua: self.options.pua,
+            name: self.part.into(),
+            timeout_ms: polite_ms(left),
+        }
+    }
+}
+
+/// Looks the content's hashes up, where there are lists; gives its SHA-256, if that
+/// was needed.
+fn look_up(lists: &HashLists, bytes: &SealedContent, tally: &mut Tally) -> Option<[u8; 32]> {
+    if lists.is_empty() {
+        return None;
+    }
+    let engine = EngineKind::HashList;
+    let started = Instant::now();
+    let digests = Digests::of(bytes, lists.wanted());
+    match &digests {
+        Ok(digests) => match lists.find(digests, bytes.size()) {
+            Some(hit) if hit.allows => tally.allowed(engine, &[hit.list]),
+            Some(hit) => tally.said(engine, &hit.denied(), ""),
+            None => tally.said(engine, &Outcome::Clean, ""),
+        },
+        Err(error) => tally.failed(engine, &error.to_string()),
+    }
+    tally.took(engine, started.elapsed());
+    digests.ok().and_then(|digests| digests.sha256)
 }
 
 fn polite_ms(left: Duration) -> u32 {

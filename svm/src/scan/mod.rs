@@ -69,6 +69,8 @@ pub struct Done {
     pub generations: Generations,
     /// The content comes back, so that it can be hashed.
     pub bytes: SealedContent,
+    /// Its SHA-256, if that was needed already.
+    pub sha256: Option<[u8; 32]>,
 }
 
 /// Who asks, and how urgently.

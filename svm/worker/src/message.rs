@@ -20,6 +20,8 @@ pub const MAX_PACKET: usize = 32 * 1024;
 pub const MAX_PROBLEMS: usize = 24;
 /// Most signature names in one [`Outcome::Found`]; further ones are dropped.
 pub const MAX_NAMES: usize = 64;
+/// Most [`Metadatum`]s in one [`Outcome::Found`]; further ones are dropped.
+pub const MAX_METADATA: usize = 8;
 /// Most archive members handed over in one scan.
 pub const MAX_MEMBERS: u32 = 4096;
 /// Most bytes of one archive member that is handed over.
@@ -31,6 +33,10 @@ pub const MAX_MEMBER_BYTES_PER_SCAN: u64 = 256 << 20;
 pub type Name = Text<256>;
 /// A sentence for people, or a path (bytes of UTF-8).
 pub type Detail = Text<512>;
+
+/// Names of a content's parts from the outside inwards, joined by `/` (bytes of
+/// UTF-8); empty for the content itself, or where no name is known.
+pub type MemberName = Text<512>;
 
 /// The daemon's name for a worker, unique within one engine process.
 pub type WorkerId = u64;
@@ -160,10 +166,19 @@ pub enum WorkerRequest {
 }
 
 /// How one content is scanned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScanOptions {
     /// Hand over what the engine unpacks, for another engine to scan.
     pub members: bool,
+    /// Look into archives and other containers.
+    pub archives: bool,
+    /// Report what merely gives reason for suspicion.
+    pub heuristics: bool,
+    /// Report potentially unwanted applications.
+    pub pua: bool,
+    /// What the content is called, if it is a part of another; for rules that look at
+    /// names.
+    pub name: MemberName,
     /// The engine's own time limit (milliseconds; 0 means the engine's default).
     /// It is the polite limit; the deadline that kills is the daemon's.
     pub timeout_ms: u32,
@@ -173,6 +188,10 @@ impl Default for ScanOptions {
     fn default() -> Self {
         Self {
             members: false,
+            archives: true,
+            heuristics: true,
+            pua: false,
+            name: MemberName::default(),
             timeout_ms: 30_000,
         }
     }
@@ -204,7 +223,7 @@ pub enum WorkerEvent {
         /// Counts up from 0 within a request.
         index: u32,
         /// Its path inside the content, where known; empty otherwise.
-        name: Name,
+        name: MemberName,
         /// Its length (bytes).
         size: u64,
     },
@@ -237,7 +256,12 @@ pub enum Outcome {
         /// The signatures' own names, unchanged; the first is the one to show.
         /// At least one, at most [`MAX_NAMES`].
         names: Vec<Name>,
-        /// Nothing but heuristics, or rules that say so of themselves, matched.
+        /// The part of the content that the first was found in, where it was in a part.
+        member: MemberName,
+        /// What the first signature says of itself; at most [`MAX_METADATA`].
+        metadata: Vec<Metadatum>,
+        /// Nothing but heuristics, unwanted applications, or rules that say so of
+        /// themselves, matched.
         suspicious: bool,
     },
     /// It was not, or not wholly, looked at. Never the same as clean.
@@ -257,13 +281,42 @@ impl Outcome {
         }
     }
 
-    /// Something matched; the names are cut to [`MAX_NAMES`].
+    /// Something matched in the content itself; the names are cut to [`MAX_NAMES`].
     pub fn found(names: impl IntoIterator<Item = Name>, suspicious: bool) -> Self {
         Self::Found {
             names: names.into_iter().take(MAX_NAMES).collect(),
+            member: MemberName::default(),
+            metadata: Vec::new(),
             suspicious,
         }
     }
+
+    /// The same, found in a part.
+    pub fn inside(self, part: MemberName) -> Self {
+        match self {
+            Self::Found {
+                names,
+                metadata,
+                suspicious,
+                ..
+            } => Self::Found {
+                names,
+                member: part,
+                metadata,
+                suspicious,
+            },
+            other => other,
+        }
+    }
+}
+
+/// One thing that a signature says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadatum {
+    /// What.
+    pub key: Text<32>,
+    /// In its words.
+    pub value: Text<256>,
 }
 
 /// Why a content was not scanned.
@@ -313,9 +366,11 @@ impl Message for WorkerEvent {
     fn within_bounds(&self) -> bool {
         match self {
             Self::Done(ScanDone {
-                outcome: Outcome::Found { names, .. },
+                outcome: Outcome::Found {
+                    names, metadata, ..
+                },
                 ..
-            }) => (1..=MAX_NAMES).contains(&names.len()),
+            }) => (1..=MAX_NAMES).contains(&names.len()) && metadata.len() <= MAX_METADATA,
             _ => true,
         }
     }

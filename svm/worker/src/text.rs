@@ -27,11 +27,7 @@ impl<const MAX: usize> Text<MAX> {
         let head = bytes.get(..MAX.saturating_add(4)).unwrap_or(bytes);
         let mut text = String::new();
         for c in String::from_utf8_lossy(head).chars() {
-            let c = if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            };
+            let c = shown(c);
             if text.len() + c.len_utf8() > MAX {
                 break;
             }
@@ -40,9 +36,32 @@ impl<const MAX: usize> Text<MAX> {
         Self(text)
     }
 
+    /// As [`Self::lossy`], but of text that is too long the end stays: of a path, the
+    /// file's own name.
+    pub fn lossy_end(bytes: &[u8]) -> Self {
+        let tail = bytes
+            .get(bytes.len().saturating_sub(MAX)..)
+            .unwrap_or(bytes);
+        let text: String = String::from_utf8_lossy(tail).chars().map(shown).collect();
+        let mut start = text.len().saturating_sub(MAX);
+        while !text.is_char_boundary(start) {
+            start += 1;
+        }
+        Self(text[start..].to_owned())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// The character, or what stands for one that cannot be shown.
+fn shown(c: char) -> char {
+    if c.is_control() {
+        char::REPLACEMENT_CHARACTER
+    } else {
+        c
     }
 }
 
@@ -91,6 +110,15 @@ mod tests {
             "a\u{fffd}[31m\u{fffd}"
         );
         assert_eq!(Text::<64>::lossy(b"\xff\xfe").as_str(), "\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn the_end_of_what_is_too_long_may_be_kept() {
+        assert_eq!(Text::<9>::lossy_end(b"a/b/c.exe").as_str(), "a/b/c.exe");
+        assert_eq!(Text::<5>::lossy_end(b"a/b/c.exe").as_str(), "c.exe");
+        assert_eq!(Text::<3>::lossy_end("öö".as_bytes()).as_str(), "ö");
+        assert_eq!(Text::<4>::lossy_end(b"\xff\xff\n").as_str(), "\u{fffd}");
+        assert_eq!(Text::<4>::lossy_end(b"").as_str(), "");
     }
 
     #[test]

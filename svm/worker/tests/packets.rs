@@ -8,10 +8,11 @@
 
 use palisade_worker::ipc::{Channel, IpcError, decode, encode};
 use palisade_worker::message::{
-    DefinitionProblem, Detail, Loaded, MAX_NAMES, MAX_PACKET, MAX_PROBLEMS, Message, Name,
-    NotScanned, Outcome, ScanDone, ScanOptions, WorkerEvent, WorkerExit, WorkerRequest,
-    ZygoteEvent, ZygoteRequest,
+    DefinitionProblem, Detail, Loaded, MAX_METADATA, MAX_NAMES, MAX_PACKET, MAX_PROBLEMS,
+    MemberName, Message, Metadatum, Name, NotScanned, Outcome, ScanDone, ScanOptions, WorkerEvent,
+    WorkerExit, WorkerRequest, ZygoteEvent, ZygoteRequest,
 };
+use palisade_worker::text::Text;
 use proptest::prelude::*;
 use std::fmt::Debug;
 use std::os::fd::AsFd;
@@ -41,6 +42,13 @@ fn done(outcome: Outcome) -> WorkerEvent {
         cpu_ms: 1,
         wall_ms: 2,
     })
+}
+
+fn metadatum() -> Metadatum {
+    Metadatum {
+        key: Text::lossy(&[b'k'; 99]),
+        value: Text::lossy(&[b'v'; 999]),
+    }
 }
 
 #[test]
@@ -87,6 +95,8 @@ fn every_message_makes_the_round_trip() {
     assert!(
         encode(&done(Outcome::Found {
             names,
+            member: MemberName::lossy(&[b'm'; 999]),
+            metadata: vec![metadatum(); MAX_METADATA],
             suspicious: false
         }))
         .is_ok()
@@ -95,10 +105,17 @@ fn every_message_makes_the_round_trip() {
 
 #[test]
 fn bounds_hold_on_both_sides() {
-    let too_many = vec![Name::from("n"); MAX_NAMES + 1];
-    for names in [too_many, Vec::new()] {
+    let names = |count| vec![Name::from("n"); count];
+    let metadata = |count| vec![metadatum(); count];
+    for (names, metadata) in [
+        (names(MAX_NAMES + 1), metadata(0)),
+        (names(0), metadata(0)),
+        (names(1), metadata(MAX_METADATA + 1)),
+    ] {
         let event = done(Outcome::Found {
             names,
+            member: MemberName::default(),
+            metadata,
             suspicious: false,
         });
         assert!(matches!(encode(&event), Err(IpcError::TooLarge)));
@@ -127,8 +144,8 @@ proptest! {
         at in any::<proptest::sample::Index>(),
         bits in 1u8..,
     ) {
-        let names = names.iter().map(|name| Name::from(name.as_str())).collect();
-        let mut packet = encode(&done(Outcome::Found { names, suspicious: true })).unwrap();
+        let names: Vec<Name> = names.iter().map(|name| Name::from(name.as_str())).collect();
+        let mut packet = encode(&done(Outcome::found(names, true))).unwrap();
         let at = at.index(packet.len());
         packet[at] ^= bits;
         if let Ok(event) = decode::<WorkerEvent>(&packet) {

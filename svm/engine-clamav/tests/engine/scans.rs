@@ -299,7 +299,7 @@ fn a_second_look_is_a_look() {
         members: true,
         ..ScanOptions::default()
     };
-    let (_, first) = scan_with(&mut worker, &bytes, options);
+    let (_, first) = scan_with(&mut worker, &bytes, options.clone());
     let (_, second) = scan_with(&mut worker, &bytes, options);
     assert_eq!(first, second);
     assert!(!first.is_empty());

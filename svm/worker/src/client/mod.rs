@@ -19,7 +19,8 @@ mod worker;
 pub use crate::content::{ContentError, MemFile, SealedContent};
 pub use crate::ipc::IpcError;
 pub use crate::message::{
-    DefinitionProblem, Loaded, NotScanned, Outcome, ScanDone, ScanOptions, WorkerExit, WorkerId,
+    DefinitionProblem, Loaded, MemberName, Metadatum, NotScanned, Outcome, ScanDone, ScanOptions,
+    WorkerExit, WorkerId,
 };
 pub use process::{EngineCommand, EngineProcess};
 pub use worker::{Member, WorkerHandle};

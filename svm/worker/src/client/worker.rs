@@ -161,6 +161,7 @@ impl WorkerHandle {
         let deadline = Instant::now() + deadline;
         let request = self.next_request;
         self.next_request += 1;
+        let members = options.members;
         let message = WorkerRequest::Scan {
             request,
             size,
@@ -170,7 +171,7 @@ impl WorkerHandle {
             .channel
             .send(&message, Some(fd))
             .map_err(|error| self.lost(error))
-            .and_then(|()| self.await_done(request, options, deadline, on_member));
+            .and_then(|()| self.await_done(request, members, deadline, on_member));
         if result.is_err() {
             self.dead = true;
             self.engine.kill(self.worker);
@@ -181,7 +182,7 @@ impl WorkerHandle {
     fn await_done(
         &self,
         request: u64,
-        options: ScanOptions,
+        members: bool,
         deadline: Instant,
         on_member: &mut dyn FnMut(Member),
     ) -> Result<ScanDone, WorkerError> {
@@ -201,7 +202,7 @@ impl WorkerHandle {
                         size,
                     },
                     Some(fd),
-                )) if of == request && options.members => {
+                )) if of == request && members => {
                     handed
                         .add(index, size)
                         .map_err(|detail| self.broke(detail))?;
@@ -273,7 +274,7 @@ impl Handed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Name, Outcome, ZygoteRequest};
+    use crate::message::{MemberName, Outcome, ZygoteRequest};
     use nix::sys::socket::{MsgFlags, send};
     use std::os::fd::AsRawFd;
 
@@ -310,7 +311,7 @@ mod tests {
         WorkerEvent::Member {
             request,
             index,
-            name: Name::default(),
+            name: MemberName::default(),
             size,
         }
     }

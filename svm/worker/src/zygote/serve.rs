@@ -12,8 +12,8 @@ use super::{Engine, Limits, sandbox};
 use crate::content::{MemFile, SealedContent};
 use crate::ipc::{Channel, IpcError};
 use crate::message::{
-    MAX_MEMBER_BYTES, MAX_MEMBER_BYTES_PER_SCAN, MAX_MEMBERS, Name, NotScanned, Outcome, ScanDone,
-    ScanOptions, WorkerEvent, WorkerId, WorkerRequest,
+    MAX_MEMBER_BYTES, MAX_MEMBER_BYTES_PER_SCAN, MAX_MEMBERS, MemberName, NotScanned, Outcome,
+    ScanDone, ScanOptions, WorkerEvent, WorkerId, WorkerRequest,
 };
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
@@ -203,7 +203,7 @@ impl<'a> MemberSink<'a> {
 
     /// Hands over one member. Over a bound it is left out, and the end of the scan
     /// says so.
-    pub fn member(&mut self, name: Name, content: &[u8]) {
+    pub fn member(&mut self, name: MemberName, content: &[u8]) {
         let Some(channel) = self.channel.filter(|_| self.failed.is_none()) else {
             return;
         };
