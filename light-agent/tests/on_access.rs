@@ -48,7 +48,7 @@ impl World {
         );
         let settings = settings
             .lines()
-            .filter(|l| !l.starts_with("deadline_ms_is "))
+            .filter(|line| !line.starts_with(ON_ACCESS))
             .collect::<Vec<_>>()
             .join("\n");
         let agent = Agent::new(&site, &settings);
@@ -72,13 +72,14 @@ impl World {
     }
 }
 
-/// The deadline for a test's settings, given as a line `deadline_ms_is N`.
+/// Begins a line of a test's settings that belongs into the section `on_access`.
+const ON_ACCESS: &str = "on_access: ";
+
 fn on_access(settings: &str) -> String {
-    settings
+    let own = settings
         .lines()
-        .find_map(|line| line.strip_prefix("deadline_ms_is "))
-        .map(|ms| format!("deadline_ms = {ms}"))
-        .unwrap_or_default()
+        .filter_map(|line| line.strip_prefix(ON_ACCESS));
+    own.collect::<Vec<_>>().join("\n")
 }
 
 fn denied<T: std::fmt::Debug>(result: std::io::Result<T>) -> bool {
@@ -209,7 +210,8 @@ fn a_hanging_protection_server_meets_the_deadline() {
     if !is_root("a_hanging_protection_server_meets_the_deadline") {
         return;
     }
-    let world = World::started("deadline_ms_is 1000\n[failure]\ndeadline = { exec = 'deny' }");
+    let world =
+        World::started("on_access: deadline_ms = 1000\n[failure]\ndeadline = { exec = 'deny' }");
     world.svm.set(Mode::Hang);
     let files: Vec<PathBuf> = (0..40)
         .map(|i| world.file(&format!("{i}"), format!("c{i}").as_bytes()))
@@ -243,7 +245,7 @@ fn a_late_verdict_still_acts() {
     if !is_root("a_late_verdict_still_acts") {
         return;
     }
-    let world = World::started("deadline_ms_is 300");
+    let world = World::started("on_access: deadline_ms = 300");
     let bad = world.file("bad", MARKER);
     std::thread::sleep(palisade_light_agent::stamp::RACY + Duration::from_millis(100));
     world.svm.set(Mode::Slow(Duration::from_millis(1500)));
@@ -252,6 +254,39 @@ fn a_late_verdict_still_acts() {
     assert_eq!(world.agent.spooled()[0]["action"], "Late");
     assert!(denied(File::open(&bad)), "remembered by now");
     world.agent.settled_events();
+}
+
+#[test]
+fn an_older_verdict_lets_an_open_go_on_and_is_renewed_behind_it() {
+    if !is_root("an_older_verdict_lets_an_open_go_on_and_is_renewed_behind_it") {
+        return;
+    }
+    let world = World::started("");
+    let bad = world.file("bad", MARKER);
+    std::thread::sleep(palisade_light_agent::stamp::RACY + Duration::from_millis(100));
+    world.svm.set(Mode::Older);
+    assert!(
+        File::open(&bad).is_ok(),
+        "earlier definitions knew nothing of it"
+    );
+    wait_until("the late detection", || !world.agent.spooled().is_empty());
+    assert_eq!(world.agent.spooled()[0]["action"], "Late");
+    assert!(
+        denied(File::open(&bad)),
+        "the new verdict is remembered, the older one is not"
+    );
+    world.agent.settled_events();
+}
+
+#[test]
+fn no_age_is_allowed_where_settings_say_so() {
+    if !is_root("no_age_is_allowed_where_settings_say_so") {
+        return;
+    }
+    let world = World::started("on_access: max_verdict_age_s = 0");
+    let bad = world.file("bad", MARKER);
+    world.svm.set(Mode::Older);
+    assert!(denied(File::open(&bad)));
 }
 
 #[test]
@@ -319,7 +354,7 @@ fn a_killed_agent_releases_whoever_waits() {
     if !is_root("a_killed_agent_releases_whoever_waits") {
         return;
     }
-    let mut world = World::started("deadline_ms_is 60000");
+    let mut world = World::started("on_access: deadline_ms = 60000");
     world.svm.set(Mode::Hang);
     let waiting: Vec<_> = (0..5)
         .map(|i| open_aside(&world.file(&format!("{i}"), format!("{i}").as_bytes())))
@@ -341,7 +376,7 @@ fn a_stopped_agent_answers_whoever_waits_and_ends_well() {
     if !is_root("a_stopped_agent_answers_whoever_waits_and_ends_well") {
         return;
     }
-    let mut world = World::started("deadline_ms_is 60000\n[failure]\nstopping = 'deny'");
+    let mut world = World::started("on_access: deadline_ms = 60000\n[failure]\nstopping = 'deny'");
     world.svm.set(Mode::Hang);
     let waiting = open_aside(&world.file("f", b"f"));
     wait_until("it waits", || {

@@ -26,6 +26,7 @@ use palisade_protocol::trust::Trust;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use crate::agents::{Agents, Close};
 use crate::failure::Failure;
@@ -295,8 +296,11 @@ async fn serve(
     }
     match first {
         ToSvm::Scan(request) => {
-            let served = shared.service.serve(caller, &request, peer).await;
-            served.map(ToAgent::Verdict)
+            let span = tracing::debug_span!(
+                "request", agent = %caller.agent, content = %request.content, size = request.size
+            );
+            let served = shared.service.serve(caller, &request, peer);
+            served.instrument(span).await.map(ToAgent::Verdict)
         }
         ToSvm::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),
         _ => Err(Failure::Protocol(

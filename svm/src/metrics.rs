@@ -45,6 +45,16 @@ pub enum Source {
     size,
 }
 
+impl Source {
+    const ALL: [Self; 5] = [
+        Self::scanned,
+        Self::coalesced,
+        Self::cache,
+        Self::cache_older,
+        Self::size,
+    ];
+}
+
 /// What became of a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "the label's values as they are read")]
@@ -59,6 +69,16 @@ pub enum Ended {
     not_scanned,
     /// No engine could be asked.
     no_engine,
+}
+
+impl Ended {
+    const ALL: [Self; 5] = [
+        Self::clean,
+        Self::malware,
+        Self::suspicious,
+        Self::not_scanned,
+        Self::no_engine,
+    ];
 }
 
 impl From<VerdictKind> for Ended {
@@ -96,6 +116,20 @@ pub enum Reason {
     stopping,
 }
 
+impl Reason {
+    const ALL: [Self; 9] = [
+        Self::queue,
+        Self::memory,
+        Self::limit,
+        Self::mismatch,
+        Self::protocol,
+        Self::stalled,
+        Self::gone,
+        Self::no_engine,
+        Self::stopping,
+    ];
+}
+
 impl From<&Failure> for Reason {
     fn from(failure: &Failure) -> Self {
         match failure {
@@ -122,6 +156,10 @@ pub enum SavedBy {
     flight,
     /// The fragments were there from an earlier content.
     fragments,
+}
+
+impl SavedBy {
+    const ALL: [Self; 3] = [Self::cache, Self::flight, Self::fragments];
 }
 
 macro_rules! labels {
@@ -225,6 +263,7 @@ impl Default for Metrics {
             memory: Family::default(),
         };
         metrics.register();
+        metrics.begin();
         metrics
     }
 }
@@ -316,6 +355,23 @@ impl Metrics {
         );
     }
 
+    /// Every series exists from the start: a rate over one that appears later would miss
+    /// its first count.
+    fn begin(&self) {
+        for source in Source::ALL {
+            self.answers.get_or_create_owned(&SourceLabel { source });
+        }
+        for reason in Reason::ALL {
+            self.refused.get_or_create_owned(&ReasonLabel { reason });
+        }
+        for by in SavedBy::ALL {
+            self.saved.get_or_create_owned(&SavedLabel { by });
+        }
+        for verdict in Ended::ALL {
+            self.scans.get_or_create_owned(&EndedLabel { verdict });
+        }
+    }
+
     /// A verdict was given.
     pub fn answered(&self, source: Source) {
         self.answers.get_or_create(&SourceLabel { source }).inc();
@@ -359,16 +415,6 @@ impl Metrics {
             .inc();
         self.wait_seconds.observe(waited_s);
         self.scan_seconds.observe(took_s);
-    }
-
-    /// Contents that the engines scanned, whatever they ended in.
-    pub fn scans(&self) -> u64 {
-        use Ended::{clean, malware, no_engine, not_scanned, suspicious};
-        let count = |verdict| self.scans.get_or_create(&EndedLabel { verdict }).get();
-        [clean, malware, suspicious, not_scanned, no_engine]
-            .map(count)
-            .iter()
-            .sum()
     }
 
     /// The counters in OpenMetrics text.
@@ -444,7 +490,27 @@ mod tests {
         ] {
             assert!(text.lines().any(|had| had == line), "{line} in\n{text}");
         }
-        assert_eq!(metrics.scans(), 1);
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn the_document_names_each_metric_and_its_kind() {
+        let metrics = Metrics::default();
+        let text = metrics.text(&Gauges::default());
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let registered: Vec<(&str, &str)> = types.filter_map(|line| line.split_once(' ')).collect();
+        let document = include_str!("../../METRICS.md");
+        let rows = document
+            .lines()
+            .filter(|line| line.starts_with("| `palisade_svm_"));
+        let documented: Vec<(&str, &str)> = rows
+            .map(|row| {
+                let mut cells = row.split('|').map(str::trim).skip(1);
+                let name = cells.next().unwrap().trim_matches('`');
+                let kind = cells.next().unwrap().split(',').next().unwrap();
+                (name, kind)
+            })
+            .collect();
+        assert_eq!(documented, registered);
     }
 }

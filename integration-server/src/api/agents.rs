@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::State;
 use super::page::Page;
-use super::problem::{ApiError, Problem};
+use super::problem::{ApiError, Problem, revoked};
 use crate::fleet::Fleet;
 use crate::store::AgentRecord;
 use crate::time::{now_ms, rfc3339};
@@ -100,13 +100,8 @@ pub async fn revoke(
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Path(id) = id?;
-    if state.fleet.revoke_agent(AgentId(id), now_ms()).await? {
-        return Ok(StatusCode::NO_CONTENT);
-    }
-    Err(ApiError::NotFound {
-        kind: "agent",
-        id: id.to_string(),
-    })
+    let done = state.fleet.revoke_agent(AgentId(id), now_ms()).await?;
+    revoked(done, "agent", id)
 }
 
 fn of(agent: AgentRecord, fleet: &Fleet, svms: &BTreeMap<SvmId, String>) -> Agent {

@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::store::StoreError;
 
@@ -67,6 +68,20 @@ pub enum ApiError {
     /// Anything else that is not the caller's fault.
     #[error("the server failed; its log says why")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What a revocation answers, by whether there was anything to revoke.
+///
+/// # Errors
+/// [`ApiError::NotFound`].
+pub fn revoked(done: bool, kind: &'static str, id: Uuid) -> Result<StatusCode, ApiError> {
+    if done {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    Err(ApiError::NotFound {
+        kind,
+        id: id.to_string(),
+    })
 }
 
 impl ApiError {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::State;
 use super::page::Page;
-use super::problem::{ApiError, Problem};
+use super::problem::{ApiError, Problem, revoked};
 use crate::fleet::Fleet;
 use crate::store::SvmRecord;
 use crate::time::{now_ms, rfc3339};
@@ -99,13 +99,8 @@ pub async fn revoke(
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Path(id) = id?;
-    if state.fleet.revoke_svm(SvmId(id), now_ms()).await? {
-        return Ok(StatusCode::NO_CONTENT);
-    }
-    Err(ApiError::NotFound {
-        kind: "Protection Server",
-        id: id.to_string(),
-    })
+    let done = state.fleet.revoke_svm(SvmId(id), now_ms()).await?;
+    revoked(done, "Protection Server", id)
 }
 
 fn of(svm: SvmRecord, fleet: &Fleet) -> Svm {

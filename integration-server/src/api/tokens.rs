@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::page::Page;
-use super::problem::{ApiError, Problem};
+use super::problem::{ApiError, Problem, revoked};
 use super::{Api, State};
 use crate::interval::Interval;
 use crate::secret;
@@ -171,14 +171,11 @@ pub async fn revoke(
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Path(id) = id?;
-    if state.fleet.store.revoke_join_token(id, now_ms()).await? {
+    let done = state.fleet.store.revoke_join_token(id, now_ms()).await?;
+    if done {
         tracing::info!(token = %id, "join token revoked");
-        return Ok(StatusCode::NO_CONTENT);
     }
-    Err(ApiError::NotFound {
-        kind: "join token that could be revoked:",
-        id: id.to_string(),
-    })
+    revoked(done, "join token that could be revoked:", id)
 }
 
 fn make(api: &Api, new: &NewToken, now_ms: u64) -> Result<(String, JoinTokenRecord), ApiError> {

@@ -37,6 +37,7 @@ use palisade_protocol::verdict::{
 use palisade_worker::client::SealedContent;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
+use tracing::{Instrument as _, Span};
 
 use crate::agents::{Agents, Close};
 use crate::budget::{Budget, Share};
@@ -339,6 +340,7 @@ impl Service {
             bytes,
             options: key.options,
             clean_by: self.cache.clean_by(&key),
+            span: Span::current(),
             reply,
         };
         if let Err(failure) = self.scanner.submit(asker, job) {
@@ -347,11 +349,12 @@ impl Service {
             return Err(failure);
         }
         let (service, seat) = (Arc::clone(self), seat.another());
-        tokio::spawn(async move {
+        let conclude = async move {
             let landed = service.conclude(done, key, outline, share).await;
             seat.land(landed);
             drop(work);
-        });
+        };
+        tokio::spawn(conclude.in_current_span());
         Ok(())
     }
 

@@ -50,6 +50,7 @@ pub(super) fn run(shared: &Shared) {
     };
     while let Some(Waiting { job, since }) = next(shared, &mut lane) {
         let waited = since.elapsed();
+        let _request = job.span.enter();
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
         let set = shared.active().clone();

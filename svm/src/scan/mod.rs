@@ -33,6 +33,7 @@ use palisade_protocol::scan::{LoadHint, ScanClass, ScanOptions};
 use palisade_protocol::verdict::Generations;
 use palisade_worker::client::SealedContent;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use crate::admission::{Ask, Bounds, Pace, Queue};
 use crate::failure::Failure;
@@ -56,6 +57,8 @@ pub struct Job {
     pub options: ScanOptions,
     /// The definitions under which it was found clean before.
     pub clean_by: Option<Generations>,
+    /// The request that it is part of, for the log.
+    pub span: Span,
     /// Where the result goes.
     pub reply: oneshot::Sender<Done>,
 }

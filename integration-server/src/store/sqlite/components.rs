@@ -166,24 +166,23 @@ pub async fn report_svm(
     report: &SvmReport,
     now_ms: u64,
 ) -> Result<()> {
-    sqlx::query("UPDATE svms SET last_seen_ms = $2, report = $3 WHERE id = $1")
-        .bind(id.to_string())
-        .bind(row::number(now_ms))
-        .bind(row::json("report", report)?)
-        .execute(&store.writer)
-        .await
-        .map(drop)
-        .map_err(|error| store.failed("keep a Protection Server's report", error))
+    const SQL: &str = "UPDATE svms SET last_seen_ms = $2, report = $3 WHERE id = $1";
+    keep_report(
+        store,
+        SQL,
+        id.to_string(),
+        row::json("report", report)?,
+        now_ms,
+    )
+    .await
+    .map_err(|error| store.failed("keep a Protection Server's report", error))
 }
 
 pub async fn revoke_svm(store: &SqliteStore, id: SvmId, now_ms: u64) -> Result<bool> {
-    let done = sqlx::query("UPDATE svms SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL")
-        .bind(id.to_string())
-        .bind(row::number(now_ms))
-        .execute(&store.writer)
+    const SQL: &str = "UPDATE svms SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
+    revoke(store, SQL, id.to_string(), now_ms)
         .await
-        .map_err(|error| store.failed("revoke a Protection Server", error))?;
-    Ok(done.rows_affected() == 1)
+        .map_err(|error| store.failed("revoke a Protection Server", error))
 }
 
 pub async fn agents(store: &SqliteStore) -> Result<Vec<AgentRecord>> {
@@ -231,24 +230,53 @@ pub async fn report_agent(
     report: &AgentReport,
     now_ms: u64,
 ) -> Result<()> {
-    sqlx::query("UPDATE agents SET last_seen_ms = $2, report = $3 WHERE id = $1")
-        .bind(id.to_string())
-        .bind(row::number(now_ms))
-        .bind(row::json("report", report)?)
-        .execute(&store.writer)
-        .await
-        .map(drop)
-        .map_err(|error| store.failed("keep an agent's report", error))
+    const SQL: &str = "UPDATE agents SET last_seen_ms = $2, report = $3 WHERE id = $1";
+    keep_report(
+        store,
+        SQL,
+        id.to_string(),
+        row::json("report", report)?,
+        now_ms,
+    )
+    .await
+    .map_err(|error| store.failed("keep an agent's report", error))
 }
 
 pub async fn revoke_agent(store: &SqliteStore, id: AgentId, now_ms: u64) -> Result<bool> {
-    let done =
-        sqlx::query("UPDATE agents SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL")
-            .bind(id.to_string())
-            .bind(row::number(now_ms))
-            .execute(&store.writer)
-            .await
-            .map_err(|error| store.failed("revoke an agent", error))?;
+    const SQL: &str = "UPDATE agents SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
+    revoke(store, SQL, id.to_string(), now_ms)
+        .await
+        .map_err(|error| store.failed("revoke an agent", error))
+}
+
+async fn keep_report(
+    store: &SqliteStore,
+    sql: &'static str,
+    id: String,
+    report: String,
+    now_ms: u64,
+) -> sqlx::Result<()> {
+    sqlx::query(sql)
+        .bind(id)
+        .bind(row::number(now_ms))
+        .bind(report)
+        .execute(&store.writer)
+        .await
+        .map(drop)
+}
+
+/// Whether there was one that was not revoked before.
+async fn revoke(
+    store: &SqliteStore,
+    sql: &'static str,
+    id: String,
+    now_ms: u64,
+) -> sqlx::Result<bool> {
+    let done = sqlx::query(sql)
+        .bind(id)
+        .bind(row::number(now_ms))
+        .execute(&store.writer)
+        .await?;
     Ok(done.rows_affected() == 1)
 }
 
