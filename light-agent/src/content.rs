@@ -11,7 +11,9 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::uio::pread;
 use palisade_protocol::bounded::Text;
+use palisade_protocol::codec::CodecError;
 use palisade_protocol::content::{ContentError, FRAGMENT_BYTES, Outline, OutlineBuilder};
+use palisade_protocol::frame;
 use palisade_protocol::verdict::NotScanned;
 
 use crate::fanotify::event::Event;
@@ -94,17 +96,41 @@ fn hash_once(content: &Content, max: u64) -> Result<Hashed, NotScanned> {
     })
 }
 
-/// Reads one fragment of a hashed content.
+/// Why there is no fragment to send.
+#[derive(Debug)]
+pub enum NoFragment {
+    /// The file is no longer as it was hashed, or unreadable.
+    Content(NotScanned),
+    /// It cannot be encoded.
+    Codec(CodecError),
+}
+
+impl From<CodecError> for NoFragment {
+    fn from(error: CodecError) -> Self {
+        Self::Codec(error)
+    }
+}
+
+/// Reads one fragment of a hashed content into the frame that carries it; gives its
+/// length in bytes, too.
 ///
 /// # Errors
 /// [`NotScanned::Changed`] when the file is shorter by now, or unreadable.
-pub fn fragment(content: &Content, outline: &Outline, index: u32) -> Result<Vec<u8>, NotScanned> {
-    let (offset, length) = outline.span(index).map_err(|_| NotScanned::Changed)?;
-    let mut bytes = vec![0; usize::try_from(length).unwrap_or(0)];
-    if read_full(content, offset, &mut bytes)? != bytes.len() {
-        return Err(NotScanned::Changed);
-    }
-    Ok(bytes)
+pub fn fragment(
+    content: &Content,
+    outline: &Outline,
+    index: u32,
+) -> Result<(u64, Vec<u8>), NoFragment> {
+    let changed = || NoFragment::Content(NotScanned::Changed);
+    let (offset, length) = outline.span(index).map_err(|_| changed())?;
+    let count = usize::try_from(length).map_err(|_| changed())?;
+    let frame = frame::fragment(index, count, |into| {
+        match read_full(content, offset, into).map_err(NoFragment::Content)? {
+            read if read == into.len() => Ok(()),
+            _ => Err(changed()),
+        }
+    })?;
+    Ok((length, frame))
 }
 
 fn read_full(content: &Content, offset: u64, into: &mut [u8]) -> Result<usize, NotScanned> {
@@ -132,6 +158,8 @@ pub fn unreadable(error: &std::io::Error) -> NotScanned {
 mod tests {
     use super::*;
     use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
+    use palisade_protocol::frame::PREFIX_BYTES;
+    use palisade_protocol::scan::ToSvmRef;
     use proptest::prelude::*;
     use std::io::Write as _;
 
@@ -174,8 +202,12 @@ mod tests {
         let content = content_of(&pattern(3 * FRAGMENT_BYTES as usize + 7));
         let outline = hash(&content, MAX_CONTENT_BYTES).unwrap().outline;
         for index in 0..4 {
-            let bytes = fragment(&content, &outline, index).unwrap();
-            outline.verify_fragment(index, &bytes).unwrap();
+            let (length, frame) = fragment(&content, &outline, index).unwrap();
+            let ToSvmRef::Fragment(sent) = ToSvmRef::decode(&frame[PREFIX_BYTES..]).unwrap() else {
+                panic!("no fragment")
+            };
+            assert_eq!((sent.index, sent.bytes.len() as u64), (index, length));
+            outline.verify_fragment(index, sent.bytes).unwrap();
         }
         assert!(fragment(&content, &outline, 4).is_err());
     }
@@ -196,7 +228,10 @@ mod tests {
         let content = Content::File(Arc::clone(&file));
         let outline = hash(&content, MAX_CONTENT_BYTES).unwrap().outline;
         file.set_len(FRAGMENT_BYTES + 1).unwrap();
-        assert_eq!(fragment(&content, &outline, 1), Err(NotScanned::Changed));
+        assert!(matches!(
+            fragment(&content, &outline, 1),
+            Err(NoFragment::Content(NotScanned::Changed))
+        ));
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //! Message types must not be recursive and must not hold `Vec<()>`: the limit
 //! counts bytes, and those have none.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// Why bytes are not a message, or a message is not sendable.
 #[derive(Debug, thiserror::Error)]
@@ -50,12 +50,7 @@ const DECODE_LIMIT: usize = 2 * 1024 * 1024;
 /// [`CodecError::TooLarge`] above the type's bound.
 pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
     let bytes = bincode::serde::encode_to_vec(message, bincode::config::standard())?;
-    if bytes.len() > M::MAX_BYTES {
-        return Err(CodecError::TooLarge {
-            length: bytes.len(),
-            max: M::MAX_BYTES,
-        });
-    }
+    within(&bytes, M::MAX_BYTES)?;
     Ok(bytes)
 }
 
@@ -64,14 +59,51 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// Any [`CodecError`] but `Unencodable`.
 pub fn decode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
-    if bytes.len() > M::MAX_BYTES {
+    within(bytes, M::MAX_BYTES)?;
+    let config = bincode::config::standard().with_limit::<DECODE_LIMIT>();
+    whole(bincode::serde::decode_from_slice(bytes, config)?, bytes)
+}
+
+/// As [`decode`], for a message that borrows from its bytes.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_borrowed<'de, T: Deserialize<'de>>(
+    bytes: &'de [u8],
+    max: usize,
+) -> Result<T, CodecError> {
+    within(bytes, max)?;
+    let config = bincode::config::standard().with_limit::<DECODE_LIMIT>();
+    whole(
+        bincode::serde::borrow_decode_from_slice(bytes, config)?,
+        bytes,
+    )
+}
+
+/// The encoding of an enum's variant up to a last field of `length` raw bytes, which
+/// are to follow: for a message whose bytes are too many to be copied.
+///
+/// # Errors
+/// [`CodecError::Unencodable`], which fixed numbers never are.
+pub fn encode_head(variant: u32, field: u32, length: usize) -> Result<Vec<u8>, CodecError> {
+    let head = (variant, field, length);
+    Ok(bincode::serde::encode_to_vec(
+        head,
+        bincode::config::standard(),
+    )?)
+}
+
+fn within(bytes: &[u8], max: usize) -> Result<(), CodecError> {
+    if bytes.len() > max {
         return Err(CodecError::TooLarge {
             length: bytes.len(),
-            max: M::MAX_BYTES,
+            max,
         });
     }
-    let config = bincode::config::standard().with_limit::<DECODE_LIMIT>();
-    let (message, used) = bincode::serde::decode_from_slice(bytes, config)?;
+    Ok(())
+}
+
+fn whole<T>((message, used): (T, usize), bytes: &[u8]) -> Result<T, CodecError> {
     if used != bytes.len() {
         return Err(CodecError::Trailing(bytes.len() - used));
     }

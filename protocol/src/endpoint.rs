@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ClientConfig, Endpoint, IdleTimeout, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
+    TransportConfig, VarInt,
+};
 use rustls::pki_types::CertificateDer;
 
 use crate::tls::{self, Peer};
@@ -19,6 +22,9 @@ use crate::trust::TrustError;
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a quiet session says that it lives.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Largest datagram's payload, in bytes: a jumbo frame of 9,000 without its IP and UDP
+/// headers. What a path really takes is probed.
+pub const MAX_UDP_PAYLOAD: u16 = 8972;
 /// Handshakes that a listener has open at a time.
 pub const MAX_INCOMING: usize = 1024;
 /// Bytes of connection attempts that are buffered before they are accepted.
@@ -84,6 +90,8 @@ pub enum EndpointError {
 }
 
 fn transport(bounds: Bounds) -> TransportConfig {
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(MAX_UDP_PAYLOAD);
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(bounds.peer_streams))
@@ -94,9 +102,33 @@ fn transport(bounds: Bounds) -> TransportConfig {
         .datagram_receive_buffer_size(None)
         .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
         .keep_alive_interval(Some(KEEP_ALIVE))
-        // Some virtio devices answer segmentation offload with EIO.
-        .enable_segmentation_offload(false);
+        .mtu_discovery_config(Some(mtu))
+        // Some virtio devices answer segmentation offload with EIO: quinn-udp then does
+        // without it from there on, and what was lost is sent again.
+        .enable_segmentation_offload(true);
     transport
+}
+
+/// What a datagram may hold that we receive.
+fn endpoint_config() -> Result<EndpointConfig, EndpointError> {
+    let mut config = EndpointConfig::default();
+    config
+        .max_udp_payload_size(MAX_UDP_PAYLOAD)
+        .map_err(|error| EndpointError::Tls(error.to_string()))?;
+    Ok(config)
+}
+
+/// Binds, as quinn's own constructors do, with our bound on datagrams.
+fn bind(address: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, EndpointError> {
+    let failed = |source| EndpointError::Bind { address, source };
+    let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
+    Endpoint::new(
+        endpoint_config()?,
+        server,
+        socket,
+        Arc::new(quinn::TokioRuntime),
+    )
+    .map_err(failed)
 }
 
 /// Opens a listening endpoint.
@@ -116,7 +148,7 @@ pub fn listen(
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size_total(MAX_INCOMING_BUFFER_BYTES)
         .migration(true);
-    Endpoint::server(config, address).map_err(|source| EndpointError::Bind { address, source })
+    bind(address, Some(config))
 }
 
 /// Opens a connecting endpoint on a free port.
@@ -124,10 +156,7 @@ pub fn listen(
 /// # Errors
 /// [`EndpointError::Bind`].
 pub fn dialler(local: SocketAddr) -> Result<Endpoint, EndpointError> {
-    Endpoint::client(local).map_err(|source| EndpointError::Bind {
-        address: local,
-        source,
-    })
+    bind(local, None)
 }
 
 /// A connecting side's QUIC configuration.

@@ -6,6 +6,8 @@
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::codec::{self, CodecError, Message};
+use crate::content::FRAGMENT_BYTES;
+use crate::scan;
 
 /// Bytes of a frame's length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -37,6 +39,32 @@ pub fn to_bytes<M: Message>(message: &M) -> Result<Vec<u8>, CodecError> {
     Ok(bytes)
 }
 
+/// The frame of a fragment whose bytes `fill` writes into their place: they are many,
+/// and are not copied once more.
+///
+/// # Errors
+/// What `fill` gives, or [`CodecError::TooLarge`] above [`FRAGMENT_BYTES`].
+pub fn fragment<E: From<CodecError>>(
+    index: u32,
+    length: usize,
+    fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
+) -> Result<Vec<u8>, E> {
+    let max = FRAGMENT_BYTES as usize;
+    if length > max {
+        return Err(CodecError::TooLarge { length, max }.into());
+    }
+    let head = codec::encode_head(scan::FRAGMENT_VARIANT, index, length)?;
+    let body = head.len() + length;
+    let prefix = u32::try_from(body).map_err(|_| CodecError::TooLarge { length, max })?;
+    let mut frame = Vec::with_capacity(PREFIX_BYTES + body);
+    frame.extend_from_slice(&prefix.to_le_bytes());
+    frame.extend_from_slice(&head);
+    let start = frame.len();
+    frame.resize(start + length, 0);
+    fill(&mut frame[start..])?;
+    Ok(frame)
+}
+
 /// Writes one message.
 ///
 /// # Errors
@@ -58,6 +86,23 @@ pub async fn write<M: Message>(
 pub async fn read<M: Message>(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<Option<M>, FrameError> {
+    let mut body = Vec::new();
+    match read_body(stream, &mut body, M::MAX_BYTES).await? {
+        Some(body) => Ok(Some(codec::decode(body)?)),
+        None => Ok(None),
+    }
+}
+
+/// Reads one frame's body of at most `max` bytes into a buffer that is kept between
+/// frames; `None` when the stream ends before its first byte. As [`read`] otherwise.
+///
+/// # Errors
+/// The stream's, or [`CodecError::TooLarge`].
+pub async fn read_body<'a>(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &'a mut Vec<u8>,
+    max: usize,
+) -> Result<Option<&'a [u8]>, FrameError> {
     let mut prefix = [0; PREFIX_BYTES];
     let first = stream.read(&mut prefix).await?;
     if first == 0 {
@@ -65,14 +110,13 @@ pub async fn read<M: Message>(
     }
     stream.read_exact(&mut prefix[first..]).await?;
     let length = u32::from_le_bytes(prefix) as usize;
-    if length > M::MAX_BYTES {
-        return Err(CodecError::TooLarge {
-            length,
-            max: M::MAX_BYTES,
-        }
-        .into());
+    if length > max {
+        return Err(CodecError::TooLarge { length, max }.into());
     }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    Ok(Some(codec::decode(&body)?))
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    let body = &mut buffer[..length];
+    stream.read_exact(body).await?;
+    Ok(Some(body))
 }

@@ -35,7 +35,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{List, Text};
-use crate::codec::Message;
+use crate::codec::{self, CodecError, Message};
 use crate::content::{ChainingValue, ContentId, FRAGMENT_BYTES};
 use crate::verdict::{Details, EngineRuns, Generations, Verdict};
 
@@ -63,6 +63,35 @@ pub enum ToSvm {
     /// Asks which contents are known to be clean.
     Lookup(Lookup),
 }
+
+/// As [`ToSvm`], with a fragment's bytes where they were received.
+#[derive(Debug, PartialEq, Eq, Deserialize)]
+pub enum ToSvmRef<'a> {
+    /// See [`ToSvm::Hello`].
+    Hello(Hello),
+    /// See [`ToSvm::Scan`].
+    Scan(ScanRequest),
+    /// See [`ToSvm::Outline`].
+    Outline(List<ChainingValue, MAX_OUTLINE_VALUES>),
+    /// See [`ToSvm::Fragment`].
+    #[serde(borrow)]
+    Fragment(FragmentRef<'a>),
+    /// See [`ToSvm::Lookup`].
+    Lookup(Lookup),
+}
+
+impl<'a> ToSvmRef<'a> {
+    /// Decodes a frame's body.
+    ///
+    /// # Errors
+    /// As [`codec::decode`].
+    pub fn decode(body: &'a [u8]) -> Result<Self, CodecError> {
+        codec::decode_borrowed(body, ToSvm::MAX_BYTES)
+    }
+}
+
+/// The place of [`ToSvm::Fragment`] among the messages, as it is encoded.
+pub const FRAGMENT_VARIANT: u32 = 3;
 
 impl Message for ToSvm {
     const MAX_BYTES: usize = FRAGMENT_BYTES as usize + 64;
@@ -217,14 +246,29 @@ pub struct Fragment {
 
 impl std::fmt::Debug for Fragment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Guests' content does not belong into logs.
-        write!(
-            f,
-            "Fragment {{ index: {}, bytes: {} }}",
-            self.index,
-            self.bytes.len()
-        )
+        describe(f, self.index, &self.bytes)
     }
+}
+
+/// One fragment's bytes, where they were received.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct FragmentRef<'a> {
+    /// See [`Fragment::index`].
+    pub index: u32,
+    /// See [`Fragment::bytes`].
+    #[serde(borrow, with = "serde_bytes")]
+    pub bytes: &'a [u8],
+}
+
+impl std::fmt::Debug for FragmentRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        describe(f, self.index, self.bytes)
+    }
+}
+
+/// Guests' content does not belong into logs.
+fn describe(f: &mut std::fmt::Formatter<'_>, index: u32, bytes: &[u8]) -> std::fmt::Result {
+    write!(f, "Fragment {{ index: {index}, bytes: {} }}", bytes.len())
 }
 
 /// A verdict and where it came from.

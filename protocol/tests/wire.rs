@@ -14,7 +14,7 @@ use palisade_protocol::content::{ContentId, FRAGMENT_BYTES};
 use palisade_protocol::control::{self, ControlFrame, FromServer, ToServer};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::ids::{DetectionId, SvmId, TenantId};
-use palisade_protocol::scan::{self, ToAgent, ToSvm};
+use palisade_protocol::scan::{self, ToAgent, ToSvm, ToSvmRef};
 use palisade_protocol::token::JoinToken;
 use palisade_protocol::verdict::{
     Details, EngineGeneration, EngineRun, Generation, Metadatum, NotScanned, Verdict, VerdictKind,
@@ -250,6 +250,46 @@ fn the_bytes_of_each_message_are_pinned() {
     assert_eq!(control::ALPN, [b"palisade-control/1"]);
 }
 
+/// The fast ways of the many bytes say the same as the plain ones.
+#[tokio::test]
+async fn a_fragment_is_the_same_whichever_way_it_is_written_and_read() {
+    for length in [0, 1, 250, 251, 70_000, FRAGMENT_BYTES as usize] {
+        for index in [0, 250, 251, 70_000, u32::MAX] {
+            let bytes = vec![0xa5; length];
+            let plain = ToSvm::Fragment(scan::Fragment {
+                index,
+                bytes: bytes.clone(),
+            });
+            let fast = frame::fragment::<CodecError>(index, length, |into| {
+                into.copy_from_slice(&bytes);
+                Ok(())
+            });
+            let fast = fast.unwrap();
+            assert!(fast == frame::to_bytes(&plain).unwrap(), "{index} {length}");
+            let mut buffer = vec![9; 10];
+            let mut wire = fast.as_slice();
+            let read = frame::read_body(&mut wire, &mut buffer, ToSvm::MAX_BYTES).await;
+            let body = read.unwrap().unwrap();
+            let ToSvmRef::Fragment(got) = ToSvmRef::decode(body).unwrap() else {
+                panic!("no fragment")
+            };
+            assert!((got.index, got.bytes) == (index, bytes.as_slice()));
+        }
+    }
+    let over = frame::fragment::<CodecError>(0, FRAGMENT_BYTES as usize + 1, |_| Ok(()));
+    assert!(matches!(over, Err(CodecError::TooLarge { .. })));
+    for message in to_svm() {
+        let bytes = codec::encode(&message).unwrap();
+        let debug = |text: String| text.replace("ToSvmRef", "ToSvm");
+        let borrowed = debug(format!("{:?}", ToSvmRef::decode(&bytes).unwrap()));
+        assert_eq!(borrowed, format!("{message:?}"));
+        for end in 0..bytes.len() {
+            assert!(ToSvmRef::decode(&bytes[..end]).is_err());
+        }
+        assert!(ToSvmRef::decode(&[bytes.as_slice(), &[0]].concat()).is_err());
+    }
+}
+
 #[test]
 fn every_cut_and_every_addition_is_refused() {
     fn check<M: Message + Debug>(messages: &[M]) {
@@ -352,7 +392,8 @@ async fn frames_are_read_until_the_stream_ends() {
 }
 
 fn survives(bytes: &[u8]) {
-    let _ = codec::decode::<ToSvm>(bytes);
+    let owned = codec::decode::<ToSvm>(bytes);
+    assert_eq!(owned.is_ok(), ToSvmRef::decode(bytes).is_ok());
     let _ = codec::decode::<ToAgent>(bytes);
     let _ = codec::decode::<ToServer>(bytes);
     let _ = codec::decode::<FromServer>(bytes);

@@ -19,7 +19,7 @@ use palisade_protocol::bounded::Text;
 use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::{AgentId, TenantId};
-use palisade_protocol::scan::{ALPN, ToAgent, ToSvm, Welcome};
+use palisade_protocol::scan::{ALPN, ToAgent, ToSvmRef, Welcome};
 use palisade_protocol::spiffe::{Role, SpiffeId};
 use palisade_protocol::tls::{self, Accept, Peer as TlsPeer};
 use palisade_protocol::trust::Trust;
@@ -229,12 +229,8 @@ fn caller(tenant: TenantId, agent: AgentId) -> Caller {
 async fn greet(shared: &Shared, connection: &Connection) -> Result<(), &'static str> {
     let greeting = async {
         let (send, receive) = connection.accept_bi().await.map_err(|_| "it ended")?;
-        let mut peer = Peer {
-            receive,
-            send,
-            stall: HELLO,
-        };
-        let Ok(ToSvm::Hello(_)) = peer.next().await else {
+        let mut peer = Peer::new(receive, send, HELLO);
+        let Ok(ToSvmRef::Hello(_)) = peer.next().await else {
             return Err("a Hello is expected on the first stream");
         };
         let welcome = ToAgent::Welcome(Welcome {
@@ -258,11 +254,7 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<(), &'static 
 /// One request: whatever it ends in, the agent is told once.
 async fn stream(shared: &Shared, caller: &Caller, send: SendStream, receive: RecvStream) {
     let gone = send.stopped();
-    let mut peer = Peer {
-        receive,
-        send,
-        stall: shared.service.bounds.stall,
-    };
+    let mut peer = Peer::new(receive, send, shared.service.bounds.stall);
     let served = tokio::select! {
         served = serve(shared, caller, &mut peer) => served,
         // Stopped by the agent, or its session ended: nobody waits.
@@ -295,14 +287,14 @@ async fn serve(
         return Err(Failure::Stopping);
     }
     match first {
-        ToSvm::Scan(request) => {
+        ToSvmRef::Scan(request) => {
             let span = tracing::debug_span!(
                 "request", agent = %caller.agent, content = %request.content, size = request.size
             );
             let served = shared.service.serve(caller, &request, peer);
             served.instrument(span).await.map(ToAgent::Verdict)
         }
-        ToSvm::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),
+        ToSvmRef::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),
         _ => Err(Failure::Protocol(
             "a Scan or a Lookup is expected".to_owned(),
         )),

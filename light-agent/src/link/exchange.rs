@@ -16,15 +16,15 @@ use std::time::Duration;
 use palisade_protocol::bounded::List;
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::scan::{
-    Fragment, FragmentRange, Known, Lookup, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult,
-    ToAgent, ToSvm,
+    FragmentRange, Known, Lookup, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult, ToAgent,
+    ToSvm,
 };
 use palisade_protocol::verdict::NotScanned;
 use quinn::{Connection, RecvStream, SendStream, WriteError};
 use tokio::sync::mpsc;
 
 use super::LinkError;
-use crate::content::{self, Content, Hashed};
+use crate::content::{self, Content, Hashed, NoFragment};
 
 /// How often the whole content may be asked for within one request.
 const MAX_ROUNDS: usize = 4;
@@ -138,18 +138,14 @@ async fn send_all(
         frames.push(ToSvm::Outline(List::cut(values.iter().copied())));
     }
     for frame in frames {
-        write(
-            send,
-            &frame::to_bytes(&frame).map_err(FrameError::from)?,
-            whole_frames,
-        )
-        .await?;
+        let frame = frame::to_bytes(&frame).map_err(FrameError::from)?;
+        write(send, frame, whole_frames).await?;
     }
     while let Some(index) = wanted.recv().await {
         match read_fragment(content, hashed, index).await? {
             Ok((length, frame)) => {
                 sent.0.fetch_add(length, Ordering::Relaxed);
-                write(send, &frame, whole_frames).await?;
+                write(send, frame, whole_frames).await?;
             }
             Err(reason) => return Ok(Reply::Unreadable(reason)),
         }
@@ -199,18 +195,12 @@ async fn read_fragment(
     index: u32,
 ) -> Result<Result<(u64, Vec<u8>), NotScanned>, LinkError> {
     let (content, hashed) = (content.clone(), Arc::clone(hashed));
-    let read = tokio::task::spawn_blocking(move || {
-        content::fragment(&content, &hashed.outline, index).map(|bytes| {
-            let length = bytes.len() as u64;
-            (
-                length,
-                frame::to_bytes(&ToSvm::Fragment(Fragment { index, bytes })),
-            )
-        })
-    });
+    let read =
+        tokio::task::spawn_blocking(move || content::fragment(&content, &hashed.outline, index));
     match read.await {
-        Ok(Ok((length, frame))) => Ok(Ok((length, frame.map_err(FrameError::from)?))),
-        Ok(Err(reason)) => Ok(Err(reason)),
+        Ok(Ok(framed)) => Ok(Ok(framed)),
+        Ok(Err(NoFragment::Content(reason))) => Ok(Err(reason)),
+        Ok(Err(NoFragment::Codec(error))) => Err(FrameError::from(error).into()),
         Err(error) => Err(LinkError::Lost(error.to_string())),
     }
 }
@@ -219,11 +209,11 @@ async fn read_fragment(
 /// which this waits.
 async fn write(
     send: &mut SendStream,
-    frame: &[u8],
+    frame: Vec<u8>,
     whole_frames: &AtomicBool,
 ) -> Result<(), LinkError> {
     whole_frames.store(false, Ordering::Relaxed);
-    match send.write_all(frame).await {
+    match send.write_chunk(frame.into()).await {
         Ok(()) => {
             whole_frames.store(true, Ordering::Relaxed);
             Ok(())

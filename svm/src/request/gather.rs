@@ -14,9 +14,12 @@ use std::future::Future;
 use std::time::Duration;
 
 use palisade_protocol::bounded::List;
+use palisade_protocol::codec::Message as _;
 use palisade_protocol::content::{ContentId, FRAGMENT_BYTES, Outline, fragment_count, has_outline};
 use palisade_protocol::frame::{self, FrameError};
-use palisade_protocol::scan::{Fragment, FragmentRange, MAX_NEED_RANGES, ToAgent, ToSvm};
+use palisade_protocol::scan::{
+    FragmentRange, FragmentRef, MAX_NEED_RANGES, ToAgent, ToSvm, ToSvmRef,
+};
 use palisade_worker::client::{MemFile, SealedContent};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -35,26 +38,40 @@ const NO_MEMORY_RETRY_MS: u32 = 2_000;
 /// The two halves of a stream, and how long a frame may take.
 #[derive(Debug)]
 pub struct Peer<R, W> {
-    /// From the agent.
-    pub receive: R,
     /// To the agent.
     pub send: W,
     /// Time without the expected frame after which the sender is given up.
     pub stall: Duration,
+    receive: R,
+    /// The last frame's body; at most one frame large.
+    buffer: Vec<u8>,
 }
 
 impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<R, W> {
+    /// The two halves of a stream.
+    pub fn new(receive: R, send: W, stall: Duration) -> Self {
+        Self {
+            send,
+            stall,
+            receive,
+            buffer: Vec::new(),
+        }
+    }
+
     /// Reads the next frame.
     ///
     /// # Errors
     /// [`Failure::Stalled`], [`Failure::PeerGone`], or [`Failure::Protocol`] for
     /// bytes that are no frame.
-    pub async fn next(&mut self) -> Result<ToSvm, Failure> {
-        match timeout(self.stall, frame::read::<ToSvm>(&mut self.receive)).await {
+    pub async fn next(&mut self) -> Result<ToSvmRef<'_>, Failure> {
+        let body = frame::read_body(&mut self.receive, &mut self.buffer, ToSvm::MAX_BYTES);
+        match timeout(self.stall, body).await {
             Err(_) => Err(Failure::Stalled {
                 waited_s: self.stall.as_secs(),
             }),
-            Ok(Ok(Some(frame))) => Ok(frame),
+            Ok(Ok(Some(body))) => {
+                ToSvmRef::decode(body).map_err(|error| Failure::Protocol(error.to_string()))
+            }
             Ok(Ok(None)) => Err(Failure::Protocol("the stream ended early".to_owned())),
             Ok(Err(FrameError::Codec(error))) => Err(Failure::Protocol(error.to_string())),
             Ok(Err(FrameError::Io(error))) => match error.kind() {
@@ -148,10 +165,10 @@ impl Gathering {
         let mut values = Vec::with_capacity(want);
         while values.len() < want {
             match peer.next().await? {
-                ToSvm::Outline(part) if part.is_empty() => {
+                ToSvmRef::Outline(part) if part.is_empty() => {
                     return Err(Failure::Protocol("an Outline without values".to_owned()));
                 }
-                ToSvm::Outline(part) => values.extend_from_slice(&part),
+                ToSvmRef::Outline(part) => values.extend_from_slice(&part),
                 _ => return Err(Failure::Protocol("an Outline is expected".to_owned())),
             }
         }
@@ -213,17 +230,16 @@ impl Gathering {
                 return Ok(received);
             }
             let bytes = count as u64 * FRAGMENT_BYTES;
-            let deadline = Instant::now() + peer.stall + Duration::from_secs(bytes / MIN_RATE);
+            let within = peer.stall + Duration::from_secs(bytes / MIN_RATE);
+            let deadline = Instant::now() + within;
             peer.tell(&ToAgent::Need(List::cut(need.iter().copied())))
                 .await?;
             while count > 0 {
-                let frame =
-                    timeout_at(deadline, peer.next())
-                        .await
-                        .map_err(|_| Failure::Stalled {
-                            waited_s: (peer.stall.as_secs()) + bytes / MIN_RATE,
-                        })??;
-                let ToSvm::Fragment(fragment) = frame else {
+                let frame = timeout_at(deadline, peer.next()).await;
+                let frame = frame.map_err(|_| Failure::Stalled {
+                    waited_s: within.as_secs(),
+                })??;
+                let ToSvmRef::Fragment(fragment) = frame else {
                     return Err(Failure::Protocol("a Fragment is expected".to_owned()));
                 };
                 if !need.iter().any(|range| holds(range, fragment.index)) {
@@ -232,14 +248,14 @@ impl Gathering {
                         fragment.index
                     )));
                 }
-                self.keep(&fragment)?;
+                self.keep(fragment)?;
                 received += fragment.bytes.len() as u64;
                 count -= 1;
             }
         }
     }
 
-    fn keep(&mut self, fragment: &Fragment) -> Result<(), Failure> {
+    fn keep(&mut self, fragment: FragmentRef<'_>) -> Result<(), Failure> {
         let (Some(outline), Some(file)) = (&self.outline, &self.file) else {
             return Err(Failure::Protocol(
                 "a Fragment before its Outline".to_owned(),
@@ -258,8 +274,8 @@ impl Gathering {
                 fragment.index
             )));
         }
-        outline.verify_fragment(fragment.index, &fragment.bytes)?;
-        file.write_at(&fragment.bytes, offset)
+        outline.verify_fragment(fragment.index, fragment.bytes)?;
+        file.write_at(fragment.bytes, offset)
             .map_err(|error| no_memory(&error))?;
         *held = true;
         Ok(())
@@ -338,6 +354,7 @@ mod tests {
     use crate::budget::Budget;
     use palisade_protocol::content::OutlineBuilder;
     use palisade_protocol::ids::AgentId;
+    use palisade_protocol::scan::Fragment;
     use proptest::prelude::*;
     use tokio::io::{DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
@@ -381,11 +398,7 @@ mod tests {
             send_theirs
         });
         let (receive, send) = split(ours);
-        let mut peer: Half = Peer {
-            receive,
-            send,
-            stall: STALL,
-        };
+        let mut peer: Half = Peer::new(receive, send, STALL);
         let budget = Budget::new(1 << 30, 1 << 30);
         let size = content.size();
         gathering
@@ -537,11 +550,7 @@ mod tests {
             }
         });
         let (receive, send) = split(ours);
-        let mut peer: Half = Peer {
-            receive,
-            send,
-            stall: STALL,
-        };
+        let mut peer: Half = Peer::new(receive, send, STALL);
         let budget = Budget::new(1 << 30, 1 << 30);
         let mut gathering = Gathering::default();
         gathering
