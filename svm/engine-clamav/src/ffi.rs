@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::findings::is_complaint;
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_longlong, c_uint, c_ulong, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -21,6 +22,8 @@ impl Code {
     pub const CLEAN: Self = Self(0);
     pub const VIRUS: Self = Self(1);
     pub const TIMEOUT: Self = Self(21);
+    /// Given to libclamav: it goes on without this part.
+    const BREAK: Self = Self(22);
     pub const MAX_RECURSION: Self = Self(23);
     pub const MAX_SIZE: Self = Self(24);
     pub const MAX_FILES: Self = Self(25);
@@ -49,6 +52,9 @@ pub enum Field {
     MaxFileSize = 1,
     MaxRecursion = 2,
     MaxFiles = 3,
+    MinCreditCards = 4,
+    MinSocialSecurityNumbers = 5,
+    PuaCategories = 6,
     TmpDir = 13,
     BytecodeTimeout = 16,
     MaxEmbeddedPe = 18,
@@ -64,15 +70,26 @@ pub enum Field {
     PcreMatchLimit = 32,
     PcreRecMatchLimit = 33,
     PcreMaxFileSize = 34,
+    DisablePeCertificates = 35,
 }
 
 /// `CL_DB_STDOPT`: phishing signatures, phishing URLs, (signed) bytecode.
-pub const DB_STANDARD: u32 = 0x2 | 0x8 | DB_BYTECODE;
+pub const DB_STANDARD: u32 = DB_PHISHING | DB_PHISHING_URLS | DB_BYTECODE;
+/// `CL_DB_PHISHING`
+pub const DB_PHISHING: u32 = 0x2;
+/// `CL_DB_PHISHING_URLS`
+pub const DB_PHISHING_URLS: u32 = 0x8;
 /// `CL_DB_BYTECODE`
 pub const DB_BYTECODE: u32 = 0x2000;
 /// `CL_DB_PUA`
 pub const DB_PUA: u32 = 0x10;
+/// `CL_DB_PUA_INCLUDE`
+pub const DB_PUA_INCLUDE: u32 = 0x100;
+/// `CL_DB_PUA_EXCLUDE`
+pub const DB_PUA_EXCLUDE: u32 = 0x200;
 
+/// `CL_SCAN_GENERAL_ALLMATCHES`
+pub const GENERAL_ALL_MATCHES: u32 = 0x1;
 /// `CL_SCAN_GENERAL_HEURISTICS`
 pub const GENERAL_HEURISTICS: u32 = 0x4;
 
@@ -96,6 +113,8 @@ struct ClEngine {
 }
 
 type MsgCallback = extern "C" fn(c_uint, *const c_char, *const c_char, *mut c_void);
+type FoundCallback = extern "C" fn(c_int, *const c_char, *mut c_void);
+type PostScanCallback = extern "C" fn(c_int, c_int, *const c_char, *mut c_void) -> c_uint;
 type InspectionCallback = extern "C" fn(
     c_int,
     *const c_char,
@@ -117,6 +136,8 @@ unsafe extern "C" {
     fn cl_engine_get_num(engine: *const ClEngine, field: c_uint, error: *mut c_int) -> c_longlong;
     fn cl_engine_set_str(engine: *mut ClEngine, field: c_uint, text: *const c_char) -> c_uint;
     fn cl_engine_set_clcb_file_inspection(engine: *mut ClEngine, callback: InspectionCallback);
+    fn cl_engine_set_clcb_virus_found(engine: *mut ClEngine, callback: FoundCallback);
+    fn cl_engine_set_clcb_post_scan(engine: *mut ClEngine, callback: PostScanCallback);
     fn cl_load(
         path: *const c_char,
         engine: *mut ClEngine,
@@ -146,26 +167,50 @@ pub fn version() -> String {
     lossy(unsafe { cl_retver() })
 }
 
-/// Something that libclamav unpacked.
+/// A content, or a part that libclamav unpacked from it, that is about to be scanned.
 #[derive(Debug)]
 pub struct Layer<'a> {
-    /// Names from the outermost container's first member inwards, where known.
-    pub path: Vec<&'a [u8]>,
-    /// The bytes.
-    pub content: &'a [u8],
+    /// 0 for the content itself.
+    pub level: usize,
+    /// The names of the containers that it is in, outermost (level 0) first, where known.
+    pub ancestors: &'a [Option<&'a [u8]>],
+    /// Its own name, where known.
+    pub name: Option<&'a [u8]>,
+    /// Its bytes, if it has any.
+    pub content: Option<&'a [u8]>,
     /// A version of its parent that was rewritten for matching, not a part of it.
     pub normalized: bool,
+}
+
+/// What happens in the course of a scan.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A part is entered.
+    Enter(Layer<'a>),
+    /// The part that was entered last is done.
+    Leave {
+        /// Whether anything has alerted so far.
+        alert: bool,
+    },
+    /// A signature matched.
+    Found(&'a str),
+}
+
+/// What libclamav is told at [`Event::Enter`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Go {
+    /// Scan the part.
+    On,
+    /// Leave it out.
+    Past,
 }
 
 /// An engine, before and after it is compiled.
 #[derive(Debug)]
 pub struct RawEngine(NonNull<ClEngine>);
 
-/// What a scan gave: the code, and with [`Code::VIRUS`] the signature's name.
-pub type Scanned = (Code, Option<String>);
-
 struct Context<'a> {
-    on_layer: &'a mut dyn FnMut(Layer<'_>),
+    on_event: &'a mut dyn FnMut(Event<'_>) -> Go,
 }
 
 impl RawEngine {
@@ -183,8 +228,12 @@ impl RawEngine {
         // SAFETY: allocates, or returns null.
         let engine = NonNull::new(unsafe { cl_engine_new() });
         let engine = Self(engine.ok_or("libclamav cannot make an engine")?);
-        // SAFETY: the engine is valid, and the callback lives as long as the program.
-        unsafe { cl_engine_set_clcb_file_inspection(engine.0.as_ptr(), on_inspection) };
+        // SAFETY: the engine is valid, and the callbacks live as long as the program.
+        unsafe {
+            cl_engine_set_clcb_file_inspection(engine.0.as_ptr(), on_inspection);
+            cl_engine_set_clcb_virus_found(engine.0.as_ptr(), on_found);
+            cl_engine_set_clcb_post_scan(engine.0.as_ptr(), on_post_scan);
+        }
         Ok(engine)
     }
 
@@ -204,9 +253,19 @@ impl RawEngine {
     /// Sets where temporary files go.
     pub fn set_scratch(&mut self, directory: &Path) -> Result<(), String> {
         let path = c_path(directory)?;
+        self.set_text(Field::TmpDir, &path)
+    }
+
+    /// Sets which categories of unwanted applications are loaded, or left out: their
+    /// names, each between dots.
+    pub fn set_pua_categories(&mut self, categories: &str) -> Result<(), String> {
+        let text = CString::new(categories).map_err(|_| "a NUL byte".to_owned())?;
+        self.set_text(Field::PuaCategories, &text)
+    }
+
+    fn set_text(&mut self, field: Field, text: &CStr) -> Result<(), String> {
         // SAFETY: as in set_number; libclamav copies the string.
-        let code =
-            unsafe { cl_engine_set_str(self.0.as_ptr(), Field::TmpDir as c_uint, path.as_ptr()) };
+        let code = unsafe { cl_engine_set_str(self.0.as_ptr(), field as c_uint, text.as_ptr()) };
         Code(code).check().map_err(Code::text)
     }
 
@@ -229,21 +288,21 @@ impl RawEngine {
             .map_err(Code::text)
     }
 
-    /// Scans a descriptor. `on_layer` sees whatever is unpacked, and its bytes for
-    /// the time of the call only.
+    /// Scans a descriptor. `on_event` sees whatever is unpacked, its bytes for the time
+    /// of the call only, and what is found.
     pub fn scan(
         &mut self,
         fd: BorrowedFd<'_>,
         mut flags: ScanFlags,
-        on_layer: &mut dyn FnMut(Layer<'_>),
-    ) -> Scanned {
-        let mut context = Context { on_layer };
+        on_event: &mut dyn FnMut(Event<'_>) -> Go,
+    ) -> Code {
+        let mut context = Context { on_event };
         let mut virus: *const c_char = std::ptr::null();
         let mut scanned: c_ulong = 0;
         // SAFETY: the engine is valid and compiled, the descriptor open; all pointers
-        // live for the call, and the context is used by `on_inspection` only, in
+        // live for the call, and the context is used by the callbacks only, in
         // this call and this thread. A null name is allowed.
-        let code = Code(unsafe {
+        Code(unsafe {
             cl_scandesc_callback(
                 fd.as_raw_fd(),
                 std::ptr::null(),
@@ -253,9 +312,7 @@ impl RawEngine {
                 &mut flags,
                 (&raw mut context).cast(),
             )
-        });
-        let name = (code == Code::VIRUS && !virus.is_null()).then(|| lossy(virus));
-        (code, name)
+        })
     }
 }
 
@@ -300,13 +357,47 @@ extern "C" fn on_message(
         return;
     }
     let mut messages = MESSAGES.lock().unwrap_or_else(PoisonError::into_inner);
-    if messages.len() < MAX_MESSAGES {
-        let text = lossy(text).trim_end().to_owned();
+    let text = lossy(text).trim_end().to_owned();
+    // However much noise a content makes: that work was left undone is not lost in it.
+    let room = messages.len() < MAX_MESSAGES;
+    if room || (messages.len() == MAX_MESSAGES && is_complaint(&text)) {
         messages.push(LibraryMessage {
             error: severity >= MSG_ERROR,
             text,
         });
     }
+}
+
+/// Hands an event of a scan to whoever listens to it.
+///
+/// # Safety
+/// `context` is null, or the one that `scan` made and that lives for its call;
+/// libclamav calls back in that thread, one call at a time.
+unsafe fn tell(context: *mut c_void, event: Event<'_>) -> Go {
+    if context.is_null() {
+        return Go::On;
+    }
+    // SAFETY: by this function's contract.
+    let context = unsafe { &mut *context.cast::<Context<'_>>() };
+    (context.on_event)(event)
+}
+
+extern "C" fn on_found(_fd: c_int, name: *const c_char, context: *mut c_void) {
+    let name = lossy(name);
+    // SAFETY: libclamav passes the scan's context, as `tell` asks for.
+    unsafe { tell(context, Event::Found(&name)) };
+}
+
+extern "C" fn on_post_scan(
+    _fd: c_int,
+    result: c_int,
+    _name: *const c_char,
+    context: *mut c_void,
+) -> c_uint {
+    let alert = c_uint::try_from(result) == Ok(Code::VIRUS.0);
+    // SAFETY: libclamav passes the scan's context, as `tell` asks for.
+    unsafe { tell(context, Event::Leave { alert }) };
+    Code::CLEAN.0
 }
 
 extern "C" fn on_inspection(
@@ -321,33 +412,32 @@ extern "C" fn on_inspection(
     attributes: u32,
     context: *mut c_void,
 ) -> c_uint {
-    // Level 0 is the content itself; a layer without bytes has nothing to show.
-    if level == 0 || context.is_null() || buffer.is_null() || size == 0 {
-        return Code::CLEAN.0;
-    }
-    // SAFETY: the context is the one that `scan` made and that lives for its call;
-    // libclamav calls back in that thread, one call at a time.
-    let context = unsafe { &mut *context.cast::<Context<'_>>() };
-    // SAFETY: libclamav passes `size` readable bytes at `buffer` for this call.
-    let content = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), size) };
-    let mut path: Vec<&[u8]> = Vec::new();
-    if !ancestors.is_null() {
-        // The first ancestor is the content itself.
-        for at in 1..level as usize {
-            // SAFETY: the array has `level` entries, each null or a string.
-            let ancestor = unsafe { *ancestors.add(at) };
-            // SAFETY: as above; the string lives for this call.
-            path.extend(unsafe { bytes_of(ancestor) });
-        }
-    }
-    // SAFETY: null, or a string that lives for this call.
-    path.extend(unsafe { bytes_of(name) });
-    (context.on_layer)(Layer {
-        path,
+    let content = (!buffer.is_null() && size > 0).then(|| {
+        // SAFETY: libclamav passes `size` readable bytes at `buffer` for this call.
+        unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), size) }
+    });
+    let level = level as usize;
+    let known = if ancestors.is_null() { 0 } else { level };
+    let ancestors: Vec<Option<&[u8]>> = (0..known)
+        .map(|at| {
+            // SAFETY: the array has `level` entries, each null or a string that lives
+            // for this call.
+            unsafe { bytes_of(*ancestors.add(at)) }
+        })
+        .collect();
+    let layer = Layer {
+        level,
+        ancestors: &ancestors,
+        // SAFETY: null, or a string that lives for this call.
+        name: unsafe { bytes_of(name) },
         content,
         normalized: attributes & LAYER_NORMALIZED != 0,
-    });
-    Code::CLEAN.0
+    };
+    // SAFETY: libclamav passes the scan's context, as `tell` asks for.
+    match unsafe { tell(context, Event::Enter(layer)) } {
+        Go::On => Code::CLEAN.0,
+        Go::Past => Code::BREAK.0,
+    }
 }
 
 /// The bytes of a C string, if there is one.
@@ -368,4 +458,26 @@ fn lossy(text: *const c_char) -> String {
 
 fn c_path(path: &Path) -> Result<CString, String> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| "a path with a NUL byte".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_heard_through_any_noise() {
+        let say = |text: &str| {
+            let text = CString::new(text).unwrap();
+            on_message(MSG_WARN, text.as_ptr(), text.as_ptr(), std::ptr::null_mut());
+        };
+        take_messages();
+        for _ in 0..3 * MAX_MESSAGES {
+            say("odd object");
+        }
+        say("Can't create temporary directory for scan: /x.");
+        say("odd object");
+        let kept = take_messages();
+        assert_eq!(kept.len(), MAX_MESSAGES + 1);
+        assert!(kept.iter().any(|message| is_complaint(&message.text)));
+    }
 }

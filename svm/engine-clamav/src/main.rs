@@ -8,7 +8,8 @@
 //! | [`databases`] | which files load, and in which order |
 //! | [`load`] | databases in, a compiled engine or problems with file and line out |
 //! | [`canary`] | proof that the engine still finds anything |
-//! | [`engine`] | one worker's scans, and what their results mean |
+//! | [`engine`] | one worker's scans |
+//! | [`findings`] | what libclamav says in a scan, and what it comes to |
 
 #![deny(unsafe_code)]
 
@@ -16,6 +17,7 @@ mod canary;
 mod databases;
 mod engine;
 mod ffi;
+mod findings;
 mod load;
 mod settings;
 

@@ -79,7 +79,8 @@ fn a_scratch_that_goes_away_later_is_an_error_and_never_clean() {
     let (Some(dirty), Some(clean)) = (zipped("inner.txt"), zipped("clean.txt")) else {
         return;
     };
-    assert_eq!(scan_bytes(&mut worker, &dirty), found(MARKER_NAME));
+    let inside = found(MARKER_NAME).inside("inner.txt".into());
+    assert_eq!(scan_bytes(&mut worker, &dirty), inside);
     assert_eq!(scan_bytes(&mut worker, &clean), Outcome::Clean);
 
     // A file in place of the worker's directory.

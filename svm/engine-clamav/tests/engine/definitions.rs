@@ -1,7 +1,9 @@
 //! Definitions that cannot be used, and what is said of them.
 
-use crate::site::{MARKER_NAME, PROGRAM, Site, found, marker, scan_bytes};
-use palisade_worker::client::{DefinitionProblem, EngineProcess, Outcome, StartError};
+use crate::site::{MARKER_NAME, PROGRAM, Site, found, marker, run_in, scan_bytes, scan_with};
+use palisade_worker::client::{
+    DefinitionProblem, EngineProcess, NotScanned, Outcome, ScanOptions, StartError, WorkerHandle,
+};
 
 fn problems(site: &Site) -> Vec<DefinitionProblem> {
     match site.start_with(&[]) {
@@ -106,20 +108,89 @@ fn every_kind_loads_and_ignored_signatures_are_ignored() {
 
 #[test]
 fn unwanted_applications_are_looked_for_on_request_only() {
-    let (_, line) = marker();
-    let (unwanted, hex_line) = marker();
+    let (marker, line) = marker();
+    let (unwanted, hex_line) = crate::site::marker();
     let unwanted_line = hex_line.replace("Marker.Test", "PUA.Test.Thing");
     let site = Site::new(&[("marker.ndb", &line), ("unwanted.ndu", &unwanted_line)]);
     let engine = site.start();
     let mut worker = engine.spawn_worker().unwrap();
-    assert_eq!(scan_bytes(&mut worker, unwanted.as_bytes()), Outcome::Clean);
+    let asked = ScanOptions {
+        pua: true,
+        ..ScanOptions::default()
+    };
+    let mut scan = |worker: &mut WorkerHandle, bytes: &[u8], options: &ScanOptions| {
+        scan_with(worker, bytes, options.clone()).0.outcome
+    };
+    let not_asked = ScanOptions::default();
+    // Not loaded, it is not found, whoever asks.
+    assert_eq!(
+        scan(&mut worker, unwanted.as_bytes(), &asked),
+        Outcome::Clean
+    );
+
     let (engine, _) = site.start_with(&["detect-pua=yes"]).unwrap();
     let mut worker = engine.spawn_worker().unwrap();
     let name = "PUA.Test.Thing.UNOFFICIAL".into();
     assert_eq!(
-        scan_bytes(&mut worker, unwanted.as_bytes()),
+        scan(&mut worker, unwanted.as_bytes(), &asked),
         Outcome::found([name], true)
     );
+    assert_eq!(
+        scan(&mut worker, unwanted.as_bytes(), &not_asked),
+        Outcome::Clean
+    );
+    // Malware beside it is found, whichever comes first.
+    for both in [
+        format!("{unwanted} {marker}"),
+        format!("{marker} {unwanted}"),
+    ] {
+        assert_eq!(
+            scan(&mut worker, both.as_bytes(), &not_asked),
+            found(MARKER_NAME)
+        );
+    }
+    // Nobody asked for it, and it does not hide what could not be looked at.
+    site.put("unwanted.txt", unwanted.as_bytes());
+    site.put("secret.txt", "a secret ".repeat(50).as_bytes());
+    let (files, zip) = (site.files(), "e.zip");
+    if run_in(&files, "zip", &["-q", zip, "unwanted.txt"])
+        && run_in(&files, "zip", &["-q", "-P", "password", zip, "secret.txt"])
+    {
+        let bytes = std::fs::read(files.join(zip)).unwrap();
+        let encrypted = Outcome::NotScanned {
+            reason: NotScanned::Encrypted,
+        };
+        for _ in 0..8 {
+            assert_eq!(scan(&mut worker, &bytes, &not_asked), encrypted);
+        }
+    }
+}
+
+#[test]
+fn categories_of_unwanted_applications_are_chosen_by_name() {
+    let (_, line) = marker();
+    let (tool, tool_line) = marker();
+    let (packed, packed_line) = marker();
+    let named = |line: &str, name: &str| line.replace("Marker.Test", name);
+    let lines = named(&tool_line, "PUA.NetTool.One") + &named(&packed_line, "PUA.Packed.Two");
+    let site = Site::new(&[("marker.ndb", &line), ("unwanted.ndu", &lines)]);
+    let options = ScanOptions {
+        pua: true,
+        ..ScanOptions::default()
+    };
+    for (setting, finds_tool) in [
+        ("include-pua=NetTool", true),
+        ("exclude-pua=NetTool", false),
+    ] {
+        let (engine, _) = site.start_with(&[setting]).unwrap();
+        let mut worker = engine.spawn_worker().unwrap();
+        for (bytes, finds) in [(&tool, finds_tool), (&packed, !finds_tool)] {
+            let outcome = scan_with(&mut worker, bytes.as_bytes(), options.clone())
+                .0
+                .outcome;
+            assert_eq!(outcome != Outcome::Clean, finds, "{setting}: {outcome:?}");
+        }
+    }
 }
 
 #[test]
@@ -140,6 +211,12 @@ fn heuristics_are_suspicions() {
         outcome,
         Outcome::found(["Heuristics.Broken.Executable".into()], true)
     );
+    let options = ScanOptions {
+        heuristics: false,
+        ..ScanOptions::default()
+    };
+    let outcome = scan_with(&mut worker, &bytes, options).0.outcome;
+    assert_eq!(outcome, Outcome::Clean);
 }
 
 #[test]

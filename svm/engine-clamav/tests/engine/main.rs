@@ -9,6 +9,8 @@
 
 mod canary;
 mod definitions;
+mod members;
 mod parity;
 mod scans;
 mod site;
+mod unseen;

@@ -31,12 +31,9 @@ fn finds_what_clamscan_finds() {
     let engine = site.start();
     let mut worker = engine.spawn_worker().unwrap();
     for file in &files {
-        assert_eq!(
-            scan_file(&mut worker, file),
-            found(NAME),
-            "{}",
-            file.display()
-        );
+        // Where in the file, differs from one to the other.
+        let outcome = scan_file(&mut worker, file).inside("".into());
+        assert_eq!(outcome, found(NAME), "{}", file.display());
     }
 
     let clamscan = Command::new("clamscan")
