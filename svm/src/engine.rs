@@ -102,25 +102,36 @@ impl EngineKind {
         }
     }
 
+    /// What its program is told beside its definitions, as `key=value`: what is set
+    /// later goes before. Part of what verdicts depend on.
+    pub fn settings(self, place: &Place) -> Vec<String> {
+        match self {
+            Self::Clamav => {
+                let max = place.max_scan_bytes;
+                let mut settings = vec![
+                    format!("max-filesize={max}"),
+                    format!("max-scansize={}", max.max(CLAMAV_UNPACKED_BYTES)),
+                ];
+                settings.extend(place.clamav.iter().cloned());
+                settings
+            }
+            Self::HashList | Self::Yara => Vec::new(),
+        }
+    }
+
     /// How its program is started, if it is one.
     pub fn command(self, definitions: &Path, place: &Place) -> Option<EngineCommand> {
         let mut command = EngineCommand::new(place.helpers.join(self.program()?))
             .arg("--scratch")
             .arg(&place.scratch);
         command = match self {
-            Self::Clamav => command
-                .arg("--definitions")
-                .arg(definitions)
-                .arg("--set")
-                .arg(format!("max-filesize={}", place.max_scan_bytes))
-                .arg("--set")
-                .arg(format!(
-                    "max-scansize={}",
-                    place.max_scan_bytes.max(CLAMAV_UNPACKED_BYTES)
-                )),
+            Self::Clamav => command.arg("--definitions").arg(definitions),
             Self::Yara => command.arg("--rules").arg(definitions),
             Self::HashList => command,
         };
+        for setting in self.settings(place) {
+            command = command.arg("--set").arg(setting);
+        }
         command.load_timeout = place.load_timeout;
         Some(command)
     }
@@ -140,6 +151,8 @@ pub struct Place {
     pub load_timeout: Duration,
     /// Largest content that is scanned, in bytes.
     pub max_scan_bytes: u64,
+    /// What else libclamav's program is told, as `key=value`.
+    pub clamav: Vec<String>,
 }
 
 #[cfg(test)]

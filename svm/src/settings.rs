@@ -5,6 +5,8 @@
 //! which is the same in every daemon. Sizes are bytes, or text with a unit
 //! (`"512 MiB"`); times are seconds.
 
+mod engines;
+
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,8 +17,10 @@ use palisade_daemon::site::{Component, Site};
 use palisade_protocol::content::MAX_CONTENT_BYTES;
 use palisade_protocol::control::{MAX_ADDRESSES, MAX_TAGS, Name};
 use palisade_protocol::{DEFAULT_SCAN_PORT, endpoint};
-use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
+use serde::{Deserialize, Serialize};
+
+pub use engines::{Clamav, Engines};
 
 use crate::request::Bounds;
 
@@ -48,6 +52,8 @@ pub struct Settings {
     pub helpers_dir: Option<PathBuf>,
     /// Signatures and rules.
     pub definitions: Definitions,
+    /// What the engines' own programs are told.
+    pub engines: Engines,
     /// Scans and what they may take.
     pub scan: Scan,
     /// The SharedCache.
@@ -80,6 +86,7 @@ impl Default for Settings {
             run_dir: None,
             helpers_dir: None,
             definitions: Definitions::default(),
+            engines: Engines::default(),
             scan: Scan::default(),
             cache: Cache::default(),
             limits: Limits::default(),
@@ -254,7 +261,8 @@ impl Limits {
 }
 
 /// A number of bytes: an integer, or text such as `"512 MiB"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
 pub struct ByteSize(pub u64);
 
 impl fmt::Display for ByteSize {
@@ -310,7 +318,7 @@ pub enum BadSettings {
         /// The settings file.
         file: PathBuf,
         /// Which key.
-        key: &'static str,
+        key: String,
         /// What it holds.
         value: String,
         /// What it may hold.
@@ -330,13 +338,13 @@ pub fn load(file: &Path) -> Result<Settings, BadSettings> {
 
 impl Settings {
     fn check(&self, file: &Path) -> Result<(), BadSettings> {
-        let bound = |fits: bool, key, value: &dyn fmt::Display, rule: String| {
+        let bound = |fits: bool, key: &str, value: &dyn fmt::Display, rule: String| {
             if fits {
                 return Ok(());
             }
             Err(BadSettings::Bound {
                 file: file.to_owned(),
-                key,
+                key: key.to_owned(),
                 value: value.to_string(),
                 rule,
             })
@@ -380,6 +388,9 @@ impl Settings {
             &self.limits.requests_per_agent,
             format!("1 to {streams} are possible"),
         )?;
+        if let Some((key, value, rule)) = self.engines.clamav.broken_bound() {
+            bound(false, &key, &value, rule)?;
+        }
         for (key, value) in [
             ("definitions.poll_s", self.definitions.poll_s),
             (

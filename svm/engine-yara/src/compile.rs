@@ -4,14 +4,17 @@
 use crate::engine::YaraEngine;
 use palisade_worker::message::DefinitionProblem;
 use palisade_worker::zygote::{LoadReport, problem, random_hex};
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use yara_x::errors::CompileError;
 use yara_x::{Compiler, SourceCode};
 
-/// Variables that public rule sets expect; a content has no name here, so that one
+/// Variables that public rule sets expect. They are empty, but for the names of parts
+/// inside a content: what the content itself is called is not known here, so that one
 /// content has one verdict.
-const GLOBALS: [&str; 5] = ["filename", "filepath", "extension", "filetype", "owner"];
+pub const GLOBALS: [&str; 5] = ["filename", "filepath", "extension", "filetype", "owner"];
 /// Largest file of rules that is read (bytes).
 const MAX_RULE_FILE: u64 = 64 << 20;
 /// Namespace of the canary; no file's stem can take it, for it is random as well.
@@ -38,13 +41,14 @@ pub fn load(directory: &Path) -> Result<LoadReport<YaraEngine>, Vec<DefinitionPr
     let mut compiler = Compiler::new();
     compiler.relaxed_re_syntax(true).enable_includes(false);
     let mut problems = Vec::new();
+    let mut taken = HashSet::new();
     for name in GLOBALS {
         if let Err(error) = compiler.define_global(name, "") {
             problems.push(problem(directory, None, format!("global {name}: {error}")));
         }
     }
     for file in &files {
-        if let Err(found) = add_file(&mut compiler, file) {
+        if let Err(found) = add_file(&mut compiler, file, &mut taken) {
             problems.push(found);
         }
     }
@@ -87,7 +91,13 @@ fn rule_files(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn add_file(compiler: &mut Compiler<'_>, file: &Path) -> Result<(), DefinitionProblem> {
+/// A file's rules are a namespace of their own, called by the file's stem; or by its
+/// whole name, if another file has the stem.
+fn add_file(
+    compiler: &mut Compiler<'_>,
+    file: &Path,
+    taken: &mut HashSet<String>,
+) -> Result<(), DefinitionProblem> {
     let failed = |error: std::io::Error| problem(file, None, format!("cannot be read: {error}"));
     let size = fs::metadata(file).map_err(failed)?.len();
     if size > MAX_RULE_FILE {
@@ -98,8 +108,12 @@ fn add_file(compiler: &mut Compiler<'_>, file: &Path) -> Result<(), DefinitionPr
         ));
     }
     let source = fs::read(file).map_err(failed)?;
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    compiler.new_namespace(&stem);
+    let name = |name: Option<&OsStr>| name.unwrap_or_default().to_string_lossy().into_owned();
+    let mut namespace = name(file.file_stem());
+    if !taken.insert(namespace.clone()) {
+        namespace = name(file.file_name());
+    }
+    compiler.new_namespace(&namespace);
     let origin = file.to_string_lossy();
     match compiler.add_source(SourceCode::from(source.as_slice()).with_origin(origin)) {
         Ok(_) => Ok(()),

@@ -5,22 +5,21 @@
 //! child. So the first timed scan is the worker's warm-up, after the fork.
 
 use crate::compile::Canary;
+use crate::judge::judge;
 use palisade_worker::content::SealedContent;
-use palisade_worker::message::{Name, NotScanned, Outcome, ScanOptions};
+use palisade_worker::message::{NotScanned, Outcome, ScanOptions};
 use palisade_worker::zygote::{Engine, MemberSink};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
-use yara_x::{MetaValue, Rule, Rules, ScanError, ScanResults, Scanner};
+use yara_x::errors::VariableError;
+use yara_x::{Rules, ScanError, Scanner};
 
 /// Content up to this size (bytes) is read into a buffer that the worker keeps;
 /// larger content is mapped by yara-x, so that it is not held twice.
 const READ_UP_TO: u64 = 1 << 20;
 /// Time limit of a scan whose options give none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Marks a rule as one that gives a reason for suspicion, no more: as a tag, or as
-/// the value of the metadata `severity`.
-const SUSPICIOUS: &str = "suspicious";
 
 /// Compiled rules, and in a worker a scanner of them.
 pub struct YaraEngine {
@@ -28,6 +27,8 @@ pub struct YaraEngine {
     canary: Canary,
     scanner: Option<Scanner<'static>>,
     buffer: Vec<u8>,
+    /// The part's name that rules see.
+    name: String,
 }
 
 impl YaraEngine {
@@ -38,6 +39,7 @@ impl YaraEngine {
             canary,
             scanner: None,
             buffer: Vec::new(),
+            name: String::new(),
         }
     }
 }
@@ -78,6 +80,14 @@ impl Engine for YaraEngine {
             return Outcome::engine_error("no scanner");
         };
         scanner.set_timeout(timeout(options));
+        if self.name != options.name.as_str() {
+            self.name = options.name.as_str().to_owned();
+            if let Err(error) = set_names(scanner, &self.name) {
+                // Not to be taken for the next part's.
+                self.scanner = None;
+                return Outcome::engine_error(format!("the part's name: {error}"));
+            }
+        }
         let canary = self.canary.namespace.as_str();
         let judged = if content.size() <= READ_UP_TO {
             let size = usize::try_from(content.size()).unwrap_or(usize::MAX);
@@ -113,33 +123,16 @@ fn timeout(options: &ScanOptions) -> Duration {
     }
 }
 
-/// What the matches mean: one rule that says malware outweighs any that merely
-/// suspect, and comes first.
-fn judge(results: &ScanResults<'_, '_>, canary: &str, options: &ScanOptions) -> Outcome {
-    let (mut malware, mut suspicious) = (Vec::new(), Vec::new());
-    for rule in results
-        .matching_rules()
-        .filter(|rule| rule.namespace() != canary)
-    {
-        let name = Name::from(rule.identifier());
-        if is_suspicion(&rule) {
-            suspicious.push(name)
-        } else {
-            malware.push(name)
-        }
-    }
-    if malware.is_empty() && (suspicious.is_empty() || !options.heuristics) {
-        return Outcome::Clean;
-    }
-    let only_suspicious = malware.is_empty();
-    Outcome::found(malware.into_iter().chain(suspicious), only_suspicious)
-}
-
-fn is_suspicion(rule: &Rule<'_, '_>) -> bool {
-    let suspicion = |value: &MetaValue<'_>| matches!(value, MetaValue::String(text) if text.eq_ignore_ascii_case(SUSPICIOUS));
-    rule.tags()
-        .any(|tag| tag.identifier().eq_ignore_ascii_case(SUSPICIOUS))
-        || rule
-            .metadata()
-            .any(|(key, value)| key.eq_ignore_ascii_case("severity") && suspicion(&value))
+/// Sets what rules can know of a part's name; all empty for the content itself.
+fn set_names(scanner: &mut Scanner<'_>, path: &str) -> Result<(), VariableError> {
+    let (folder, file) = path.rsplit_once('/').unwrap_or(("", path));
+    let extension = match file.rfind('.') {
+        // A name that is all extension has none.
+        Some(at) if at > 0 => &file[at..],
+        _ => "",
+    };
+    scanner.set_global("filename", file)?;
+    scanner.set_global("filepath", folder)?;
+    scanner.set_global("extension", extension)?;
+    Ok(())
 }

@@ -5,11 +5,13 @@
 //! | --- | --- |
 //! | [`compile`] | rule files in, compiled rules or problems with file and line out |
 //! | [`engine`] | one worker's scanner: warm-up, canary, scans |
+//! | [`judge`] | what matching rules mean, and what they say of themselves |
 
 #![forbid(unsafe_code)]
 
 mod compile;
 mod engine;
+mod judge;
 
 use palisade_worker::args::{Args, ArgsError, COMMON_USAGE};
 use palisade_worker::zygote::{self, Settings};

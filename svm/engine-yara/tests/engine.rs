@@ -65,6 +65,17 @@ fn scan(worker: &mut WorkerHandle, bytes: &[u8]) -> Outcome {
         .outcome
 }
 
+fn scan_with(worker: &mut WorkerHandle, bytes: &[u8], options: &ScanOptions) -> Outcome {
+    let content = SealedContent::from_bytes(bytes).unwrap();
+    let done = worker.scan(&content, options.clone(), LONG, &mut drop);
+    match done.unwrap().outcome {
+        Outcome::Found {
+            names, suspicious, ..
+        } => Outcome::found(names, suspicious),
+        other => other,
+    }
+}
+
 fn found(names: &[&str], suspicious: bool) -> Outcome {
     Outcome::found(names.iter().map(|name| (*name).into()), suspicious)
 }
@@ -126,6 +137,106 @@ fn rules_say_how_sure_they_are() {
     let all = format!("{b}{c}{a}");
     let names = ["Malware", "By_Tag", "By_Metadata"];
     assert_eq!(scan(&mut worker, all.as_bytes()), found(&names, false));
+    // Who does not ask for suspicions is told of none, and of malware all the same.
+    let options = ScanOptions {
+        heuristics: false,
+        ..ScanOptions::default()
+    };
+    assert_eq!(
+        scan_with(&mut worker, both.as_bytes(), &options),
+        Outcome::Clean
+    );
+    assert_eq!(
+        scan_with(&mut worker, all.as_bytes(), &options),
+        found(&names, false)
+    );
+}
+
+#[test]
+fn a_low_score_or_severity_is_a_suspicion() {
+    let cases = [
+        ("score = 59", true),
+        ("score = 60", false),
+        ("score = \"40\"", true),
+        ("score = \"high\"", false),
+        ("Severity = \"Low\"", true),
+        ("severity = \"informational\"", true),
+        ("severity = \"critical\"", false),
+        ("severity = 1", false),
+    ];
+    let markers: Vec<String> = cases.iter().map(|_| marker()).collect();
+    let text: String = cases
+        .iter()
+        .zip(&markers)
+        .enumerate()
+        .map(|(n, ((meta, _), marker))| rule(&format!("R{n}"), &format!("{{ meta: {meta}"), marker))
+        .collect();
+    let site = Site::new(&[("rules.yar", &text)]);
+    let engine = site.start();
+    let mut worker = engine.spawn_worker().unwrap();
+    for ((meta, suspicious), marker) in cases.iter().zip(&markers) {
+        match scan(&mut worker, marker.as_bytes()) {
+            Outcome::Found {
+                suspicious: said, ..
+            } => assert_eq!(said, *suspicious, "{meta}"),
+            other => panic!("{meta}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_finding_carries_what_the_rule_says_of_itself() {
+    let marker = marker();
+    let head = format!(
+        "{{ meta: Author = \"somebody\" hash = \"not shown\" description = \"{}\" score = 80 \
+         author = \"another\" reference = \"https://example.org/\\x1b[2J\"",
+        "long ".repeat(100)
+    );
+    let site = Site::new(&[("rules.yar", &rule("Told", &head, &marker))]);
+    let engine = site.start();
+    let mut worker = engine.spawn_worker().unwrap();
+    let Outcome::Found { metadata, .. } = scan(&mut worker, marker.as_bytes()) else {
+        panic!("not found")
+    };
+    let said: Vec<(&str, &str)> = metadata
+        .iter()
+        .map(|one| (one.key.as_str(), one.value.as_str()))
+        .collect();
+    let long = "long ".repeat(100);
+    assert_eq!(
+        said,
+        [
+            ("description", &long[..256]),
+            ("author", "somebody"),
+            ("reference", "https://example.org/\u{fffd}[2J"),
+            ("score", "80"),
+        ]
+    );
+}
+
+#[test]
+fn rules_see_the_names_of_parts_and_of_nothing_else() {
+    let text = "rule By_Name { condition: filename == \"c.EXE\" and extension == \".EXE\" and \
+                filepath == \"a.zip/b\" and owner == \"\" and filetype == \"\" }\n\
+                rule Nameless { condition: filename == \"\" and filepath == \"\" and \
+                extension == \"\" }\n\
+                rule Hidden { condition: filename == \".profile\" and extension == \"\" }\n";
+    let site = Site::new(&[("rules.yar", text)]);
+    let engine = site.start();
+    let mut worker = engine.spawn_worker().unwrap();
+    let mut named = |name: &str| {
+        let options = ScanOptions {
+            name: name.into(),
+            ..ScanOptions::default()
+        };
+        scan_with(&mut worker, b"content", &options)
+    };
+    // A name is forgotten with its content.
+    for _ in 0..2 {
+        assert_eq!(named("a.zip/b/c.EXE"), found(&["By_Name"], false));
+        assert_eq!(named(""), found(&["Nameless"], false));
+        assert_eq!(named(".profile"), found(&["Hidden"], false));
+    }
 }
 
 #[test]
@@ -157,9 +268,11 @@ fn one_name_in_two_files_is_two_rules() {
     let site = Site::new(&[
         ("a.yar", &rule("Same", "{", &a)),
         ("b.yar", &rule("Same", "{", &b)),
+        // Nor does a file's stem have to be its own.
+        ("b.yara", &rule("Same", "{", &a)),
     ]);
     let (engine, loaded) = EngineProcess::start(&site.command()).unwrap();
-    assert_eq!(loaded.signatures, 2);
+    assert_eq!(loaded.signatures, 3);
     let mut worker = engine.spawn_worker().unwrap();
     assert_eq!(scan(&mut worker, b.as_bytes()), found(&["Same"], false));
 }

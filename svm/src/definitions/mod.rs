@@ -153,6 +153,7 @@ impl Keeper {
                 scratch: folders.scratch(),
                 load_timeout: Duration::from_secs(settings.definitions.load_timeout_s.into()),
                 max_scan_bytes: settings.scan.max_scan_size.0,
+                clamav: settings.engines.clamav.arguments(),
             },
             active: None,
             seen: None,
@@ -281,17 +282,38 @@ impl Keeper {
             })?;
             engines.push(started);
         }
-        let set = EngineSet::new(manifest.generation, generations(manifest), engines);
+        let set = EngineSet::new(
+            manifest.generation,
+            generations(manifest, &self.place),
+            engines,
+        );
         Ok(Arc::new(set.with_lists(lists)))
     }
 }
 
-fn generations(manifest: &Manifest) -> Generations {
+fn generations(manifest: &Manifest, place: &Place) -> Generations {
     List::cut(manifest.engines.iter().map(|engine| EngineGeneration {
         engine: Text::cut(engine.engine.name()),
         generation: Generation(engine.generation),
-        fingerprint: engine.fingerprint,
+        fingerprint: configured(engine.fingerprint, &engine.engine.settings(place)),
     }))
+}
+
+/// The fingerprint of definitions with what their engine is told: a verdict by other
+/// limits is another verdict.
+fn configured(definitions: [u8; 16], settings: &[String]) -> [u8; 16] {
+    if settings.is_empty() {
+        return definitions;
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&definitions);
+    for setting in settings {
+        hasher.update(&(setting.len() as u64).to_le_bytes());
+        hasher.update(setting.as_bytes());
+    }
+    let mut bytes = [0; 16];
+    hasher.finalize_xof().fill(&mut bytes);
+    bytes
 }
 
 /// Engines know the copies; people know the files that they wrote.

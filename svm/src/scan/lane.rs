@@ -239,8 +239,11 @@ impl Lane {
     ) -> Duration {
         let mut took = Duration::ZERO;
         for (index, engine) in step.set.engines().iter().enumerate() {
-            // A member of a content that is malware already is of no interest.
-            if index != step.index && engine.kind().takes_members() && !tally.is_decided() {
+            // A member of a content that is malware already is of no interest, unless
+            // it is what makes it so.
+            let kind = engine.kind();
+            let of_interest = !tally.is_decided() || tally.may_be_deeper(kind, &member.name);
+            if index != step.index && kind.takes_members() && of_interest {
                 let inner = Step {
                     index,
                     members: false,

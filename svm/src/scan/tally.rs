@@ -66,6 +66,18 @@ impl Tally {
         self.allowed.is_some() || self.malware.is_some()
     }
 
+    /// Whether an engine that found malware in a container might find it in this part
+    /// of the container as well: the innermost is what people want to know.
+    pub fn may_be_deeper(&self, engine: EngineKind, part: &str) -> bool {
+        let part = Details {
+            member: inside(part, ""),
+            ..decided_by(engine)
+        };
+        self.malware
+            .as_ref()
+            .is_some_and(|(_, known)| known.engine == part.engine && is_inside(&part, known))
+    }
+
     /// An engine worked for so long.
     pub fn took(&mut self, engine: EngineKind, time: Duration) {
         let run = self.run(engine);
@@ -130,7 +142,13 @@ impl Tally {
             (&mut self.malware, verdict)
         };
         let kind = verdict.kind();
-        place.get_or_insert((verdict, details));
+        match place {
+            None => *place = Some((verdict, details)),
+            Some((known, outer)) if *known == verdict && is_inside(&details, outer) => {
+                outer.member = details.member;
+            }
+            Some(_) => {}
+        }
         self.saw(engine, kind);
     }
 
@@ -231,6 +249,16 @@ fn decided_by(engine: EngineKind) -> Details {
     Details {
         engine: Some(Text::cut(engine.name())),
         ..Details::default()
+    }
+}
+
+fn is_inside(part: &Details, container: &Details) -> bool {
+    match (&part.member, &container.member) {
+        (Some(_), None) => true,
+        (Some(part), Some(container)) => part
+            .strip_prefix(container.as_str())
+            .is_some_and(|rest| rest.starts_with('/')),
+        (None, _) => false,
     }
 }
 
@@ -336,6 +364,24 @@ mod tests {
                 ("libclamav", 7, VerdictKind::Clean)
             ]
         );
+    }
+
+    #[test]
+    fn the_innermost_part_is_named() {
+        let mut tally = Tally::new();
+        let found = Outcome::found(["Rule".into()], false);
+        tally.said(EngineKind::Yara, &found, "b.tar");
+        assert!(tally.may_be_deeper(EngineKind::Yara, "b.tar/c.exe"));
+        assert!(!tally.may_be_deeper(EngineKind::Yara, "b.target"));
+        assert!(!tally.may_be_deeper(EngineKind::Yara, "a.txt"));
+        assert!(!tally.may_be_deeper(EngineKind::Clamav, "b.tar/c.exe"));
+        tally.said(EngineKind::Yara, &Outcome::Clean, "b.tar/a.txt");
+        tally.said(EngineKind::Yara, &found, "b.tar/c.exe");
+        tally.said(EngineKind::Yara, &found, "d.exe");
+        let other = Outcome::found(["Other".into()], false);
+        tally.said(EngineKind::Yara, &other, "b.tar/c.exe/e");
+        let end = tally.end().unwrap();
+        assert_eq!(end.details.member.as_deref(), Some("b.tar/c.exe"));
     }
 
     fn all() -> impl Strategy<Value = Vec<Said>> {

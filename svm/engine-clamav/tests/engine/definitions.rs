@@ -118,7 +118,7 @@ fn unwanted_applications_are_looked_for_on_request_only() {
         pua: true,
         ..ScanOptions::default()
     };
-    let mut scan = |worker: &mut WorkerHandle, bytes: &[u8], options: &ScanOptions| {
+    let scan = |worker: &mut WorkerHandle, bytes: &[u8], options: &ScanOptions| {
         scan_with(worker, bytes, options.clone()).0.outcome
     };
     let not_asked = ScanOptions::default();
