@@ -448,7 +448,7 @@ fn audit(key: &cache::Key, landed: &Landed) {
     {
         tracing::info!(
             target: "audit", content = %key.content, tenant = %key.tenant, size = key.size,
-            list = list.value.as_str(), "allowed by a list"
+            list = list.value.as_str(), "audit: allowed by a list"
         );
     }
 }

@@ -112,6 +112,17 @@ impl Client {
         self.begin(bytes).await.finish(bytes).await
     }
 
+    /// The same, with other options.
+    pub async fn scan_with(&self, bytes: &[u8], options: ScanOptions) -> Scanned {
+        let outline = outline(bytes);
+        let mut stream = self.stream().await;
+        let mut asked = request(outline.id(), outline.size());
+        asked.options = options;
+        stream.say(&ToSvm::Scan(asked)).await;
+        stream.say_outline(&outline).await;
+        stream.finish(bytes).await
+    }
+
     pub async fn verdict(&self, bytes: &[u8]) -> Verdict {
         self.scan(bytes).await.result().verdict
     }

@@ -3,6 +3,8 @@
 //! | module | shows |
 //! | --- | --- |
 //! | [`verdicts`] | what is found, cached, and kept apart |
+//! | [`details`] | where, by whom, how long; settings and options |
+//! | [`lists`] | hashes that are allowed or denied |
 //! | [`hostile`] | peers that lie, stall, or speak nonsense |
 //! | [`flights`] | one content, many requests, one scan |
 //! | [`fragments`] | what was sent once is not sent again |
@@ -24,9 +26,11 @@
 mod client;
 mod crashes;
 mod definitions;
+mod details;
 mod flights;
 mod fragments;
 mod hostile;
+mod lists;
 mod measured;
 mod older;
 mod reports;
