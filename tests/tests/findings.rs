@@ -16,9 +16,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{TestSite, names};
+use anyhow::Context as _;
+use common::{SCAN, TestSite, names};
 use palisade_tests::command;
 use palisade_tests::definitions::Marker;
+use serde_json::Value;
 
 const TEST_FILES: &str = "/usr/share/clamav-testfiles";
 
@@ -129,7 +131,109 @@ fn found_everywhere(marker: &Marker, definitions: (&str, String), name: &str, en
     assert_eq!((code, &result["clean"]), (1, &1.into()));
     for finding in result["findings"].as_array().unwrap() {
         assert_eq!(finding["engine"], engine);
+        let path = finding["path"].as_str().unwrap();
+        let inside = match path.rsplit('/').next().unwrap() {
+            "plain" => Value::Null,
+            "nested.zip" => "packed.7z/plain".into(),
+            _ => "plain".into(),
+        };
+        assert_eq!(finding["member"], inside, "{path}");
+        let engines: Vec<&str> = finding["engines"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|run| run["micros"].as_u64() > Some(0))
+            .filter_map(|run| run["engine"].as_str())
+            .collect();
+        assert!(engines.contains(&engine), "{finding:#}");
     }
+    // For people, and on its way to the console.
+    let packed = folder.join("nested.zip");
+    let said = test
+        .site
+        .run("palisade-agent", &["scan", packed.to_str().unwrap()], SCAN)
+        .unwrap();
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(
+        said.contains(&format!("nested.zip (inside: packed.7z/plain): {name}")),
+        "{said}"
+    );
+    let member = command::wait_for("the finding in the console", SCAN, || {
+        let shown = test.site.console(&["detection", "list"])?;
+        let mut rows = shown.as_array().into_iter().flatten();
+        let nested = |row: &&Value| {
+            row["path"]
+                .as_str()
+                .is_some_and(|path| path.ends_with("/nested.zip"))
+        };
+        let row = rows.find(nested).context("it is not there")?;
+        Ok(row["member"].clone())
+    });
+    assert_eq!(member.unwrap(), "packed.7z/plain");
+}
+
+/// A site's own lists decide before any engine: what is allowed is clean, however bad
+/// it looks, and what is denied is malware, however clean.
+#[test]
+fn a_sites_lists_decide() {
+    let marker = Marker::random();
+    let harmless = Marker::random();
+    let sha256 = |bytes: &[u8]| {
+        let mut sum = Command::new("sha256sum");
+        sum.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut sum = sum.spawn().unwrap();
+        sum.stdin.take().unwrap().write_all(bytes).unwrap();
+        let said = sum.wait_with_output().unwrap().stdout;
+        String::from_utf8(said).unwrap()[..64].to_owned()
+    };
+    let ours = [marker.bytes.as_slice(), b" is our own tool"].concat();
+    let test = TestSite::start(&[
+        ("m.ndb", marker.ndb()),
+        ("m.yar", marker.yara()),
+        ("site.allow.sha256", format!("{}  tool\n", sha256(&ours))),
+        (
+            "site.deny.sha256",
+            format!("{}:*:Site.Unwanted\n", sha256(&harmless.bytes)),
+        ),
+    ]);
+    let tool = test.file("samples/tool", &ours);
+    test.file("samples/infected", &marker.bytes);
+    test.file("samples/denied", &harmless.bytes);
+    test.file("samples/other", b"nothing of interest to anybody");
+    let (code, result) = test.scan(&[tool.parent().unwrap()]);
+    assert_eq!(code, 1, "{result:#}");
+    let found: Vec<(&str, &str)> = result["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| {
+            let path = finding["path"].as_str().unwrap();
+            (
+                path.rsplit('/').next().unwrap(),
+                finding["engine"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let found: BTreeMap<&str, &str> = found.into_iter().collect();
+    let expected = BTreeMap::from([("denied", "hash-list"), ("infected", "libclamav")]);
+    assert_eq!(found, expected, "{result:#}");
+    assert_eq!(result["clean"], 2);
+    let denied = result["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|finding| finding["engine"] == "hash-list")
+        .unwrap();
+    assert_eq!(denied["name"], "Site.Unwanted");
+    assert_eq!(denied["metadata"]["deny list"], "site.deny.sha256:1");
+    let log = fs::read_to_string(test.site.log("scanserver")).unwrap();
+    let audited = log
+        .lines()
+        .find(|line| line.contains("audit: allowed by a list"));
+    assert!(
+        audited.is_some_and(|line| line.contains("site.allow.sha256:1")),
+        "{log}"
+    );
 }
 
 #[test]

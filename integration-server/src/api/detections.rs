@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
+use palisade_protocol::bounded::PathBytes;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -39,6 +40,9 @@ pub struct Detection {
     pub name: String,
     /// Which engine.
     pub engine: String,
+    /// The part of the file that it was found in; absent for the file itself. Bytes that
+    /// are not printable are written as `\xNN`.
+    pub member: Option<String>,
     /// `blocked`, `reported` or `late`.
     pub action: String,
     /// `on_access` or `on_demand`.
@@ -117,6 +121,9 @@ fn of(record: DetectionRecord) -> Detection {
         verdict: record.verdict,
         name: record.name,
         engine: record.engine,
+        member: record
+            .member
+            .map(|member| PathBytes::from_path(member.as_ref()).to_string()),
         action: record.action,
         class: record.class,
         sha256: record.sha256.map(hex::encode),

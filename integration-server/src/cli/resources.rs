@@ -243,6 +243,7 @@ pub fn detections(client: &Client, limit: u32, output: Output) -> Result {
         path: String,
         name: String,
         engine: String,
+        member: Option<String>,
         action: String,
         sha256: Option<String>,
     }
@@ -256,6 +257,7 @@ pub fn detections(client: &Client, limit: u32, output: Output) -> Result {
             path: detection.path,
             name: detection.name,
             engine: detection.engine,
+            member: detection.member,
             action: detection.action,
             sha256: detection.sha256,
         };
@@ -269,7 +271,10 @@ pub fn detections(client: &Client, limit: u32, output: Output) -> Result {
             detection.action,
             detection.name,
             detection.engine,
-            detection.path,
+            match detection.member {
+                Some(member) => format!("{} (inside: {member})", detection.path),
+                None => detection.path,
+            },
         ]);
     }
     Ok(table.print("nothing was detected"))

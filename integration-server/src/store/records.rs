@@ -143,6 +143,8 @@ pub struct DetectionRecord {
     pub name: String,
     /// Which engine.
     pub engine: String,
+    /// The part of the file that it was found in.
+    pub member: Option<String>,
     /// What was done.
     pub action: String,
     /// What the scan was asked for.

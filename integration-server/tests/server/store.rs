@@ -65,7 +65,7 @@ pub fn detection(path: &[u8]) -> Detection {
         verdict: VerdictKind::Malware,
         name: Text::cut("Eicar-Test-Signature"),
         engine: Text::cut("libclamav"),
-        member: None,
+        member: Some(Text::cut("b.tar/c.exe")),
         action: Action::Blocked,
         class: ScanClass::OnAccess,
         blake3: [1; 32],
@@ -232,6 +232,7 @@ async fn detections(store: &dyn Store) {
     let kept = &store.detections(None, 1).await.unwrap().items[0];
     assert_eq!((&kept.path, kept.agent), (&hostile.path, other));
     assert_eq!((kept.sha256, kept.pid), (Some([2; 32]), 42));
+    assert_eq!(kept.member.as_deref(), Some("b.tar/c.exe"));
 
     let many: Vec<Detection> = (0..10)
         .map(|n| detection(format!("/f{n}").as_bytes()))

@@ -194,6 +194,7 @@ async fn detections_are_stored_before_they_are_acknowledged_and_once() {
     let shown = site.get("detections").await;
     assert_eq!(shown["items"].as_array().unwrap().len(), 2);
     assert_eq!(shown["items"][1]["path"], "/tmp/a\\x0a\\xff");
+    assert_eq!(shown["items"][1]["member"], "b.tar/c.exe");
     assert_eq!(shown["items"][1]["agent"], agent_id(&member).to_string());
     assert_eq!(shown["items"][1]["time"], "2023-11-14T22:13:20Z");
 }

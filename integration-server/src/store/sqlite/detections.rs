@@ -23,9 +23,9 @@ pub async fn add(
         // The tenant is the agent's own, whatever the message says.
         let done = sqlx::query(
             "INSERT INTO detections (agent_id, id, tenant, time_ms, received_ms, path, verdict, \
-             name, engine, action, class, blake3, sha256, size, pid) \
+             name, engine, action, class, blake3, sha256, size, pid, member) \
              VALUES ($1, $2, (SELECT tenant FROM agents WHERE agents.id = $1), $3, $4, $5, $6, \
-             $7, $8, $9, $10, $11, $12, $13, $14) \
+             $7, $8, $9, $10, $11, $12, $13, $14, $15) \
              ON CONFLICT (agent_id, id) DO NOTHING",
         )
         .bind(agent.to_string())
@@ -42,6 +42,7 @@ pub async fn add(
         .bind(detection.sha256.map(|hash| hash.to_vec()))
         .bind(row::number(detection.size))
         .bind(row::number(detection.pid))
+        .bind(detection.member.as_deref())
         .execute(&mut *transaction)
         .await
         .map_err(at)?;
@@ -104,6 +105,7 @@ fn detection_of(found: &SqliteRow) -> Result<DetectionRecord> {
         verdict: row::text(found, "verdict")?,
         name: row::text(found, "name")?,
         engine: row::text(found, "engine")?,
+        member: row::text_or_none(found, "member")?,
         action: row::text(found, "action")?,
         class: row::text(found, "class")?,
         blake3: row::hash(found, "blake3")?,
