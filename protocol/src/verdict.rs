@@ -1,6 +1,7 @@
 //! What a scan can end in.
 //!
-//! **Invariant:** only a completed scan of verified bytes is `Clean`; whatever
+//! **Invariant:** only a completed scan of verified bytes is `Clean`, or bytes that a
+//! site's list allows; whatever
 //! stopped short is `NotScanned` with its reason, and no code turns one into
 //! the other.
 
@@ -32,7 +33,8 @@ pub type MemberPath = Text<MAX_MEMBER_BYTES>;
 /// What a scan ended in.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Verdict {
-    /// Every engine scanned all of it and found nothing.
+    /// Every engine scanned all of it and found nothing; or a site's list allows it,
+    /// which [`Details::engine`] says.
     Clean,
     /// An engine names it malware.
     Malware {

@@ -314,6 +314,46 @@ fn every_cut_and_every_addition_is_refused() {
     check(&from_server());
 }
 
+/// A verdict whose every part is as long as it may be is an answer, too.
+#[test]
+fn the_longest_verdict_fits_into_its_frame() {
+    let long = "\u{1f600}".repeat(200);
+    let engine = || Text::cut(&long);
+    let result = scan::ScanResult {
+        verdict: Verdict::Malware {
+            name: Text::cut(&long),
+            engine: engine(),
+        },
+        details: Details {
+            engine: Some(engine()),
+            member: Some(Text::cut(&long)),
+            metadata: List::cut((0..99).map(|_| Metadatum {
+                key: Text::cut(&long),
+                value: Text::cut(&long),
+            })),
+        },
+        source: scan::VerdictSource::Scanned,
+        engines: List::cut((0..99).map(|_| EngineRun {
+            engine: engine(),
+            micros: u64::MAX,
+            outcome: VerdictKind::NotScanned,
+        })),
+        sha256: Some([1; 32]),
+        generations: List::cut((0..99).map(|_| EngineGeneration {
+            engine: engine(),
+            generation: Generation(u64::MAX),
+            fingerprint: [2; 16],
+        })),
+        load: scan::LoadHint {
+            load_permille: u16::MAX,
+            queue_wait_ms: u32::MAX,
+        },
+    };
+    let longest = ToAgent::Verdict(result);
+    let bytes = codec::encode(&longest).unwrap();
+    assert_eq!(codec::decode::<ToAgent>(&bytes).unwrap(), longest);
+}
+
 #[test]
 fn unknown_variants_are_refused() {
     assert!(codec::decode::<ToSvm>(&[200]).is_err());

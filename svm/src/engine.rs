@@ -102,8 +102,8 @@ impl EngineKind {
         }
     }
 
-    /// What its program is told beside its definitions, as `key=value`: what is set
-    /// later goes before. Part of what verdicts depend on.
+    /// What its program is told beside its definitions, as `key=value`; of one key, the
+    /// last counts. Verdicts depend on it.
     pub fn settings(self, place: &Place) -> Vec<String> {
         match self {
             Self::Clamav => {

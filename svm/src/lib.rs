@@ -35,7 +35,8 @@
 //!
 //! **Invariants.** Parsers of hostile bytes run in worker processes, never here.
 //! `Clean` is said only after every engine completed on bytes of which every
-//! fragment verified, or from the cache where such an end was stored. No message
+//! fragment verified, where a site's list allows such bytes, or from the cache where
+//! such an end was stored. No message
 //! from a peer makes this process panic, allocate without bound, or keep another
 //! peer waiting.
 

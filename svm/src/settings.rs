@@ -131,7 +131,8 @@ pub enum Licence {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Definitions {
-    /// A directory with ClamAV databases, YARA rules, or both.
+    /// A directory with ClamAV databases, YARA rules, or both, and perhaps lists of hashes
+    /// (`NAME.allow.sha256`, `NAME.deny.md5`, …) beside them.
     pub source: Option<PathBuf>,
     /// Further directories, for example with a site's own signatures and rules
     /// beside a vendor's.

@@ -43,7 +43,9 @@ impl ClamEngine {
     /// but the library's own.
     fn too_large(&self, size: u64) -> Option<NotScanned> {
         if size >= LIBRARY_MAX {
-            Some(NotScanned::TooLarge)
+            Some(NotScanned::TooLarge {
+                max: LIBRARY_MAX - 1,
+            })
         } else if self.max_file_size > 0 && size > self.max_file_size {
             Some(NotScanned::Limit {
                 which: "MaxFileSize".into(),

@@ -115,8 +115,8 @@ impl Tally {
             worker::Outcome::NotScanned { reason } => match reason {
                 worker::NotScanned::Encrypted => self.stopped(engine, NotScanned::Encrypted),
                 worker::NotScanned::Limit { which } => self.limit(engine, which.as_str()),
-                worker::NotScanned::TooLarge => {
-                    self.limit(engine, &format!("{} size", engine.name()));
+                worker::NotScanned::TooLarge { max } => {
+                    self.stopped(engine, NotScanned::TooLarge { max: *max });
                 }
                 worker::NotScanned::TimedOut => self.timed_out(engine),
                 worker::NotScanned::EngineError { detail } => {

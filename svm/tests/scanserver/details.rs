@@ -126,6 +126,23 @@ fn stop(mut daemon: Daemon) {
     assert!(daemon.wait().success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_see_the_names_of_parts() {
+    let text = "rule Named { condition: filename == \"c.exe\" and extension == \".exe\" }\n";
+    let site = Site::new(&[("named.yar", text)]);
+    let daemon = site.start();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let filling = b"nothing to see here, as so often before ".repeat(20);
+    let Some(bytes) = zip(&[("a.txt", &filling), ("c.exe", &filling)]) else {
+        return;
+    };
+    let result = client.scan(&bytes).await.result();
+    assert_eq!(result.verdict.kind(), VerdictKind::Malware);
+    assert_eq!(member(&result), Some("c.exe"));
+    // The same bytes without a name.
+    assert_eq!(client.kind(&filling).await, VerdictKind::Clean);
+}
+
 fn limit(result: &ScanResult) -> &str {
     match &result.verdict {
         Verdict::NotScanned(NotScanned::LimitHit { limit }) => limit.as_str(),

@@ -128,8 +128,7 @@ async fn a_change_of_lists_is_a_change_of_definitions() {
     let said = reload(&daemon, "stays in force");
     let file = site.source().join("site.deny.md5").display().to_string();
     assert!(said.contains(&format!("{file}:2: 32 hex")), "{said}");
-    let again = format!("{marker} x").into_bytes();
-    assert_eq!(client.kind(&again).await, VerdictKind::Clean);
+    assert_eq!(client.kind(&infected).await, VerdictKind::Clean);
 
     // Without lists it is as it was.
     std::fs::remove_file(site.source().join("site.deny.md5")).unwrap();

@@ -336,8 +336,11 @@ pub enum NotScanned {
         /// In the engine's words.
         detail: Detail,
     },
-    /// It is larger than the engine scans.
-    TooLarge,
+    /// It is larger than the engine can scan, whatever is set.
+    TooLarge {
+        /// The largest that it can scan (bytes).
+        max: u64,
+    },
 }
 
 impl Message for ZygoteRequest {

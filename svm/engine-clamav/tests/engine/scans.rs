@@ -208,7 +208,9 @@ fn too_large_is_said_before_it_is_scanned() {
     let (engine, _) = site.start_with(&["max-filesize=1000"]).unwrap();
     let mut worker = engine.spawn_worker().unwrap();
     let too_large = Outcome::NotScanned {
-        reason: NotScanned::TooLarge,
+        reason: NotScanned::TooLarge {
+            max: i32::MAX as u64 - 1,
+        },
     };
     assert_eq!(scan_bytes(&mut worker, &[b'x'; 1001]), limit("MaxFileSize"));
     assert_eq!(scan_bytes(&mut worker, &[b'x'; 1000]), Outcome::Clean);
