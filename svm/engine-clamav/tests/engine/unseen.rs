@@ -180,6 +180,25 @@ fn every_limit_is_named() {
     }
 }
 
+/// Whoever sets very little may be told of it for everything, but is served.
+#[test]
+fn the_canary_is_found_whatever_is_set() {
+    let (marker, line) = marker();
+    let site = Site::new(&[("marker.ndb", &line)]);
+    for setting in ["scan-archive=no", "max-scantime=1", "heuristic-alerts=no"] {
+        let (engine, _) = site.start_with(&[setting]).unwrap();
+        let mut worker = engine.spawn_worker().unwrap();
+        let outcome = scan_bytes(&mut worker, marker.as_bytes());
+        let timed_out = Outcome::NotScanned {
+            reason: NotScanned::TimedOut,
+        };
+        assert!(
+            outcome == found(MARKER_NAME) || (setting == "max-scantime=1" && outcome == timed_out),
+            "{setting}: {outcome:?}"
+        );
+    }
+}
+
 /// Time is a limit that may not be reached another time: it is told apart.
 #[test]
 fn a_scan_that_takes_too_long_says_so() {
