@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`ffi`] | libclamav's functions; the only unsafe code |
 //! | [`settings`] | what can be set, and what differs from clamscan |
+//! | [`charsets`] | converters that workers cannot load themselves |
 //! | [`databases`] | which files load, and in which order |
 //! | [`load`] | databases in, a compiled engine or problems with file and line out |
 //! | [`canary`] | proof that the engine still finds anything |
@@ -14,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod canary;
+mod charsets;
 mod databases;
 mod engine;
 mod ffi;
@@ -22,7 +24,7 @@ mod load;
 mod settings;
 
 use palisade_worker::args::{Args, ArgsError, COMMON_USAGE};
-use palisade_worker::zygote::{self, Settings};
+use palisade_worker::zygote::{self, Group, Settings, keep_charsets};
 use settings::Configuration;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     }
     match parse(arguments) {
         Ok((definitions, configuration, settings)) => zygote::run("clamav", &settings, || {
+            keep_charsets(&charsets::CHARSETS);
             load::load(&definitions, &settings.scratch, &configuration)
         }),
         Err(error) => {
@@ -70,7 +73,10 @@ fn parse(arguments: Vec<OsString>) -> Result<(PathBuf, Configuration, Settings),
         let setting = value.to_str().ok_or_else(|| bad("not UTF-8".to_owned()))?;
         configuration.set(setting).map_err(bad)?;
     }
-    Ok((args.path("--definitions")?, configuration, args.settings()?))
+    let definitions = args.path("--definitions")?;
+    let mut settings = args.settings()?;
+    settings.confinement.groups = &[Group::Files];
+    Ok((definitions, configuration, settings))
 }
 
 fn usage() -> String {

@@ -9,14 +9,13 @@ use crate::judge::judge;
 use palisade_worker::content::SealedContent;
 use palisade_worker::message::{NotScanned, Outcome, ScanOptions};
 use palisade_worker::zygote::{Engine, MemberSink};
-use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::time::Duration;
 use yara_x::errors::VariableError;
 use yara_x::{Rules, ScanError, Scanner};
 
 /// Content up to this size (bytes) is read into a buffer that the worker keeps;
-/// larger content is mapped by yara-x, so that it is not held twice.
+/// larger content is mapped, so that it is not held twice.
 const READ_UP_TO: u64 = 1 << 20;
 /// Time limit of a scan whose options give none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -99,10 +98,15 @@ impl Engine for YaraEngine {
                 .scan(&self.buffer)
                 .map(|results| judge(&results, canary, options))
         } else {
-            // Sealed, so it cannot shrink under the mapping.
-            let path = format!("/proc/self/fd/{}", content.as_fd().as_raw_fd());
+            // A worker has no /proc by which yara-x could map it.
+            let mapped = match content.map() {
+                Ok(mapped) => mapped,
+                Err(error) => {
+                    return Outcome::engine_error(format!("the content cannot be mapped: {error}"));
+                }
+            };
             scanner
-                .scan_file(path)
+                .scan(&mapped)
                 .map(|results| judge(&results, canary, options))
         };
         match judged {

@@ -2,15 +2,21 @@
 //! stand-in for an engine that crashes, hangs, or has been taken over.
 //!
 //! Content is a command: `clean`, `find NAME`, `crash`, `hang`, `spin`, `exit N`,
-//! `members N SIZE`, `error`, `limit`, `pid`, `fds`. `--load fail|exit|hang|threads` and
-//! `--canary miss|late` misbehave earlier.
+//! `members N SIZE`, `error`, `limit`, `pid`, `fds`, `escape ATTEMPT TARGET…`.
+//! `--load fail|exit|hang|threads` and `--canary miss|late` misbehave earlier.
+//!
+//! `attempts` lists what `escape` knows; `attempt NAME TARGET…` makes one attempt
+//! right here, outside any sandbox: the negative control.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod attempts;
+
+use attempts::{ATTEMPTS, Target, attempt};
 use palisade_worker::args::{Args, ArgsError};
 use palisade_worker::content::SealedContent;
 use palisade_worker::message::{DefinitionProblem, NotScanned, Outcome, ScanOptions};
-use palisade_worker::zygote::{self, Engine, LoadReport, MemberSink, check_canary, problem};
+use palisade_worker::zygote::{self, Engine, Group, LoadReport, MemberSink, check_canary, problem};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -49,6 +55,10 @@ impl Engine for Planted {
             ["find", name] => Outcome::found([(*name).into()], false),
             ["pid"] => Outcome::found([std::process::id().to_string().as_str().into()], false),
             ["fds"] => Outcome::found([open_descriptors().as_str().into()], false),
+            ["escape", name, target @ ..] => {
+                let said = attempt(name, &Target::from_words(target));
+                Outcome::found([said.as_str().into()], false)
+            }
             ["crash"] => std::process::abort(),
             ["exit", code] => std::process::exit(code.parse().unwrap_or(1)),
             ["hang"] => loop {
@@ -79,15 +89,8 @@ impl Engine for Planted {
 
 /// The numbers of this process's descriptors.
 fn open_descriptors() -> String {
-    let mut numbers: Vec<u32> = std::fs::read_dir("/proc/self/fd")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    numbers.sort_unstable();
-    numbers
-        .iter()
-        .map(u32::to_string)
+    attempts::open_descriptors()
+        .map(|number| number.to_string())
         .collect::<Vec<_>>()
         .join(",")
 }
@@ -117,9 +120,24 @@ fn load(how: &str, canary: &str) -> Result<LoadReport<Planted>, Vec<DefinitionPr
 }
 
 fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["attempts"] => {
+            for (name, outside, _) in ATTEMPTS {
+                println!("{name} {outside:?}");
+            }
+            return ExitCode::SUCCESS;
+        }
+        ["attempt", name, target @ ..] => {
+            println!("{}", attempt(name, &Target::from_words(target)));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
+    }
     let parsed = Args::parse(std::env::args_os().skip(1), &["--load", "--canary"])
         .and_then(|args| Ok((args.settings()?, args)));
-    let (settings, args): (_, Args) = match parsed {
+    let (mut settings, args): (zygote::Settings, Args) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => return usage(&error),
     };
@@ -128,6 +146,7 @@ fn main() -> ExitCode {
             .and_then(|value| value.to_str())
             .unwrap_or("")
     };
+    settings.confinement.groups = &[Group::Files];
     zygote::run("planted", &settings, || {
         load(text("--load"), text("--canary"))
     })

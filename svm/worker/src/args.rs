@@ -1,7 +1,7 @@
 //! Command lines of the engine programs: `--name value` or `--name=value`, nothing
 //! else. (No clap: its licence terms and size have no place in these programs.)
 
-use crate::zygote::{Limits, Settings};
+use crate::zygote::{Confinement, Limits, Policy, Settings, User};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -9,8 +9,13 @@ use std::path::PathBuf;
 /// Options of every engine program, for its usage text.
 pub const COMMON_USAGE: &str =
     "  --scratch DIR               where workers keep their temporary files (required)
+  --sandbox POLICY            required (default), or best-effort: serve without what this
+                              machine cannot do for the sandbox, and say so
+  --worker-user UID:GID       who workers run as, if started as root (default 65534:65534)
+  --worker-memory BYTES       most memory that one worker allocates (default 2 GiB)
+  --worker-scratch BYTES      most temporary files of one worker (default 1 GiB)
+  --worker-scratch-files N    most of them by number (default 65536)
   --worker-open-files N       most descriptors of one worker (default 256)
-  --worker-cpu-seconds N      processor time after which a worker is killed (default: none)
   --version, --help";
 
 /// What is wrong with a command line.
@@ -42,7 +47,15 @@ pub enum ArgsError {
 pub struct Args(Vec<(String, OsString)>);
 
 /// Options that every engine program has.
-const COMMON: [&str; 3] = ["--scratch", "--worker-open-files", "--worker-cpu-seconds"];
+const COMMON: [&str; 7] = [
+    "--scratch",
+    "--sandbox",
+    "--worker-user",
+    "--worker-memory",
+    "--worker-scratch",
+    "--worker-scratch-files",
+    "--worker-open-files",
+];
 
 impl Args {
     /// Parses arguments (without the program's name); `own` lists the options that
@@ -92,34 +105,61 @@ impl Args {
             .ok_or(ArgsError::Missing(option))
     }
 
-    /// A whole number, if it is given.
-    pub fn number(&self, option: &str) -> Result<Option<u64>, ArgsError> {
+    /// The value of an option as `parse` reads it, if it is given.
+    fn parsed<T>(
+        &self,
+        option: &str,
+        why: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, ArgsError> {
         let Some(value) = self.get(option) else {
             return Ok(None);
         };
-        value
-            .to_str()
-            .and_then(|text| text.parse().ok())
-            .map(Some)
-            .ok_or_else(|| ArgsError::Bad {
-                option: option.to_owned(),
-                value: value.to_owned(),
-                why: "not a whole number".to_owned(),
-            })
+        let parsed = value.to_str().and_then(parse);
+        parsed.map(Some).ok_or_else(|| ArgsError::Bad {
+            option: option.to_owned(),
+            value: value.to_owned(),
+            why: why.to_owned(),
+        })
     }
 
-    /// What the zygote needs to know.
+    /// A whole number from 1 on, or what is there without it.
+    fn number(&self, option: &str, default: u64) -> Result<u64, ArgsError> {
+        let parse = |text: &str| text.parse().ok().filter(|number| *number > 0);
+        let given = self.parsed(option, "not a whole number from 1 on", parse)?;
+        Ok(given.unwrap_or(default))
+    }
+
+    /// What the zygote needs to know; the engine adds the system calls that it needs.
     pub fn settings(&self) -> Result<Settings, ArgsError> {
         let defaults = Limits::default();
+        let policy = self.parsed("--sandbox", "neither required nor best-effort", |text| {
+            Policy::by_name(text)
+        })?;
+        let user = self.parsed(
+            "--worker-user",
+            "not of the form UID:GID, both from 1 on",
+            |text| {
+                let (uid, gid) = text.split_once(':')?;
+                let id = |text: &str| text.parse().ok().filter(|id| *id > 0);
+                Some(User {
+                    uid: id(uid)?,
+                    gid: id(gid)?,
+                })
+            },
+        )?;
         Ok(Settings {
             scratch: self.path("--scratch")?,
-            limits: Limits {
-                open_files: self
-                    .number("--worker-open-files")?
-                    .unwrap_or(defaults.open_files),
-                cpu_seconds: self
-                    .number("--worker-cpu-seconds")?
-                    .or(defaults.cpu_seconds),
+            confinement: Confinement {
+                policy: policy.unwrap_or_default(),
+                user: user.unwrap_or_default(),
+                limits: Limits {
+                    open_files: self.number("--worker-open-files", defaults.open_files)?,
+                    memory_bytes: self.number("--worker-memory", defaults.memory_bytes)?,
+                    scratch_bytes: self.number("--worker-scratch", defaults.scratch_bytes)?,
+                    scratch_files: self.number("--worker-scratch-files", defaults.scratch_files)?,
+                },
+                groups: &[],
             },
         })
     }
@@ -153,10 +193,12 @@ mod tests {
         assert_eq!(args.path("--rules").unwrap(), PathBuf::from("/r=x"));
         assert_eq!(args.all("--set").collect::<Vec<_>>(), ["a=1", "b=2"]);
         let settings = args.settings().unwrap();
-        assert_eq!(
-            (settings.limits.open_files, settings.limits.cpu_seconds),
-            (256, None)
-        );
+        assert_eq!(settings.confinement, Confinement::default());
+        let line = "--scratch /s --sandbox best-effort --worker-user 7:8 --worker-memory=9";
+        let confinement = parse(line).unwrap().settings().unwrap().confinement;
+        assert_eq!(confinement.policy, Policy::BestEffort);
+        assert_eq!(confinement.user, User { uid: 7, gid: 8 });
+        assert_eq!(confinement.limits.memory_bytes, 9);
     }
 
     #[test]
@@ -171,7 +213,13 @@ mod tests {
         assert_eq!(said("--rules /r"), "--scratch is required");
         assert_eq!(
             said("--scratch /s --worker-open-files many"),
-            "--worker-open-files \"many\": not a whole number"
+            "--worker-open-files \"many\": not a whole number from 1 on"
         );
+        for bad in ["--worker-user 0:1", "--worker-user nobody", "--sandbox off"] {
+            assert!(
+                said(&format!("--scratch /s {bad}")).starts_with(&bad[..9]),
+                "{bad}"
+            );
+        }
     }
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! MemFile::create ──write_at──► MemFile ──seal──► SealedContent ──► other process
 //!                                                      ▲               │
-//!                                                      └─── verify ◄───┘
+//!                                                      ├─── verify ◄───┤
+//!                                                      └─── copied ◄───┘ a file that is not sealed
 //! ```
 //!
 //! A reader that maps or parses content while its sender shrinks it would die of
@@ -18,6 +19,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+pub use crate::sys::Mapped;
+
+/// Bytes that are copied at a time.
+const COPY_BYTES: usize = 256 << 10;
+
 /// What must be impossible before content is read.
 const SEALS: SealFlag = SealFlag::F_SEAL_WRITE
     .union(SealFlag::F_SEAL_SHRINK)
@@ -29,6 +35,9 @@ pub enum ContentError {
     /// It can still be changed, or is no memory file at all.
     #[error("the content is not sealed")]
     NotSealed,
+    /// It is a pipe, a socket, a device, a directory.
+    #[error("the content is not a file")]
+    NotAFile,
     /// Its length is not the one that was announced (bytes).
     #[error("the content has {actual} bytes, {announced} were announced")]
     WrongSize {
@@ -136,6 +145,44 @@ impl SealedContent {
         Ok(Self { file, size: actual })
     }
 
+    /// A sealed copy of a file from another process, which may still be writing to
+    /// it: what was there as it was read. The caller bounds `announced`, its size
+    /// (bytes).
+    pub fn copied(fd: OwnedFd, announced: u64) -> Result<Self, ContentError> {
+        let theirs = File::from(fd);
+        let metadata = theirs.metadata()?;
+        if !metadata.is_file() {
+            return Err(ContentError::NotAFile);
+        }
+        let actual = metadata.len();
+        if actual != announced {
+            return Err(ContentError::WrongSize { announced, actual });
+        }
+        let ours = MemFile::create(announced)?;
+        let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(announced).unwrap_or(COPY_BYTES))];
+        let mut offset = 0;
+        while offset < announced {
+            let left = usize::try_from(announced - offset).unwrap_or(usize::MAX);
+            let part = left.min(COPY_BYTES);
+            theirs.read_exact_at(&mut buffer[..part], offset)?;
+            ours.write_at(&buffer[..part], offset)?;
+            offset += part as u64;
+        }
+        Ok(ours.seal()?)
+    }
+
+    /// A file that nobody else has, in place of a sealed one.
+    pub(crate) fn of_own(file: File) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        Ok(Self { file, size })
+    }
+
+    /// All of the content as a slice, of which pages are read as they are looked at.
+    pub fn map(&self) -> io::Result<Mapped<'_>> {
+        let size = usize::try_from(self.size).map_err(io::Error::other)?;
+        Mapped::new(self.file.as_fd(), size)
+    }
+
     /// Length (bytes).
     pub fn size(&self) -> u64 {
         self.size
@@ -207,6 +254,10 @@ mod tests {
 
         let (pipe, _other) = nix::unistd::pipe().unwrap();
         assert!(matches!(
+            SealedContent::copied(pipe.try_clone().unwrap(), 0),
+            Err(ContentError::NotAFile)
+        ));
+        assert!(matches!(
             SealedContent::verify(pipe, 0),
             Err(ContentError::NotSealed)
         ));
@@ -220,5 +271,25 @@ mod tests {
                 actual: 3
             })
         ));
+    }
+
+    #[test]
+    fn a_copy_is_what_was_there_and_stays_so() {
+        let bytes: Vec<u8> = (0..COPY_BYTES + 7).map(|n| n as u8).collect();
+        let theirs = tempfile::tempfile().unwrap();
+        theirs.write_all_at(&bytes, 0).unwrap();
+        let size = bytes.len() as u64;
+        let copy = SealedContent::copied(theirs.try_clone().unwrap().into(), size).unwrap();
+        theirs.write_all_at(b"changed", 0).unwrap();
+        assert_eq!(copy.to_vec().unwrap(), bytes);
+        assert_eq!(&*copy.map().unwrap(), bytes);
+        let fd = copy.as_fd().try_clone_to_owned().unwrap();
+        assert!(SealedContent::verify(fd, size).is_ok());
+        assert!(matches!(
+            SealedContent::copied(theirs.into(), 1),
+            Err(ContentError::WrongSize { .. })
+        ));
+        let empty = SealedContent::copied(tempfile::tempfile().unwrap().into(), 0).unwrap();
+        assert!(empty.map().unwrap().is_empty());
     }
 }

@@ -5,7 +5,7 @@
 //! zygote ──► daemon   ZygoteEvent     Loaded | LoadFailed, then Spawned and Exited
 //! daemon ──► worker   WorkerRequest   Scan + sealed content
 //! worker ──► daemon   WorkerEvent     Serving | CanaryMissed | SandboxFailed, then for each
-//!                                     scan Member + sealed content …, Done
+//!                                     scan Member + its file …, Done
 //! ```
 //!
 //! Every bound has a name here. A message that breaks one is refused by the
@@ -22,6 +22,8 @@ pub const MAX_PROBLEMS: usize = 24;
 pub const MAX_NAMES: usize = 64;
 /// Most [`Metadatum`]s in one [`Outcome::Found`]; further ones are dropped.
 pub const MAX_METADATA: usize = 8;
+/// Most gaps in its sandbox that a worker lists; further ones are dropped.
+pub const MAX_GAPS: usize = 16;
 /// Most archive members handed over in one scan.
 pub const MAX_MEMBERS: u32 = 4096;
 /// Most bytes of one archive member that is handed over.
@@ -204,6 +206,9 @@ pub enum WorkerEvent {
     Serving {
         /// The worker's name.
         worker: WorkerId,
+        /// What this machine could not do for the sandbox, and the remedies; at most
+        /// [`MAX_GAPS`], and none unless that was allowed.
+        gaps: Vec<Detail>,
     },
     /// The worker did not find its canary, and exits: an engine that finds nothing
     /// must not be asked.
@@ -216,7 +221,7 @@ pub enum WorkerEvent {
         /// Which step failed, and why.
         detail: Detail,
     },
-    /// A part that the engine unpacked; its sealed content comes with this packet.
+    /// A part that the engine unpacked; a file of its content comes with this packet.
     Member {
         /// The request that it belongs to.
         request: u64,
@@ -374,6 +379,7 @@ impl Message for WorkerEvent {
                 },
                 ..
             }) => (1..=MAX_NAMES).contains(&names.len()) && metadata.len() <= MAX_METADATA,
+            Self::Serving { gaps, .. } => gaps.len() <= MAX_GAPS,
             _ => true,
         }
     }

@@ -1,5 +1,5 @@
-//! The only unsafe code of this crate: descriptors out of packets, fork, and the
-//! two ways of ending or clearing a forked child.
+//! The only unsafe code of this library: descriptors out of packets, fork, what ends
+//! or confines a forked child, mapped content.
 
 #![allow(unsafe_code)]
 
@@ -7,8 +7,12 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::unistd::{ForkResult, Pid};
+use std::ffi::CString;
 use std::io::{self, IoSliceMut};
+use std::marker::PhantomData;
+use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
 
 /// Most descriptors that the kernel puts in one packet (`SCM_MAX_FD`). With room
 /// for all of them, none can be installed here without our learning of it.
@@ -101,4 +105,121 @@ pub(crate) fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: _exit takes any code, does not return, and touches no memory of ours.
     unsafe { libc::_exit(code) }
+}
+
+/// Highest capability that a kernel could have.
+const LAST_CAPABILITY: libc::c_ulong = 63;
+
+/// Takes every capability out of the bounding and the ambient set. A process
+/// without the right to do so is left as it is: it has no capability to keep.
+pub(crate) fn drop_bounding_set() -> io::Result<()> {
+    for capability in 0..=LAST_CAPABILITY {
+        // SAFETY: these operations take integers, and change this thread's
+        // credentials only.
+        match Errno::result(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }) {
+            Ok(_) => {}
+            // Past the last that this kernel has.
+            Err(Errno::EINVAL) => break,
+            Err(Errno::EPERM) => break,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let (clear, zero) = (libc::PR_CAP_AMBIENT_CLEAR_ALL as libc::c_ulong, 0);
+    // SAFETY: as above.
+    Errno::result(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, clear, zero, zero, zero) })?;
+    Ok(())
+}
+
+/// Gives up every effective, permitted and inheritable capability.
+pub(crate) fn clear_capabilities() -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3`, whose sets are two words each.
+    const VERSION: u32 = 0x2008_0522;
+    let header = [VERSION, 0];
+    let none = [0_u32; 6];
+    // SAFETY: header and sets have the layout of this version (version and pid; two
+    // times three words), and are only read.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) })?;
+    Ok(())
+}
+
+/// Joins a new, empty session keyring.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    /// `KEYCTL_JOIN_SESSION_KEYRING`
+    const JOIN: libc::c_long = 1;
+    // SAFETY: a null name asks for an anonymous keyring; nothing is written.
+    Errno::result(unsafe { libc::syscall(libc::SYS_keyctl, JOIN, std::ptr::null::<u8>()) })?;
+    Ok(())
+}
+
+/// Has the C library load its converters from these character sets to UTF-8, and
+/// keep them: a worker that needs one could not load it any more. Those that this
+/// system does not have are passed over.
+pub fn keep_charsets(names: &[&str]) {
+    for name in names {
+        let Ok(name) = CString::new(*name) else {
+            continue;
+        };
+        // SAFETY: both names are C strings. What is opened is never closed, which is
+        // what keeps the converter loaded.
+        let _ = unsafe { libc::iconv_open(c"UTF-8".as_ptr(), name.as_ptr()) };
+    }
+}
+
+/// Bytes of a file that cannot change, mapped.
+#[derive(Debug)]
+pub struct Mapped<'a> {
+    start: NonNull<libc::c_void>,
+    size: usize,
+    file: PhantomData<BorrowedFd<'a>>,
+}
+
+impl<'a> Mapped<'a> {
+    /// Maps `size` bytes of a file that is sealed, or nobody else's: nobody can
+    /// shrink it or write to it while it is mapped.
+    pub(crate) fn new(file: BorrowedFd<'a>, size: usize) -> io::Result<Self> {
+        let mut start = NonNull::dangling();
+        if size > 0 {
+            let (read, private) = (libc::PROT_READ, libc::MAP_PRIVATE);
+            // SAFETY: a new mapping at an address of the kernel's choice touches
+            // nothing that there is.
+            let mapped = unsafe {
+                libc::mmap(
+                    std::ptr::null_mut(),
+                    size,
+                    read,
+                    private,
+                    file.as_raw_fd(),
+                    0,
+                )
+            };
+            if mapped == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            start = NonNull::new(mapped).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        }
+        Ok(Self {
+            start,
+            size,
+            file: PhantomData,
+        })
+    }
+}
+
+impl Deref for Mapped<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `size` bytes are mapped at `start`, or it is dangling and they are
+        // none; they are not written to, by the contract of `new`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.size) }
+    }
+}
+
+impl Drop for Mapped<'_> {
+    fn drop(&mut self) {
+        if self.size > 0 {
+            // SAFETY: the mapping is ours, and no slice of it outlives this.
+            unsafe { libc::munmap(self.start.as_ptr(), self.size) };
+        }
+    }
 }

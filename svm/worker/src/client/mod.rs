@@ -13,14 +13,15 @@
 //! worker, a dropped [`EngineProcess`] ends the zygote, all its workers, and waits
 //! for them.
 
+mod cpu;
 mod process;
 mod worker;
 
 pub use crate::content::{ContentError, MemFile, SealedContent};
 pub use crate::ipc::IpcError;
 pub use crate::message::{
-    DefinitionProblem, Loaded, MemberName, Metadatum, NotScanned, Outcome, ScanDone, ScanOptions,
-    WorkerExit, WorkerId,
+    DefinitionProblem, Detail, Loaded, MemberName, Metadatum, NotScanned, Outcome, ScanDone,
+    ScanOptions, WorkerExit, WorkerId,
 };
 pub use process::{EngineCommand, EngineProcess};
 pub use worker::{Member, WorkerHandle};
@@ -55,6 +56,14 @@ pub enum StartError {
     TimedOut {
         /// The program.
         program: PathBuf,
+    },
+    /// It loaded, and its first worker does not serve.
+    #[error("the engine program {} gives no worker: {source}", program.display())]
+    NoWorker {
+        /// The program.
+        program: PathBuf,
+        /// Why the worker does not serve.
+        source: SpawnError,
     },
     /// It said something else than it should.
     #[error("the engine program {} said something unexpected: {source}", program.display())]
@@ -112,6 +121,9 @@ pub enum WorkerError {
     /// The deadline passed; the worker was killed.
     #[error("the scan passed its deadline and its worker was killed")]
     TimedOut,
+    /// The processor time was used up; the worker was killed.
+    #[error("the scan used up its processor time and its worker was killed")]
+    OutOfCpuTime,
     /// The worker died in the scan.
     #[error("the worker died{}", exit.as_ref().map(|exit| format!(": {exit}")).unwrap_or_default())]
     Died {

@@ -30,6 +30,9 @@ pub struct EngineCommand {
     pub load_timeout: Duration,
     /// How long a forked worker may take until it serves.
     pub serve_timeout: Duration,
+    /// Processor time that a worker may use over one scan; without it the deadline of
+    /// the clock is the only one.
+    pub scan_cpu: Option<Duration>,
 }
 
 impl EngineCommand {
@@ -41,6 +44,7 @@ impl EngineCommand {
             args: Vec::new(),
             load_timeout: Duration::from_secs(300),
             serve_timeout: Duration::from_secs(30),
+            scan_cpu: None,
         }
     }
 
@@ -59,6 +63,7 @@ pub struct EngineProcess {
     reader: Option<JoinHandle<()>>,
     next_worker: AtomicU64,
     serve_timeout: Duration,
+    scan_cpu: Option<Duration>,
 }
 
 /// What the handles of one engine share.
@@ -109,6 +114,7 @@ impl EngineProcess {
             reader: None,
             next_worker: AtomicU64::new(1),
             serve_timeout: command.serve_timeout,
+            scan_cpu: command.scan_cpu,
         };
         let deadline = Instant::now() + command.load_timeout;
         let loaded = match process.shared.control.receive(Some(deadline)) {
@@ -152,7 +158,7 @@ impl EngineProcess {
             return Err(SpawnError::EngineGone);
         }
         // From here on, dropping `handle` kills the worker and forgets it.
-        let handle = WorkerHandle::new(Arc::clone(&self.shared), worker, ours);
+        let handle = WorkerHandle::new(Arc::clone(&self.shared), worker, ours, self.scan_cpu);
         let request = ZygoteRequest::Spawn { worker };
         match self.shared.control.send(&request, Some(theirs.as_fd())) {
             Ok(()) => drop(theirs),

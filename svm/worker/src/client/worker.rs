@@ -1,12 +1,13 @@
 //! One worker as the daemon holds it.
 
+use super::cpu::CpuBudget;
 use super::process::Shared;
 use super::{SpawnError, WorkerError};
 use crate::content::SealedContent;
 use crate::ipc::{Channel, IpcError};
 use crate::message::{
-    MAX_MEMBER_BYTES, MAX_MEMBER_BYTES_PER_SCAN, MAX_MEMBERS, ScanDone, ScanOptions, WorkerEvent,
-    WorkerExit, WorkerId, WorkerRequest,
+    Detail, MAX_MEMBER_BYTES, MAX_MEMBER_BYTES_PER_SCAN, MAX_MEMBERS, ScanDone, ScanOptions,
+    WorkerEvent, WorkerExit, WorkerId, WorkerRequest,
 };
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub struct WorkerHandle {
     worker: WorkerId,
     pid: i32,
     channel: Channel,
+    gaps: Vec<Detail>,
+    scan_cpu: Option<Duration>,
     next_request: u64,
     dead: bool,
 }
@@ -46,12 +49,19 @@ struct Handed {
 }
 
 impl WorkerHandle {
-    pub(super) fn new(engine: Arc<Shared>, worker: WorkerId, channel: Channel) -> Self {
+    pub(super) fn new(
+        engine: Arc<Shared>,
+        worker: WorkerId,
+        channel: Channel,
+        scan_cpu: Option<Duration>,
+    ) -> Self {
         Self {
             engine,
             worker,
             pid: 0,
             channel,
+            gaps: Vec::new(),
+            scan_cpu,
             next_request: 1,
             dead: false,
         }
@@ -59,7 +69,8 @@ impl WorkerHandle {
 
     pub(super) fn wait_serving(mut self, deadline: Instant) -> Result<Self, SpawnError> {
         match self.channel.receive(Some(deadline)) {
-            Ok(Some((WorkerEvent::Serving { worker }, _))) if worker == self.worker => {
+            Ok(Some((WorkerEvent::Serving { worker, gaps }, _))) if worker == self.worker => {
+                self.gaps = gaps;
                 let pid = self.engine.pid_of(worker, REPORT_WITHIN);
                 self.pid = pid.ok_or(SpawnError::EngineGone)?;
                 Ok(self)
@@ -94,6 +105,12 @@ impl WorkerHandle {
         self.pid
     }
 
+    /// What its sandbox lacks on this machine, each with a remedy; nothing, unless
+    /// that was allowed.
+    pub fn gaps(&self) -> &[Detail] {
+        &self.gaps
+    }
+
     /// Whether it can be asked for another scan. A worker that died while idle
     /// shows only in the next scan.
     pub fn is_usable(&self) -> bool {
@@ -110,7 +127,8 @@ impl WorkerHandle {
     ///
     /// # Errors
     /// After any error the worker is gone. [`WorkerError::TimedOut`] if there is no
-    /// result within `deadline`.
+    /// result within `deadline`, [`WorkerError::OutOfCpuTime`] if it took more
+    /// processor time than its engine's command allows.
     pub fn scan(
         &mut self,
         content: &SealedContent,
@@ -187,12 +205,11 @@ impl WorkerHandle {
         on_member: &mut dyn FnMut(Member),
     ) -> Result<ScanDone, WorkerError> {
         let mut handed = Handed::default();
+        let cpu = self
+            .scan_cpu
+            .and_then(|cpu| CpuBudget::start(self.pid, cpu));
         loop {
-            let packet = self
-                .channel
-                .receive(Some(deadline))
-                .map_err(|error| self.lost(error))?;
-            match packet {
+            match self.next_event(deadline, cpu.as_ref())? {
                 Some((WorkerEvent::Done(done), _)) if done.request == request => return Ok(done),
                 Some((
                     WorkerEvent::Member {
@@ -206,7 +223,7 @@ impl WorkerHandle {
                     handed
                         .add(index, size)
                         .map_err(|detail| self.broke(detail))?;
-                    let content = SealedContent::verify(fd, size)
+                    let content = SealedContent::copied(fd, size)
                         .map_err(|error| self.broke(error.to_string()))?;
                     on_member(Member {
                         index,
@@ -221,6 +238,25 @@ impl WorkerHandle {
                 }
                 Some((other, _)) => return Err(self.broke(format!("unexpected {other:?}"))),
                 None => return Err(self.died()),
+            }
+        }
+    }
+
+    /// The next packet, within both the clock's deadline and the processor's.
+    fn next_event(
+        &self,
+        deadline: Instant,
+        cpu: Option<&CpuBudget>,
+    ) -> Result<Option<(WorkerEvent, Option<OwnedFd>)>, WorkerError> {
+        loop {
+            let look = match cpu.map(CpuBudget::look_in) {
+                None => deadline,
+                Some(Some(wait)) => deadline.min(Instant::now() + wait),
+                Some(None) => return Err(WorkerError::OutOfCpuTime),
+            };
+            match self.channel.receive(Some(look)) {
+                Err(IpcError::TimedOut) if look < deadline => {}
+                received => return received.map_err(|error| self.lost(error)),
             }
         }
     }
@@ -284,7 +320,7 @@ mod tests {
     fn handle() -> (WorkerHandle, Channel, Channel) {
         let (control, zygote) = Channel::pair().unwrap();
         let (ours, theirs) = Channel::pair().unwrap();
-        let handle = WorkerHandle::new(Arc::new(Shared::new(control)), 1, ours);
+        let handle = WorkerHandle::new(Arc::new(Shared::new(control)), 1, ours, None);
         (handle, theirs, zygote)
     }
 
@@ -332,7 +368,7 @@ mod tests {
             ("another request's member", true, member(2, 0, 3), sealed),
             ("a member without content", true, member(1, 0, 3), None),
             (
-                "content that can change",
+                "content that is no file",
                 true,
                 member(1, 0, 3),
                 Some(open.as_fd()),
@@ -348,7 +384,10 @@ mod tests {
             (
                 "serving once more",
                 true,
-                WorkerEvent::Serving { worker: 1 },
+                WorkerEvent::Serving {
+                    worker: 1,
+                    gaps: Vec::new(),
+                },
                 None,
             ),
         ];

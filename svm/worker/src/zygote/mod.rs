@@ -3,8 +3,8 @@
 //! ```text
 //! run ── load ──► LoadFailed, exit 1
 //!          │
-//!          └────► Loaded ──► loop { control socket, SIGCHLD }
-//!                              Spawn ► scratch, fork ─► child: sandbox ► warm up ► canary ► serve
+//!          └─ namespaces ─► Loaded ──► loop { control socket, SIGCHLD }
+//!                              Spawn ► fork ─► child: sandbox ► warm up ► seccomp ► canary ► serve
 //!                              Kill  ► SIGKILL
 //!                              child gone ► reap, remove its scratch, Exited
 //!                              end of file ► kill and reap all, exit 0
@@ -13,11 +13,13 @@
 //! One thread, and nothing but the definitions in memory: what the zygote does is
 //! done in every worker's past. Content never reaches it.
 
+mod members;
 mod sandbox;
 mod serve;
 
-pub use sandbox::Limits;
-pub use serve::{MemberSink, check_canary};
+pub use crate::sys::keep_charsets;
+pub use members::{MemberSink, check_canary};
+pub use sandbox::{Confinement, Group, Limits, Policy, User};
 
 use crate::content::SealedContent;
 use crate::ipc::{Channel, IpcError};
@@ -32,11 +34,11 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use sandbox::{Gap, Scratch};
 use std::collections::HashMap;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -86,8 +88,8 @@ pub struct LoadReport<E> {
 pub struct Settings {
     /// Where workers get their scratch directories. It must exist.
     pub scratch: PathBuf,
-    /// Limits of each worker.
-    pub limits: Limits,
+    /// The sandbox of each worker.
+    pub confinement: Confinement,
 }
 
 /// Runs an engine program: everything after the command line. `name` is the
@@ -134,6 +136,7 @@ pub fn run<E: Engine>(
         warnings: report.warnings.into_iter().take(MAX_PROBLEMS).collect(),
     });
     let mut zygote = Zygote {
+        namespaces: sandbox::own_namespaces(&settings.scratch, &settings.confinement),
         settings: &settings,
         control,
         children: HashMap::new(),
@@ -189,7 +192,7 @@ fn absolute(settings: &Settings) -> Result<Settings, DefinitionProblem> {
     }
     Ok(Settings {
         scratch: absolute,
-        limits: settings.limits,
+        confinement: settings.confinement,
     })
 }
 
@@ -205,11 +208,13 @@ fn take_control() -> io::Result<Channel> {
 #[derive(Debug)]
 struct Child {
     worker: WorkerId,
-    scratch: PathBuf,
+    scratch: Scratch,
 }
 
 struct Zygote<'a> {
     settings: &'a Settings,
+    /// What this machine lacks for workers' namespaces.
+    namespaces: Option<Gap>,
     control: Channel,
     children: HashMap<Pid, Child>,
 }
@@ -255,17 +260,16 @@ impl Zygote<'_> {
         fd: Option<OwnedFd>,
         engine: &mut Option<E>,
     ) -> Result<(), IpcError> {
-        let scratch = self
-            .settings
-            .scratch
-            .join(format!("{}-{worker}", Pid::this()));
+        let scratch = self.scratch(worker);
         let prepared = fd
             .ok_or_else(|| "no channel came with the request".to_owned())
             .and_then(|fd| Channel::from_fd(fd).map_err(|error| error.to_string()))
-            .and_then(|channel| match make_scratch(&scratch) {
-                Ok(()) => Ok(channel),
-                Err(error) => Err(format!("scratch directory {}: {error}", scratch.display())),
-            });
+            .and_then(
+                |channel| match scratch.prepare(&self.settings.confinement) {
+                    Ok(()) => Ok(channel),
+                    Err(error) => Err(format!("scratch directory: {error}")),
+                },
+            );
         let parent = Pid::this();
         let forked = prepared.and_then(|channel| match sys::fork_single_threaded() {
             Ok(pid) => Ok((pid, channel)),
@@ -290,19 +294,28 @@ impl Zygote<'_> {
                     worker,
                     parent,
                     scratch,
-                    limits: self.settings.limits,
+                    confinement: self.settings.confinement,
+                    namespaces: self.namespaces,
                 };
                 sys::exit_now(serve::serve(engine, &channel, &place))
             }
             Err(detail) => {
                 // Whatever was made of the directory is of no use to anybody.
-                let _ = fs::remove_dir_all(&scratch);
+                scratch.clear();
                 let exit = WorkerExit::NotStarted {
                     detail: detail.as_str().into(),
                 };
                 self.control
                     .send(&ZygoteEvent::Exited { worker, exit }, None)
             }
+        }
+    }
+
+    fn scratch(&self, worker: WorkerId) -> Scratch {
+        let within = &self.settings.scratch;
+        match self.namespaces {
+            None => Scratch::Private(within.clone()),
+            Some(_) => Scratch::Shared(within.join(format!("{}-{worker}", Pid::this()))),
         }
     }
 
@@ -327,7 +340,7 @@ impl Zygote<'_> {
                 Err(errno) => return Err(errno.into()),
             };
             if let Some(child) = self.children.remove(&pid) {
-                clear_scratch(&child.scratch);
+                child.scratch.clear();
                 self.control.send(
                     &ZygoteEvent::Exited {
                         worker: child.worker,
@@ -346,26 +359,7 @@ impl Zygote<'_> {
         }
         for (pid, child) in self.children.drain() {
             while waitpid(pid, None) == Err(Errno::EINTR) {}
-            clear_scratch(&child.scratch);
+            child.scratch.clear();
         }
-    }
-}
-
-fn make_scratch(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    DirBuilder::new().mode(0o700).create(path)
-}
-
-fn clear_scratch(path: &Path) {
-    if let Err(error) = fs::remove_dir_all(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        eprintln!(
-            "palisade-worker: scratch directory {} stays: {error}",
-            path.display()
-        );
     }
 }

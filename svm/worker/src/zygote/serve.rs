@@ -2,26 +2,25 @@
 //! daemon closes the channel.
 //!
 //! ```text
-//! forked ─► sandbox ─► enter_worker ─► canary ─► Serving ─► Scan ─► Member… ─► Done ─┐
-//!             │             │            │                   ▲                       │
-//!             ▼             └─────┬──────┘                   └── canary every so often
-//!        SandboxFailed       CanaryMissed
+//! forked ─► sandbox ─► enter_worker ─► seccomp ─► canary ─► Serving ─► Scan ─► Member… ─► Done ─┐
+//!              │             │            │          │                   ▲                      │
+//!              ▼             ▼            ▼          ▼                   └─ canary every so often
+//!        SandboxFailed CanaryMissed SandboxFailed CanaryMissed
 //! ```
 
-use super::{Engine, Limits, sandbox};
-use crate::content::{MemFile, SealedContent};
+use super::Engine;
+use super::members::MemberSink;
+use super::sandbox::{self, Confinement, Gap, Scratch};
+use crate::content::SealedContent;
 use crate::ipc::{Channel, IpcError};
 use crate::message::{
-    MAX_MEMBER_BYTES, MAX_MEMBER_BYTES_PER_SCAN, MAX_MEMBERS, MemberName, NotScanned, Outcome,
-    ScanDone, ScanOptions, WorkerEvent, WorkerId, WorkerRequest,
+    Detail, NotScanned, Outcome, ScanDone, ScanOptions, WorkerEvent, WorkerId, WorkerRequest,
 };
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
-use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 /// The daemon closed the channel.
@@ -39,8 +38,10 @@ const CANARY_EVERY: u64 = 500;
 pub(super) struct Place {
     pub worker: WorkerId,
     pub parent: Pid,
-    pub scratch: PathBuf,
-    pub limits: Limits,
+    pub scratch: Scratch,
+    pub confinement: Confinement,
+    /// What the zygote lacked for its namespaces.
+    pub namespaces: Option<Gap>,
 }
 
 /// The whole life of a worker; gives its exit code.
@@ -48,34 +49,15 @@ pub(super) fn serve<E: Engine>(engine: E, channel: &Channel, place: &Place) -> i
     // Freeing the definitions would copy every page that is shared with the zygote,
     // only to end the process.
     let mut engine = ManuallyDrop::new(engine);
-    if let Err(detail) = sandbox::enter(place, channel) {
-        return refuse(
-            channel,
-            &WorkerEvent::SandboxFailed {
-                detail: detail.as_str().into(),
-            },
-        );
-    }
-    if let Err(detail) = engine
-        .enter_worker(&place.scratch)
-        .and_then(|()| engine.canary())
-    {
-        return refuse(
-            channel,
-            &WorkerEvent::CanaryMissed {
-                detail: detail.as_str().into(),
-            },
-        );
-    }
-    if channel
-        .send(
-            &WorkerEvent::Serving {
-                worker: place.worker,
-            },
-            None,
-        )
-        .is_err()
-    {
+    let gaps = match prepare(&mut *engine, channel, place) {
+        Ok(gaps) => gaps,
+        Err(event) => return refuse(channel, &event),
+    };
+    let serving = WorkerEvent::Serving {
+        worker: place.worker,
+        gaps,
+    };
+    if channel.send(&serving, None).is_err() {
         return EXIT_CHANNEL;
     }
     let mut scans: u64 = 0;
@@ -125,6 +107,27 @@ pub(super) fn serve<E: Engine>(engine: E, channel: &Channel, place: &Place) -> i
     }
 }
 
+/// Sandbox, warm-up and canary; gives what the sandbox had to leave out.
+fn prepare<E: Engine>(
+    engine: &mut E,
+    channel: &Channel,
+    place: &Place,
+) -> Result<Vec<Detail>, WorkerEvent> {
+    let sandbox_failed = |detail: String| WorkerEvent::SandboxFailed {
+        detail: detail.as_str().into(),
+    };
+    let canary_missed = |detail: String| WorkerEvent::CanaryMissed {
+        detail: detail.as_str().into(),
+    };
+    let mut gaps = sandbox::enter(place, channel).map_err(sandbox_failed)?;
+    engine
+        .enter_worker(place.scratch.path())
+        .map_err(canary_missed)?;
+    sandbox::lock(place, channel, &mut gaps).map_err(sandbox_failed)?;
+    engine.canary().map_err(canary_missed)?;
+    Ok(gaps)
+}
+
 fn refuse(channel: &Channel, event: &WorkerEvent) -> i32 {
     match channel.send(event, None) {
         Ok(()) => EXIT_REFUSED,
@@ -147,11 +150,11 @@ fn scan<E: Engine>(
         Some(Err(error)) => Outcome::engine_error(error.to_string()),
         Some(Ok(content)) => engine.scan(&content, options, &mut members),
     };
-    members.failed.map_or(Ok(()), Err)?;
+    members.failure()?;
     Ok(ScanDone {
         request,
         outcome,
-        members_truncated: members.truncated,
+        members_truncated: members.is_truncated(),
         cpu_ms: cpu_ms().saturating_sub(cpu),
         wall_ms: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
     })
@@ -163,106 +166,4 @@ fn cpu_ms() -> u64 {
         let total = usage.user_time() + usage.system_time();
         u64::try_from(total.num_milliseconds()).unwrap_or(0)
     })
-}
-
-/// Where an engine puts what it unpacks; keeps to the bounds, and remembers when
-/// one was hit.
-#[derive(Debug)]
-pub struct MemberSink<'a> {
-    channel: Option<&'a Channel>,
-    request: u64,
-    count: u32,
-    bytes: u64,
-    truncated: bool,
-    failed: Option<IpcError>,
-}
-
-impl<'a> MemberSink<'a> {
-    fn new(channel: &'a Channel, request: u64, wanted: bool) -> Self {
-        Self {
-            channel: wanted.then_some(channel),
-            ..Self::nowhere(request)
-        }
-    }
-
-    fn nowhere(request: u64) -> Self {
-        Self {
-            channel: None,
-            request,
-            count: 0,
-            bytes: 0,
-            truncated: false,
-            failed: None,
-        }
-    }
-
-    /// Whether anybody wants members.
-    pub fn wanted(&self) -> bool {
-        self.channel.is_some() && self.failed.is_none()
-    }
-
-    /// Hands over one member. Over a bound it is left out, and the end of the scan
-    /// says so.
-    pub fn member(&mut self, name: MemberName, content: &[u8]) {
-        let Some(channel) = self.channel.filter(|_| self.failed.is_none()) else {
-            return;
-        };
-        let size = content.len() as u64;
-        let total = self.bytes.saturating_add(size);
-        if self.count >= MAX_MEMBERS || size > MAX_MEMBER_BYTES || total > MAX_MEMBER_BYTES_PER_SCAN
-        {
-            self.truncated = true;
-            return;
-        }
-        let sealed = match seal(content) {
-            Ok(sealed) => sealed,
-            Err(_) => {
-                self.truncated = true;
-                return;
-            }
-        };
-        let event = WorkerEvent::Member {
-            request: self.request,
-            index: self.count,
-            name,
-            size,
-        };
-        match channel.send(&event, Some(sealed.as_fd())) {
-            Ok(()) => {
-                self.count += 1;
-                self.bytes = total;
-            }
-            Err(error) => self.failed = Some(error),
-        }
-    }
-
-    /// Says that something was unpacked which could not be handed over.
-    pub fn left_out(&mut self) {
-        if self.channel.is_some() {
-            self.truncated = true;
-        }
-    }
-}
-
-fn seal(content: &[u8]) -> io::Result<SealedContent> {
-    let file = MemFile::create(content.len() as u64)?;
-    file.write_at(content, 0)?;
-    file.seal()
-}
-
-/// Scans `content` as a canary: fine only if a signature called `name` is found.
-pub fn check_canary<E: Engine + ?Sized>(
-    engine: &mut E,
-    content: &[u8],
-    name: &str,
-) -> Result<(), String> {
-    let content = seal(content).map_err(|error| format!("canary content: {error}"))?;
-    match engine.scan(
-        &content,
-        &ScanOptions::default(),
-        &mut MemberSink::nowhere(0),
-    ) {
-        Outcome::Found { names, .. } if names.iter().any(|found| found.as_str() == name) => Ok(()),
-        other => Err(format!("the canary {name} was not found, but {other:?}")),
-    }
 }
