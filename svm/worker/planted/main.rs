@@ -2,8 +2,10 @@
 //! stand-in for an engine that crashes, hangs, or has been taken over.
 //!
 //! Content is a command: `clean`, `find NAME`, `crash`, `hang`, `spin`, `exit N`,
-//! `members N SIZE`, `error`, `limit`, `pid`, `fds`, `escape ATTEMPT TARGET…`.
-//! `--load fail|exit|hang|threads` and `--canary miss|late` misbehave earlier.
+//! `members N SIZE`, `error`, `limit`, `pid`, `fds`, `grow BYTES`, `lie KIND REQUEST`,
+//! `escape ATTEMPT TARGET…`. `--load fail|exit|hang|threads` and `--canary miss|late`
+//! misbehave earlier; `--early "ATTEMPT TARGET…"` makes an attempt in the warm-up,
+//! when all of the sandbox but seccomp is there.
 //!
 //! `attempts` lists what `escape` knows; `attempt NAME TARGET…` makes one attempt
 //! right here, outside any sandbox: the negative control.
@@ -11,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod attempts;
+mod lies;
 
 use attempts::{ATTEMPTS, Target, attempt};
 use palisade_worker::args::{Args, ArgsError};
@@ -23,12 +26,18 @@ use std::time::Duration;
 
 struct Planted {
     canary: String,
+    early: String,
     scans: u32,
 }
 
 impl Engine for Planted {
     fn enter_worker(&mut self, scratch: &Path) -> Result<(), String> {
-        std::fs::write(scratch.join("here"), "").map_err(|error| error.to_string())
+        std::fs::write(scratch.join("here"), "").map_err(|error| error.to_string())?;
+        match self.early.split(' ').collect::<Vec<_>>().as_slice() {
+            [""] => Ok(()),
+            [name, target @ ..] => Err(attempt(name, &Target::from_words(target))),
+            [] => Ok(()),
+        }
     }
 
     fn canary(&mut self) -> Result<(), String> {
@@ -58,6 +67,14 @@ impl Engine for Planted {
             ["escape", name, target @ ..] => {
                 let said = attempt(name, &Target::from_words(target));
                 Outcome::found([said.as_str().into()], false)
+            }
+            ["lie", kind, request] => {
+                lies::lie(kind, request.parse().unwrap_or(0));
+                Outcome::Clean
+            }
+            ["grow", bytes] => {
+                let grown = vec![1_u8; bytes.parse().unwrap_or(0)];
+                Outcome::found([grown.len().to_string().as_str().into()], false)
             }
             ["crash"] => std::process::abort(),
             ["exit", code] => std::process::exit(code.parse().unwrap_or(1)),
@@ -95,7 +112,11 @@ fn open_descriptors() -> String {
         .join(",")
 }
 
-fn load(how: &str, canary: &str) -> Result<LoadReport<Planted>, Vec<DefinitionProblem>> {
+fn load(
+    how: &str,
+    canary: &str,
+    early: &str,
+) -> Result<LoadReport<Planted>, Vec<DefinitionProblem>> {
     match how {
         "fail" => {
             let rules = Path::new("/planted/rules.yar");
@@ -111,6 +132,7 @@ fn load(how: &str, canary: &str) -> Result<LoadReport<Planted>, Vec<DefinitionPr
     Ok(LoadReport {
         engine: Planted {
             canary: canary.to_owned(),
+            early: early.to_owned(),
             scans: 0,
         },
         version: "0".to_owned(),
@@ -135,8 +157,11 @@ fn main() -> ExitCode {
         }
         _ => {}
     }
-    let parsed = Args::parse(std::env::args_os().skip(1), &["--load", "--canary"])
-        .and_then(|args| Ok((args.settings()?, args)));
+    let parsed = Args::parse(
+        std::env::args_os().skip(1),
+        &["--load", "--canary", "--early"],
+    )
+    .and_then(|args| Ok((args.settings()?, args)));
     let (mut settings, args): (zygote::Settings, Args) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => return usage(&error),
@@ -148,7 +173,7 @@ fn main() -> ExitCode {
     };
     settings.confinement.groups = &[Group::Files];
     zygote::run("planted", &settings, || {
-        load(text("--load"), text("--canary"))
+        load(text("--load"), text("--canary"), text("--early"))
     })
 }
 

@@ -145,6 +145,12 @@ impl Channel {
         }
     }
 
+    /// Whether there is something to receive, an end included, or the socket failed.
+    pub fn has_news(&self) -> bool {
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO) != Ok(0)
+    }
+
     /// Receives one message and its descriptor, if it has one; nothing when the
     /// other side is gone.
     pub fn receive<M: Message>(

@@ -216,6 +216,10 @@ fn a_dead_zygote_takes_its_workers_along() {
     let engine = start(&scratch);
     let mut worker = engine.spawn_worker().unwrap();
     let pid = worker.pid();
+    // Files that it would leave behind, if they were anybody's but its own.
+    assert!(scan(&mut worker, "members 3 100000").is_ok());
+    let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let before = mounts();
     let zygote = nix::unistd::Pid::from_raw(engine.pid().try_into().unwrap());
     nix::sys::signal::kill(zygote, nix::sys::signal::Signal::SIGKILL).unwrap();
     assert!(process_is_gone(pid));
@@ -225,6 +229,9 @@ fn a_dead_zygote_takes_its_workers_along() {
     ));
     assert!(matches!(engine.spawn_worker(), Err(SpawnError::EngineGone)));
     assert!(!engine.is_alive());
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+    assert_eq!(mounts(), before);
+    assert!(!before.contains(scratch.path().to_str().unwrap()));
 }
 
 #[test]
@@ -254,6 +261,74 @@ fn members_come_sealed_and_within_bounds() {
     assert_eq!((count, truncated), (MAX_MEMBERS, true));
     let (count, _, truncated) = scan(&format!("members 1 {}", MAX_MEMBER_BYTES + 1), true);
     assert_eq!((count, truncated), (0, true));
+}
+
+/// A worker that was taken over loses its own request and its life, nothing else.
+#[test]
+fn a_lying_worker_affects_its_own_request_alone() {
+    let scratch = TempDir::new().unwrap();
+    let engine = start(&scratch);
+    let mut honest = engine.spawn_worker().unwrap();
+    let lies = [
+        "for-another",
+        "noise",
+        "oversize",
+        "nothing",
+        "channel",
+        "device",
+        "many-descriptors",
+        "size",
+        "flood",
+        "hang-up",
+    ];
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = open();
+    for kind in lies {
+        let mut liar = engine.spawn_worker().unwrap();
+        let pid = liar.pid();
+        let content = SealedContent::from_bytes(format!("lie {kind} 1").as_bytes()).unwrap();
+        let options = ScanOptions {
+            members: true,
+            ..ScanOptions::default()
+        };
+        let mut members = 0;
+        let result = liar.scan(&content, options, LONG, &mut |_| members += 1);
+        let expected = match (&result, kind) {
+            (Err(WorkerError::Died { .. }), "hang-up") => true,
+            (Err(WorkerError::Protocol { .. }), _) => kind != "hang-up",
+            _ => false,
+        };
+        assert!(expected, "{kind}: {result:?}");
+        assert!(members <= MAX_MEMBERS, "{kind}");
+        assert!(!liar.is_usable(), "{kind}");
+        drop(liar);
+        assert!(process_is_gone(pid), "{kind}");
+        assert_eq!(scan(&mut honest, "clean").unwrap().outcome, Outcome::Clean);
+        assert!(honest.is_usable(), "{kind}");
+    }
+    // The control: without a lie the same request is answered.
+    let mut worker = engine.spawn_worker().unwrap();
+    assert_eq!(
+        scan(&mut worker, "lie none 1").unwrap().outcome,
+        Outcome::Clean
+    );
+    drop(worker);
+    assert_eq!(open(), before, "descriptors were left open");
+}
+
+#[test]
+fn memory_has_a_cap_of_its_own() {
+    let scratch = TempDir::new().unwrap();
+    let command = command(scratch.path()).arg("--worker-memory=67108864");
+    let (engine, _) = EngineProcess::start(&command).unwrap();
+    let mut worker = engine.spawn_worker().unwrap();
+    assert_eq!(found(&mut worker, "grow 33554432"), "33554432");
+    let error = scan(&mut worker, "grow 134217728").unwrap_err();
+    assert!(matches!(error, WorkerError::Died { .. }), "{error:?}");
+    // It was the cap.
+    let engine = start(&scratch);
+    let mut worker = engine.spawn_worker().unwrap();
+    assert_eq!(found(&mut worker, "grow 134217728"), "134217728");
 }
 
 #[test]

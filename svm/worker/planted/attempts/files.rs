@@ -183,6 +183,11 @@ pub fn open_descriptors() -> impl Iterator<Item = i32> {
         .filter(|fd: &i32| call(libc::SYS_fcntl, &[(*fd).into(), libc::F_GETFD.into()]).is_ok())
 }
 
+/// Whether a descriptor that is open is a socket: in a worker, its channel.
+pub fn is_socket(fd: i32) -> bool {
+    kind_of(fd) == Some("socket")
+}
+
 fn kind_of(fd: i32) -> Option<&'static str> {
     let stat = nix::sys::stat::fstat(borrow(fd)).ok()?;
     Some(match stat.st_mode & libc::S_IFMT {

@@ -20,7 +20,7 @@ mod machine;
 mod network;
 mod processes;
 
-pub use files::open_descriptors;
+pub use files::{is_socket, open_descriptors};
 
 use nix::errno::Errno;
 

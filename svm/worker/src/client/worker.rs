@@ -111,10 +111,16 @@ impl WorkerHandle {
         &self.gaps
     }
 
-    /// Whether it can be asked for another scan. A worker that died while idle
-    /// shows only in the next scan.
+    /// Whether it can be asked for another scan: it did not fail, did not die, and
+    /// said nothing since its last answer. A worker that speaks unasked may have
+    /// been taken over, and be answering what it will be asked.
     pub fn is_usable(&self) -> bool {
-        !self.dead
+        !self.dead && !self.channel.has_news()
+    }
+
+    /// Scans that it was asked for.
+    pub fn scans(&self) -> u64 {
+        self.next_request - 1
     }
 
     /// What ended the worker, if it is known to have ended.
@@ -430,5 +436,21 @@ mod tests {
         let (mut handle, worker, _zygote) = self::handle();
         worker.send(&done(1), None).unwrap();
         assert!(scan(&mut handle, false).is_ok());
+    }
+
+    #[test]
+    fn who_speaks_unasked_is_not_asked_again() {
+        let (mut handle, worker, _zygote) = handle();
+        assert!(handle.is_usable());
+        worker.send(&done(1), None).unwrap();
+        assert!(scan(&mut handle, false).is_ok());
+        assert!(handle.is_usable());
+        // The answer to a scan that nobody asked for yet.
+        worker.send(&done(2), None).unwrap();
+        assert!(!handle.is_usable());
+
+        let (handle, worker, _zygote) = self::handle();
+        drop(worker);
+        assert!(!handle.is_usable());
     }
 }

@@ -59,7 +59,11 @@ impl Scratch {
         }
         DirBuilder::new().mode(0o700).create(path)?;
         if let Some((uid, gid)) = confinement.user.to_become() {
-            chown(path, Some(uid), Some(gid))?;
+            match chown(path, Some(uid), Some(gid)) {
+                // A user that nobody can become; the worker says so.
+                Err(Errno::EPERM | Errno::EINVAL) => {}
+                changed => changed?,
+            }
         }
         Ok(())
     }
