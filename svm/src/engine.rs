@@ -10,6 +10,8 @@ use palisade_worker::client::EngineCommand;
 use serde::{Deserialize, Serialize};
 
 use crate::hash_lists;
+use crate::scan::crew::Reserve;
+use crate::settings::SandboxPolicy;
 
 /// An engine, in the order in which a content passes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -132,7 +134,17 @@ impl EngineKind {
         for setting in self.settings(place) {
             command = command.arg("--set").arg(setting);
         }
+        let workers = &place.workers;
+        for (option, value) in [
+            ("--sandbox", workers.sandbox.name().to_owned()),
+            ("--worker-user", format!("{}:{}", workers.uid, workers.gid)),
+            ("--worker-memory", workers.memory_bytes.to_string()),
+            ("--worker-scratch", workers.scratch_bytes.to_string()),
+        ] {
+            command = command.arg(option).arg(value);
+        }
         command.load_timeout = place.load_timeout;
+        command.scan_cpu = Some(workers.cpu_timeout);
         Some(command)
     }
 }
@@ -153,6 +165,27 @@ pub struct Place {
     pub max_scan_bytes: u64,
     /// What else libclamav's program is told, as `key=value`.
     pub clamav: Vec<String>,
+    /// What workers are confined by.
+    pub workers: Confinement,
+    /// How many workers are kept that scan nothing now.
+    pub reserve: Reserve,
+}
+
+/// What workers are confined by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Confinement {
+    /// What happens where the machine cannot do all of it.
+    pub sandbox: SandboxPolicy,
+    /// Who workers run as, if this process is root.
+    pub uid: u32,
+    /// Their group.
+    pub gid: u32,
+    /// Most memory that one worker allocates, in bytes.
+    pub memory_bytes: u64,
+    /// Most temporary files of one worker, in bytes.
+    pub scratch_bytes: u64,
+    /// Processor time of one scan.
+    pub cpu_timeout: Duration,
 }
 
 #[cfg(test)]

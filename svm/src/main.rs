@@ -237,14 +237,10 @@ fn scanner(
         per_tenant: settings.limits.queue_per_tenant as usize,
         per_agent: settings.limits.queue_per_agent as usize,
     };
-    Scanner::start(
-        settings.workers(),
-        settings.scan_timeout(),
-        bounds,
-        metrics,
-        engines,
-    )
-    .context("the scan threads cannot be started")
+    let recycle_after = settings.scan.recycle_after.into();
+    let (lanes, timeout) = (settings.workers(), settings.scan_timeout());
+    Scanner::start(lanes, timeout, recycle_after, bounds, metrics, engines)
+        .context("the scan threads cannot be started")
 }
 
 fn cache(settings: &Settings, state: &State) -> SharedCache {

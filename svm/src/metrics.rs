@@ -43,15 +43,18 @@ pub enum Source {
     cache_older,
     /// No content was needed: empty, or too large.
     size,
+    /// The content killed its worker twice, and is not scanned again.
+    poisoned,
 }
 
 impl Source {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::scanned,
         Self::coalesced,
         Self::cache,
         Self::cache_older,
         Self::size,
+        Self::poisoned,
     ];
 }
 

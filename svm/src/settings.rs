@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::{Uid, User};
 use palisade_daemon::settings::{self, SettingsError};
 use palisade_daemon::site::{Component, Site};
 use palisade_protocol::content::MAX_CONTENT_BYTES;
@@ -23,6 +24,8 @@ use serde::{Deserialize, Serialize};
 pub use engines::{Clamav, Engines};
 
 use crate::request::Bounds;
+
+use crate::engine::Confinement;
 
 /// The component's name in a site.
 pub const COMPONENT: Component = "scanserver";
@@ -173,6 +176,18 @@ pub struct Scan {
     pub fragment_store: Option<ByteSize>,
     /// Seconds that each engine may take over one content.
     pub timeout_s: u32,
+    /// Seconds of processor time that each engine may take over one content.
+    pub cpu_timeout_s: u32,
+    /// Contents after which a worker is replaced.
+    pub recycle_after: u32,
+    /// What happens where this machine cannot do all that confines workers.
+    pub sandbox: SandboxPolicy,
+    /// Who workers run as, by name or number, if the Protection Server runs as root.
+    pub worker_user: String,
+    /// Most memory that one worker allocates.
+    pub worker_memory: ByteSize,
+    /// Most temporary files of one worker.
+    pub worker_scratch: ByteSize,
 }
 
 impl Default for Scan {
@@ -183,6 +198,38 @@ impl Default for Scan {
             memory: ByteSize(1 << 30),
             fragment_store: None,
             timeout_s: 120,
+            cpu_timeout_s: 120,
+            recycle_after: 1000,
+            sandbox: SandboxPolicy::Required,
+            worker_user: "nobody".to_owned(),
+            worker_memory: ByteSize(2 << 30),
+            worker_scratch: ByteSize(1 << 30),
+        }
+    }
+}
+
+/// Least memory of a worker beyond the largest content that it scans, in bytes.
+const WORKER_MEMORY: u64 = 256 << 20;
+/// Least room for temporary files of a worker, in bytes.
+const WORKER_SCRATCH: u64 = 16 << 20;
+
+/// What happens where this machine cannot do all that confines workers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SandboxPolicy {
+    /// Nothing is scanned, and the log names what is missing, with a remedy.
+    #[default]
+    Required,
+    /// The log names what is missing, and scans go on without it.
+    BestEffort,
+}
+
+impl SandboxPolicy {
+    /// Its name here and on the engine programs' command lines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Required => "required",
+            Self::BestEffort => "best-effort",
         }
     }
 }
@@ -192,6 +239,39 @@ impl Scan {
     pub fn fragment_store(&self) -> ByteSize {
         self.fragment_store.unwrap_or(ByteSize(self.memory.0 / 2))
     }
+
+    /// What workers are confined by.
+    pub fn confinement(&self) -> Confinement {
+        // Checked when the settings were read; a user that was removed since then is
+        // as good as any that is not root.
+        let (uid, gid) = unprivileged(&self.worker_user).unwrap_or(NOBODY);
+        Confinement {
+            sandbox: self.sandbox,
+            uid,
+            gid,
+            memory_bytes: self.worker_memory.0,
+            scratch_bytes: self.worker_scratch.0,
+            cpu_timeout: Duration::from_secs(self.cpu_timeout_s.into()),
+        }
+    }
+}
+
+/// `nobody` and its group, on Linux.
+const NOBODY: (u32, u32) = (65534, 65534);
+
+/// User and group of a user that is not root, by name or number.
+fn unprivileged(user: &str) -> Option<(u32, u32)> {
+    let found = match user.parse::<u32>() {
+        Ok(uid) => User::from_uid(Uid::from_raw(uid))
+            .ok()
+            .flatten()
+            .map_or((uid, uid), |user| (uid, user.gid.as_raw())),
+        Err(_) => {
+            let user = User::from_name(user).ok().flatten()?;
+            (user.uid.as_raw(), user.gid.as_raw())
+        }
+    };
+    (found.0 > 0 && found.1 > 0).then_some(found)
 }
 
 /// The SharedCache.
@@ -363,6 +443,25 @@ impl Settings {
             &self.scan.memory,
             format!("it must hold the largest content that is scanned ({max})"),
         )?;
+        let least = ByteSize(max.0.saturating_add(WORKER_MEMORY));
+        bound(
+            self.scan.worker_memory >= least,
+            "scan.worker_memory",
+            &self.scan.worker_memory,
+            format!("the largest content that is scanned needs {least}"),
+        )?;
+        bound(
+            self.scan.worker_scratch.0 >= WORKER_SCRATCH,
+            "scan.worker_scratch",
+            &self.scan.worker_scratch,
+            format!("at least {WORKER_SCRATCH} bytes are needed"),
+        )?;
+        bound(
+            unprivileged(&self.scan.worker_user).is_some(),
+            "scan.worker_user",
+            &format!("{:?}", self.scan.worker_user),
+            "it must be a user of this system, by name or number, and not root".to_owned(),
+        )?;
         bound(
             self.scan.fragment_store() <= self.scan.memory,
             "scan.fragment_store",
@@ -399,6 +498,8 @@ impl Settings {
                 self.definitions.load_timeout_s,
             ),
             ("scan.timeout_s", self.scan.timeout_s),
+            ("scan.cpu_timeout_s", self.scan.cpu_timeout_s),
+            ("scan.recycle_after", self.scan.recycle_after),
             ("limits.sessions", self.limits.sessions),
             ("limits.sessions_per_agent", self.limits.sessions_per_agent),
             ("limits.requests", self.limits.requests),
@@ -505,6 +606,13 @@ mod tests {
         assert!(said("[scan]\nmemory = 1").contains("scan.memory"));
         assert!(said("[limits]\nrequests_per_agent = 1000").contains("requests_per_agent"));
         assert!(said("[limits]\nqueue = 0").contains("limits.queue"));
+        assert!(said("[scan]\nworker_memory = '512 MiB'").contains("scan.worker_memory"));
+        assert!(said("[scan]\nworker_scratch = 0").contains("scan.worker_scratch"));
+        for user in ["root", "0", "no-such-user"] {
+            let text = said(&format!("[scan]\nworker_user = '{user}'"));
+            assert!(text.contains("scan.worker_user"), "{text}");
+        }
+        assert!(said("[scan]\nsandbox = 'off'").contains("best-effort"));
         assert!(said("lisen = '127.0.0.1:1'").contains("lisen"));
     }
 }

@@ -30,6 +30,7 @@ use palisade_worker::client::StartError;
 
 use crate::engine::{EngineKind, Place};
 use crate::hash_lists::HashLists;
+use crate::scan::crew::Reserve;
 use crate::scan::engines::{Engine, EngineSet};
 use crate::settings::{Folders, Settings};
 use source::Listing;
@@ -154,6 +155,8 @@ impl Keeper {
                 load_timeout: Duration::from_secs(settings.definitions.load_timeout_s.into()),
                 max_scan_bytes: settings.scan.max_scan_size.0,
                 clamav: settings.engines.clamav.arguments(),
+                workers: settings.scan.confinement(),
+                reserve: Reserve::for_lanes(settings.workers()),
             },
             active: None,
             seen: None,
@@ -268,18 +271,19 @@ impl Keeper {
                 })?;
                 continue;
             };
-            let started = Engine::start(engine.engine, command).map_err(|error| {
-                DefinitionsError::Engine {
-                    engine: engine.engine.name(),
-                    detail: match error {
-                        StartError::Program { .. } => format!(
-                            "{error}; set helpers_dir to where {} is",
-                            engine.engine.program().unwrap_or_default()
-                        ),
-                        other => other.to_string(),
-                    },
-                }
-            })?;
+            let started =
+                Engine::start(engine.engine, command, self.place.reserve).map_err(|error| {
+                    DefinitionsError::Engine {
+                        engine: engine.engine.name(),
+                        detail: match error {
+                            StartError::Program { .. } => format!(
+                                "{error}; set helpers_dir to where {} is",
+                                engine.engine.program().unwrap_or_default()
+                            ),
+                            other => other.to_string(),
+                        },
+                    }
+                })?;
             engines.push(started);
         }
         let set = EngineSet::new(

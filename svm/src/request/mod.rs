@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  ScanRequest ──too large──► not scanned
-//!      │ ──────known────────► SharedCache
+//!      │ ──────known────────► SharedCache; or that it kills its workers
 //!      ▼
 //!  flight ──another leads──► its result (Coalesced), or lead when it fails
 //!      │ lead
@@ -188,6 +188,19 @@ impl Service {
         }
         self.metrics.missed();
         let generations = self.scanner.generations();
+        let (tenant, options) = (&key.tenant, key.options);
+        if let Some(poison) = self.scanner.known_poison(tenant, key.content, options) {
+            self.metrics.answered(Source::poisoned);
+            let landed = Landed {
+                verdict: poison.verdict,
+                details: poison.details,
+                engines: EngineRuns::default(),
+                sha256: None,
+                generations,
+                older: false,
+            };
+            return Ok(self.result(landed, VerdictSource::Scanned));
+        }
         let seat = self.flights.enter(FlightKey {
             key: key.clone(),
             generations,
@@ -336,6 +349,7 @@ impl Service {
         } = work.finish()?;
         let (reply, done) = oneshot::channel();
         let job = Job {
+            tenant: key.tenant.clone(),
             content: key.content,
             bytes,
             options: key.options,

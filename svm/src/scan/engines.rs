@@ -9,7 +9,8 @@
 //!
 //! An [`EngineSet`] is one generation of definitions, loaded; it ends, and its
 //! processes with it, when the last scan that began with it is done. Owns the
-//! processes; does not own workers, which belong to the lanes.
+//! processes, and what one generation remembers of contents that kill; their
+//! workers are the [`Crew`]'s.
 //!
 //! **Invariant:** an engine that is not `Up` gives no worker, and without a worker
 //! of each engine no content is called clean.
@@ -19,9 +20,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use palisade_protocol::content::ContentId;
+use palisade_protocol::ids::TenantId;
+use palisade_protocol::scan::ScanOptions;
 use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{EngineCommand, EngineProcess, SpawnError, StartError, WorkerHandle};
 
+use super::crew::{Crew, Reserve};
+use super::poison::{MAX_REMEMBERED, Poison};
 use crate::engine::EngineKind;
 use crate::hash_lists::HashLists;
 
@@ -35,6 +41,18 @@ pub struct EngineSet {
     generations: Generations,
     engines: Vec<Arc<Engine>>,
     lists: HashLists,
+    poison: Mutex<Poison<PoisonKey>>,
+}
+
+/// Which content killed. Of a tenant: what another's contents do must not show.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PoisonKey {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Which.
+    pub content: ContentId,
+    /// What was looked into.
+    pub options: ScanOptions,
 }
 
 impl EngineSet {
@@ -45,6 +63,7 @@ impl EngineSet {
             generations,
             engines,
             lists: HashLists::default(),
+            poison: Mutex::new(Poison::new(MAX_REMEMBERED)),
         }
     }
 
@@ -57,6 +76,11 @@ impl EngineSet {
     /// Hashes that are allowed and denied.
     pub fn lists(&self) -> &HashLists {
         &self.lists
+    }
+
+    /// What these definitions' engines remember of contents that kill.
+    pub fn poison(&self) -> MutexGuard<'_, Poison<PoisonKey>> {
+        self.poison.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The generation's number.
@@ -101,13 +125,14 @@ impl Drop for EngineSet {
 pub struct Engine {
     kind: EngineKind,
     command: EngineCommand,
+    reserve: Reserve,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
 enum State {
-    Up(Arc<EngineProcess>),
+    Up(Arc<Crew>),
     /// A thread is about to start it, or does.
     Down,
     Stopped,
@@ -129,12 +154,17 @@ impl Engine {
     /// # Errors
     /// As [`EngineProcess::start`]; a worker that does not serve counts as
     /// definitions that cannot be used.
-    pub fn start(kind: EngineKind, command: EngineCommand) -> Result<Arc<Self>, StartError> {
-        let process = proven(kind, &command)?;
+    pub fn start(
+        kind: EngineKind,
+        command: EngineCommand,
+        reserve: Reserve,
+    ) -> Result<Arc<Self>, StartError> {
+        let crew = proven(kind, &command, reserve)?;
         Ok(Arc::new(Self {
             kind,
             command,
-            state: Mutex::new(State::Up(Arc::new(process))),
+            reserve,
+            state: Mutex::new(State::Up(Arc::new(crew))),
             changed: Condvar::new(),
         }))
     }
@@ -147,47 +177,55 @@ impl Engine {
     /// Whether it gives workers. An engine whose process is found gone is started
     /// again.
     pub fn is_up(self: &Arc<Self>) -> bool {
-        let process = match &*self.lock() {
-            State::Up(process) => Arc::clone(process),
+        let gone = match &*self.lock() {
+            State::Up(crew) if crew.process().is_alive() => return true,
+            State::Up(crew) => Arc::clone(crew),
             State::Down | State::Stopped => return false,
         };
-        let alive = process.is_alive();
-        if !alive {
-            self.went_down(&process);
-        }
-        alive
+        self.went_down(gone);
+        false
     }
 
-    /// Forks a worker that found its canary.
+    /// A worker that found its canary, and has seen no other tenant's content.
     ///
     /// # Errors
     /// [`NoWorker`]; an engine whose process is gone is being started again then.
-    pub fn worker(self: &Arc<Self>) -> Result<WorkerHandle, NoWorker> {
+    pub fn worker(self: &Arc<Self>, tenant: &TenantId) -> Result<WorkerHandle, NoWorker> {
         let no_worker = |detail: &dyn std::fmt::Display| NoWorker {
             engine: self.kind.name(),
             detail: detail.to_string(),
         };
-        let process = match &*self.lock() {
-            State::Up(process) => Arc::clone(process),
+        let crew = match &*self.lock() {
+            State::Up(crew) => Arc::clone(crew),
             State::Down => return Err(no_worker(&"it is being started again")),
             State::Stopped => return Err(no_worker(&"it is stopped")),
         };
-        match process.spawn_worker() {
+        match crew.take(tenant) {
             Ok(worker) => Ok(worker),
             Err(error) => {
                 tracing::error!(engine = self.kind.name(), %error, "no worker");
-                if matches!(error, SpawnError::EngineGone) || !process.is_alive() {
-                    self.went_down(&process);
+                if matches!(error, SpawnError::EngineGone) || !crew.process().is_alive() {
+                    self.went_down(crew);
                 }
                 Err(no_worker(&error))
             }
         }
     }
 
-    fn went_down(self: &Arc<Self>, gone: &Arc<EngineProcess>) {
+    /// Takes a worker back that may go on.
+    pub fn give_back(&self, tenant: TenantId, worker: WorkerHandle) {
+        let crew = match &*self.lock() {
+            State::Up(crew) => Arc::clone(crew),
+            State::Down | State::Stopped => return,
+        };
+        // If the process is another by now, the worker is dead, and found to be.
+        crew.give_back(tenant, worker);
+    }
+
+    fn went_down(self: &Arc<Self>, gone: Arc<Crew>) {
         let mut state = self.lock();
         // Several lanes notice; the first acts.
-        if !matches!(&*state, State::Up(process) if Arc::ptr_eq(process, gone)) {
+        if !matches!(&*state, State::Up(crew) if Arc::ptr_eq(crew, &gone)) {
             return;
         }
         *state = State::Down;
@@ -200,7 +238,11 @@ impl Engine {
         let kind = self.kind;
         let thread = std::thread::Builder::new()
             .name(format!("{}-restart", self.kind.folder()))
-            .spawn(move || restart(kind, &engine));
+            .spawn(move || {
+                // Its end is waited for here, and by nobody who has a request to serve.
+                drop(gone);
+                restart(kind, &engine);
+            });
         if let Err(error) = thread {
             tracing::error!(engine = kind.name(), %error, "it cannot be started again");
         }
@@ -208,15 +250,17 @@ impl Engine {
 
     fn stop(&self) {
         let mut state = self.lock();
-        if let State::Up(process) = &*state
-            && let Ok(pid) = i32::try_from(process.pid())
+        if let State::Up(crew) = &*state
+            && let Ok(pid) = i32::try_from(crew.process().pid())
         {
             // It is our child and not reaped yet: the number is still its own.
             // Its workers die with it.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        *state = State::Stopped;
+        let before = std::mem::replace(&mut *state, State::Stopped);
+        drop(state);
         self.changed.notify_all();
+        drop(before);
     }
 
     /// As [`Self::stop`], but lets the process end by itself, workers first.
@@ -251,16 +295,25 @@ impl Engine {
     }
 }
 
-fn proven(kind: EngineKind, command: &EngineCommand) -> Result<EngineProcess, StartError> {
+fn proven(kind: EngineKind, command: &EngineCommand, reserve: Reserve) -> Result<Crew, StartError> {
     let (process, loaded) = EngineProcess::start(command)?;
     for warning in &loaded.warnings {
         tracing::warn!(engine = kind.name(), %warning, "definitions");
     }
-    let worker = process.spawn_worker().map_err(|error| StartError::Ended {
-        program: command.program.clone(),
-        status: error.to_string(),
-    })?;
-    drop(worker);
+    let program = || command.program.clone();
+    let worker = process
+        .spawn_worker()
+        .map_err(|source| StartError::NoWorker {
+            program: program(),
+            source,
+        })?;
+    for gap in worker.gaps() {
+        tracing::warn!(
+            engine = kind.name(),
+            gap = gap.as_str(),
+            "the sandbox is not whole"
+        );
+    }
     tracing::info!(
         engine = kind.name(),
         version = loaded.engine_version.as_str(),
@@ -269,7 +322,10 @@ fn proven(kind: EngineKind, command: &EngineCommand) -> Result<EngineProcess, St
         pid = process.pid(),
         "engine loaded"
     );
-    Ok(process)
+    Crew::start(process, worker, reserve).map_err(|source| StartError::Program {
+        program: program(),
+        source,
+    })
 }
 
 /// Starts an engine again, until it is up or nobody needs it any more.
@@ -282,11 +338,11 @@ fn restart(kind: EngineKind, engine: &Weak<Engine>) {
         if !strong.rest(wait) {
             return;
         }
-        match proven(kind, &strong.command) {
-            Ok(process) => {
+        match proven(kind, &strong.command, strong.reserve) {
+            Ok(crew) => {
                 let mut state = strong.lock();
                 if matches!(*state, State::Down) {
-                    *state = State::Up(Arc::new(process));
+                    *state = State::Up(Arc::new(crew));
                 }
                 return;
             }

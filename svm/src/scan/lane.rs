@@ -1,4 +1,4 @@
-//! A lane: one thread, one worker of each engine, one content at a time.
+//! A lane: one thread, a worker of each engine as it needs one, one content at a time.
 //!
 //! ```text
 //!             ┌────────────────────────────────────────────────┐
@@ -13,24 +13,24 @@
 //! worker's own bounds, and nothing is kept here.
 //!
 //! A worker that dies is replaced and the content tried once more: a death may be
-//! another's fault (memory), but two are the content's.
+//! another's fault (memory), but two are the content's, and remembered.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use palisade_protocol::content::ContentId;
-use palisade_protocol::scan::ScanOptions;
 use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{
-    Member, Outcome, ScanOptions as WorkerOptions, SealedContent, WorkerError, WorkerHandle,
+    Member, Outcome, ScanDone, ScanOptions as WorkerOptions, SealedContent, WorkerError,
+    WorkerHandle,
 };
 
 use crate::digest::Digests;
 use crate::engine::EngineKind;
 use crate::hash_lists::HashLists;
 
-use super::engines::{Engine, EngineSet, NoWorker};
+use super::engines::{Engine, EngineSet, NoWorker, PoisonKey};
+use super::pool;
 use super::rerun::Task;
 use super::tally::Tally;
 use super::{Done, Shared, Waiting, rerun};
@@ -43,19 +43,19 @@ const POLITE_PERMILLE: u128 = 900;
 
 /// The lane's whole life.
 pub(super) fn run(shared: &Shared) {
-    let mut lane = Lane {
-        timeout: shared.timeout,
-        set: None,
-        workers: Vec::new(),
-    };
+    let mut lane = Lane { shared, set: None };
     while let Some(Waiting { job, since }) = next(shared, &mut lane) {
         let waited = since.elapsed();
         let _request = job.span.enter();
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
-        let set = shared.active().clone();
-        lane.adopt(set);
-        let done = lane.scan(job.content, job.bytes, job.options, job.clean_by.as_ref());
+        lane.set = shared.active().clone();
+        let subject = PoisonKey {
+            tenant: job.tenant,
+            content: job.content,
+            options: job.options,
+        };
+        let done = lane.scan(&subject, job.bytes, job.clean_by.as_ref());
         let took = started.elapsed();
         shared.busy.fetch_sub(1, Ordering::Relaxed);
         shared.measured(&done.end, waited, took);
@@ -67,7 +67,7 @@ pub(super) fn run(shared: &Shared) {
 
 /// Waits for a job; `None` to stop. An idle lane does not hold on to a set that is
 /// no longer in force.
-fn next(shared: &Shared, lane: &mut Lane) -> Option<Waiting> {
+fn next(shared: &Shared, lane: &mut Lane<'_>) -> Option<Waiting> {
     let mut state = shared.state();
     loop {
         if state.stopping {
@@ -76,9 +76,9 @@ fn next(shared: &Shared, lane: &mut Lane) -> Option<Waiting> {
         if let Some((_, waiting)) = state.jobs.pop(shared.now_ms()) {
             return Some(waiting);
         }
-        if lane.is_outdated(shared) {
+        if lane.is_outdated() {
             drop(state);
-            lane.adopt(None);
+            lane.set = None;
             state = shared.state();
             continue;
         }
@@ -89,61 +89,54 @@ fn next(shared: &Shared, lane: &mut Lane) -> Option<Waiting> {
     }
 }
 
-struct Lane {
-    timeout: Duration,
+struct Lane<'a> {
+    shared: &'a Shared,
     set: Option<Arc<EngineSet>>,
-    /// A worker of each engine of the set, in its order, as far as there is one.
-    workers: Vec<Option<WorkerHandle>>,
 }
 
-impl Lane {
-    fn is_outdated(&self, shared: &Shared) -> bool {
-        match (&self.set, &*shared.active()) {
+impl Lane<'_> {
+    fn is_outdated(&self) -> bool {
+        match (&self.set, &*self.shared.active()) {
             (Some(own), Some(active)) => !Arc::ptr_eq(own, active),
             (Some(_), None) => true,
             (None, _) => false,
         }
     }
 
-    fn adopt(&mut self, set: Option<Arc<EngineSet>>) {
-        let same = match (&self.set, &set) {
-            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
-            (own, other) => own.is_none() && other.is_none(),
-        };
-        if !same {
-            // Workers first: the set's end waits for them.
-            self.workers.clear();
-            let engines = set.as_ref().map_or(0, |set| set.engines().len());
-            self.workers.resize_with(engines, || None);
-            self.set = set;
-        }
-    }
-
     fn scan(
-        &mut self,
-        content: ContentId,
+        &self,
+        subject: &PoisonKey,
         bytes: SealedContent,
-        options: ScanOptions,
         clean_by: Option<&Generations>,
     ) -> Done {
         let mut tally = Tally::new();
         let mut sha256 = None;
-        let set = self.set.clone();
-        match &set {
+        match &self.set {
             None => tally.absent(NoWorker {
                 engine: "engines",
                 detail: "none is loaded".to_owned(),
             }),
             Some(set) => {
                 sha256 = look_up(set.lists(), &bytes, &mut tally);
-                let kinds = set.engines().iter().map(|engine| engine.kind());
-                let plan = rerun::plan(kinds, set.generations(), clean_by, options.archives);
-                self.ask_all(set, content, &bytes, options, &plan, &mut tally);
+                let poisoned = set.poison().of(subject).map(str::to_owned);
+                match poisoned {
+                    Some(detail) => tally.poisoned(&detail),
+                    None => {
+                        let kinds = set.engines().iter().map(|engine| engine.kind());
+                        let archives = subject.options.archives;
+                        let plan = rerun::plan(kinds, set.generations(), clean_by, archives);
+                        self.ask_all(set, subject, &bytes, &plan, &mut tally);
+                    }
+                }
             }
         }
         Done {
             end: tally.end(),
-            generations: set.map(|set| set.generations().clone()).unwrap_or_default(),
+            generations: self
+                .set
+                .as_ref()
+                .map(|set| set.generations().clone())
+                .unwrap_or_default(),
             bytes,
             sha256,
         }
@@ -152,11 +145,10 @@ impl Lane {
     /// Has one engine after the other scan the content, until nothing can change the
     /// verdict any more.
     fn ask_all(
-        &mut self,
+        &self,
         set: &Arc<EngineSet>,
-        content: ContentId,
+        subject: &PoisonKey,
         bytes: &SealedContent,
-        options: ScanOptions,
         plan: &[Task],
         tally: &mut Tally,
     ) {
@@ -171,10 +163,9 @@ impl Lane {
             let step = Step {
                 set,
                 index,
-                deadline: Instant::now() + self.timeout,
+                deadline: Instant::now() + self.shared.timeout,
                 members,
-                content,
-                options,
+                subject,
                 part: "",
             };
             self.ask(&step, bytes, tally);
@@ -183,13 +174,14 @@ impl Lane {
 
     /// Has one engine scan `bytes`, and the others what it unpacks. Gives the time
     /// that all of it took.
-    fn ask(&mut self, step: &Step<'_>, bytes: &SealedContent, tally: &mut Tally) -> Duration {
+    fn ask(&self, step: &Step<'_>, bytes: &SealedContent, tally: &mut Tally) -> Duration {
         let engine = step.engine().kind();
-        tracing::debug!(content = %step.content, engine = engine.name(), "an engine is asked");
+        let content = step.subject.content;
+        tracing::debug!(%content, engine = engine.name(), "an engine is asked");
         let started = Instant::now();
         let mut others = Duration::ZERO;
         for attempt in 1..=ATTEMPTS {
-            let mut worker = match self.take(step) {
+            let mut worker = match step.engine().worker(&step.subject.tenant) {
                 Ok(worker) => worker,
                 Err(no_worker) => {
                     tally.absent(no_worker);
@@ -202,25 +194,37 @@ impl Lane {
             });
             match result {
                 Ok(done) => {
-                    self.put_back(step.index, worker);
+                    self.put_back(step, worker, &done);
                     tally.said(engine, &done.outcome, step.part);
                     if done.members_truncated {
                         tally.limit(engine, "members");
                     }
+                    if attempt > 1 {
+                        step.set.poison().survived(step.subject);
+                    }
                     break;
                 }
-                Err(WorkerError::TimedOut) => {
-                    tracing::warn!(content = %step.content, engine = engine.name(), "timed out");
+                Err(error @ (WorkerError::TimedOut | WorkerError::OutOfCpuTime)) => {
+                    tracing::warn!(%content, engine = engine.name(), %error, "timed out");
                     tally.timed_out(engine);
                     break;
                 }
                 Err(error) => {
                     tracing::warn!(
-                        content = %step.content, engine = engine.name(), attempt, %error,
+                        %content, engine = engine.name(), attempt, %error,
                         "a worker was lost in a scan"
                     );
+                    let detail = format!("{}: {error}", engine.name());
+                    if step.set.poison().killed(step.subject, &detail) {
+                        let poisoned = self.shared.poisoned.fetch_add(1, Ordering::Relaxed) + 1;
+                        tracing::error!(
+                            %content, tenant = %step.subject.tenant, engine = engine.name(),
+                            %error, poisoned,
+                            "a content killed its worker twice; it is not scanned again with \
+                             these definitions"
+                        );
+                    }
                     if attempt == ATTEMPTS {
-                        // A content that kills twice is to be remembered here.
                         tally.failed(engine, &error.to_string());
                     }
                 }
@@ -231,12 +235,7 @@ impl Lane {
         took
     }
 
-    fn ask_about_member(
-        &mut self,
-        step: &Step<'_>,
-        member: &Member,
-        tally: &mut Tally,
-    ) -> Duration {
+    fn ask_about_member(&self, step: &Step<'_>, member: &Member, tally: &mut Tally) -> Duration {
         let mut took = Duration::ZERO;
         for (index, engine) in step.set.engines().iter().enumerate() {
             // A member of a content that is malware already is of no interest, unless
@@ -256,16 +255,9 @@ impl Lane {
         took
     }
 
-    fn take(&mut self, step: &Step<'_>) -> Result<WorkerHandle, NoWorker> {
-        match self.workers.get_mut(step.index).and_then(Option::take) {
-            Some(worker) if worker.is_usable() => Ok(worker),
-            _ => step.engine().worker(),
-        }
-    }
-
-    fn put_back(&mut self, index: usize, worker: WorkerHandle) {
-        if let Some(place) = self.workers.get_mut(index) {
-            *place = Some(worker);
+    fn put_back(&self, step: &Step<'_>, worker: WorkerHandle, done: &ScanDone) {
+        if pool::is_fit(done, worker.scans(), self.shared.recycle_after) {
+            step.engine().give_back(step.subject.tenant.clone(), worker);
         }
     }
 }
@@ -279,10 +271,8 @@ struct Step<'a> {
     deadline: Instant,
     /// Whether others want what it unpacks.
     members: bool,
-    /// The content, for the log.
-    content: ContentId,
-    /// What to look into.
-    options: ScanOptions,
+    /// Whose content it is, and which.
+    subject: &'a PoisonKey,
     /// The part of the content that is scanned; empty for the content itself.
     part: &'a str,
 }
@@ -293,11 +283,12 @@ impl Step<'_> {
     }
 
     fn worker_options(&self, left: Duration) -> WorkerOptions {
+        let options = self.subject.options;
         WorkerOptions {
             members: self.members,
-            archives: self.options.archives,
-            heuristics: self.options.heuristics,
-            pua: self.options.pua,
+            archives: options.archives,
+            heuristics: options.heuristics,
+            pua: options.pua,
             name: self.part.into(),
             timeout_ms: polite_ms(left),
         }

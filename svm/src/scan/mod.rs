@@ -1,24 +1,29 @@
 //! Scanning: from sealed content to a verdict.
 //!
 //! ```text
-//!  submit ──► admission queue ──► lane 1: a worker of each engine ──► End
-//!                            └──► lane 2: a worker of each engine ──► End
+//!  submit ──► admission queue ──► lane 1 ──┬─ a worker of each engine ──► End
+//!                            └──► lane 2 ──┘
 //! ```
 //!
 //! | module | owns |
 //! | --- | --- |
 //! | [`engines`] | engine processes, and their restarts |
-//! | [`lane`] | one thread with one worker of each engine, one content at a time |
+//! | [`crew`] | one process' workers: idle ones by tenant, spares |
+//! | [`pool`] | which idle worker may take which content, and how long it lives (pure) |
+//! | [`lane`] | one thread, one content at a time through all engines |
 //! | [`rerun`] | which engines a content needs (pure) |
+//! | [`poison`] | contents that killed twice (pure) |
 //! | [`tally`] | from what engines say to one verdict (pure) |
 //! | this | the queue's driver, the active set, and the load |
 //!
-//! A lane holds a worker of each engine, so that what one engine unpacks is scanned
-//! by the other in the same lane, while the first goes on: no lane ever waits for
-//! a worker that another holds.
+//! What one engine unpacks is scanned by the other in the same lane, while the first
+//! goes on; no lane ever waits for a worker that another holds.
 
+pub mod crew;
 pub mod engines;
 mod lane;
+pub mod poison;
+pub mod pool;
 mod rerun;
 pub mod tally;
 
@@ -49,7 +54,9 @@ const AVERAGE_OVER: u64 = 16;
 /// One content to scan.
 #[derive(Debug)]
 pub struct Job {
-    /// Which content, for the log.
+    /// Whose content.
+    pub tenant: TenantId,
+    /// Which content.
     pub content: ContentId,
     /// Its bytes, verified.
     pub bytes: SealedContent,
@@ -100,12 +107,14 @@ struct Shared {
     started: Instant,
     lanes: usize,
     timeout: Duration,
+    recycle_after: u64,
     queue: Mutex<State>,
     ready: Condvar,
     busy: AtomicUsize,
     /// Average length of a scan in microseconds.
     average_us: AtomicU64,
     metrics: Arc<Metrics>,
+    poisoned: AtomicU64,
     active: Mutex<Option<Arc<EngineSet>>>,
     /// Every set that a lane may still use, so that a stop reaches them all.
     sets: Mutex<Vec<Weak<EngineSet>>>,
@@ -130,13 +139,14 @@ pub struct Lanes(Vec<JoinHandle<()>>);
 
 impl Scanner {
     /// Starts `lanes` lanes, each of which gives each engine `timeout` for one
-    /// content.
+    /// content, and each worker `recycle_after` contents.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(
         lanes: usize,
         timeout: Duration,
+        recycle_after: u64,
         bounds: Bounds,
         metrics: Arc<Metrics>,
         first: Arc<EngineSet>,
@@ -145,6 +155,7 @@ impl Scanner {
             started: Instant::now(),
             lanes: lanes.max(1),
             timeout,
+            recycle_after,
             queue: Mutex::new(State {
                 jobs: Queue::new(bounds),
                 stopping: false,
@@ -153,6 +164,7 @@ impl Scanner {
             busy: AtomicUsize::new(0),
             average_us: AtomicU64::new(FIRST_GUESS_MS * 1000),
             metrics,
+            poisoned: AtomicU64::new(0),
             sets: Mutex::new(vec![Arc::downgrade(&first)]),
             active: Mutex::new(Some(first)),
         });
@@ -264,6 +276,30 @@ impl Scanner {
     /// Lanes that scan.
     pub fn busy(&self) -> usize {
         self.shared.busy.load(Ordering::Relaxed)
+    }
+
+    /// Contents that killed their worker twice, since the start.
+    pub fn poisoned(&self) -> u64 {
+        self.shared.poisoned.load(Ordering::Relaxed)
+    }
+
+    /// What is known of a content that killed its worker twice with the definitions
+    /// in force: it need not be sent.
+    pub fn known_poison(
+        &self,
+        tenant: &TenantId,
+        content: ContentId,
+        options: ScanOptions,
+    ) -> Option<End> {
+        let key = engines::PoisonKey {
+            tenant: tenant.clone(),
+            content,
+            options,
+        };
+        let active = self.shared.active();
+        let mut tally = tally::Tally::new();
+        tally.poisoned(active.as_ref()?.poison().of(&key)?);
+        tally.end().ok()
     }
 
     /// Takes nothing more; what waits is dropped, which its requests see.

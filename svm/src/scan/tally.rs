@@ -171,6 +171,15 @@ impl Tally {
         self.stopped(engine, NotScanned::EngineFailed { detail });
     }
 
+    /// The content killed an engine's workers before, and is not given to any.
+    pub fn poisoned(&mut self, detail: &str) {
+        self.passing = true;
+        let detail = Text::cut(&format!("it killed its worker twice: {detail}"));
+        let verdict = Verdict::NotScanned(NotScanned::EngineFailed { detail });
+        self.not_scanned
+            .get_or_insert((verdict, Details::default()));
+    }
+
     /// An engine could not be asked.
     pub fn absent(&mut self, no_worker: NoWorker) {
         self.passing = true;

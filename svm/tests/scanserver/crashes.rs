@@ -6,7 +6,7 @@ use palisade_protocol::scan::VerdictSource;
 use palisade_protocol::verdict::{NotScanned, Verdict, VerdictKind};
 
 use crate::client::{Client, fragment, unique};
-use crate::site::{Site, is_gone, marker, rule, wait_until};
+use crate::site::{Site, is_gone, marker, ndb, rule, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cache_outlives_a_kill() {
@@ -115,11 +115,132 @@ async fn a_killed_worker_costs_one_retry() {
         "{verdict:?}"
     );
     assert_eq!(client.kind(b"another").await, VerdictKind::Clean);
-    // A failure is never stored: asked again, it is tried again.
-    assert_eq!(client.kind(b"crash").await, VerdictKind::NotScanned);
-    let again = client.scan(b"crash").await;
-    assert_eq!(again.fragments_sent, 1);
-    assert_eq!(again.result().source, VerdictSource::Scanned);
+    // A failure of the engine's own words kills nobody and is never stored: asked
+    // again, it is tried again.
+    for _ in 0..2 {
+        let scanned = client.scan(b"error").await;
+        assert_eq!(scanned.fragments_sent, 1);
+        let result = scanned.result();
+        assert_eq!(result.verdict.kind(), VerdictKind::NotScanned);
+        assert_eq!(result.source, VerdictSource::Scanned);
+    }
+}
+
+/// Its workers were killed once and once again; that is remembered, for the tenant
+/// whose content it is, until the definitions change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_content_that_killed_twice_is_not_tried_again() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[scan]\nworkers = 1\n".to_owned();
+    site.plant(&["palisade-engine-yara"]);
+    let daemon = site.start();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let lost = || {
+        let lines = daemon.log.lines();
+        let lost = lines
+            .iter()
+            .filter(|line| line.contains("a worker was lost"));
+        lost.count()
+    };
+    let engine_failed = |verdict: &Verdict| matches!(verdict, Verdict::NotScanned(NotScanned::EngineFailed { detail }) if detail.as_str().contains("SIGABRT"));
+
+    let first = client.scan(b"crash").await;
+    assert_eq!(first.fragments_sent, 1);
+    assert!(engine_failed(&first.result().verdict));
+    daemon.log.wait_for("a content killed its worker twice");
+    assert_eq!(lost(), 2);
+    for _ in 0..3 {
+        let again = client.scan(b"crash").await;
+        assert_eq!(again.fragments_sent, 0, "it was asked for again");
+        let result = again.result();
+        assert!(engine_failed(&result.verdict), "{:?}", result.verdict);
+        assert_eq!(result.source, VerdictSource::Scanned);
+    }
+    assert_eq!(lost(), 2);
+    assert_eq!(client.kind(b"another").await, VerdictKind::Clean);
+
+    // What one tenant's contents do is nothing that another's verdicts show.
+    let other = Client::connect(&daemon, &site.ca.agent("other")).await;
+    assert_eq!(other.scan(b"crash").await.fragments_sent, 1);
+    wait_until("the log has it", || lost() == 4);
+
+    // Other definitions may do better: it is tried again.
+    site.define("more.yar", &rule("More", &marker()));
+    daemon.signal(Signal::SIGHUP);
+    daemon.log.wait_for("definitions are in force generation=2");
+    assert_eq!(client.scan(b"crash").await.fragments_sent, 1);
+    wait_until("the log has it", || lost() == 6);
+}
+
+/// The process that scanned a content, by its own word.
+async fn scanned_by(client: &Client, content: &str) -> String {
+    match client.verdict(format!("pid {content}").as_bytes()).await {
+        Verdict::Malware { name, .. } => name.as_str().to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_serves_one_tenant_and_not_for_ever() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[scan]\nworkers = 1\nrecycle_after = 3\n".to_owned();
+    site.plant(&["palisade-engine-yara"]);
+    let daemon = site.start();
+    let one = Client::connect(&daemon, &site.ca.agent("one")).await;
+    let two = Client::connect(&daemon, &site.ca.agent("two")).await;
+
+    let first = scanned_by(&one, "a").await;
+    let others = scanned_by(&two, "b").await;
+    assert_ne!(first, others, "a worker went from one tenant to another");
+    // Both are kept for their tenants, whoever was asked for last.
+    assert_eq!(scanned_by(&one, "c").await, first);
+    assert_eq!(scanned_by(&two, "d").await, others);
+    // Three contents each; then others take over.
+    assert_eq!(scanned_by(&one, "e").await, first);
+    let second = scanned_by(&one, "f").await;
+    assert_ne!(second, first);
+    // A limit that was hit is an oddity that ends a worker.
+    assert_eq!(one.kind(b"limit").await, VerdictKind::NotScanned);
+    assert_ne!(scanned_by(&one, "g").await, second);
+    assert_eq!(scanned_by(&two, "h").await, others);
+}
+
+/// So long it may take until a killed worker's successor has given a verdict.
+const BACK_WITHIN: std::time::Duration = std::time::Duration::from_millis(50);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_is_back_at_once() {
+    let mut site = Site::new(&[
+        ("some.yar", &rule("Some", &marker())),
+        ("some.ndb", &ndb("Some", &marker())),
+    ]);
+    site.settings = "[scan]\nworkers = 1\n".to_owned();
+    let daemon = site.start();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    client.kind(&unique(100)).await;
+    let mut took = Vec::new();
+    for _ in 0..20 {
+        // All of them: those that have scanned, and those that wait for it.
+        let workers = daemon.workers();
+        assert!(workers.len() >= 2, "{workers:?}");
+        for worker in &workers {
+            kill(Pid::from_raw(*worker as i32), Signal::SIGKILL).unwrap();
+        }
+        let killed = std::time::Instant::now();
+        // One that is still dying would be a scan that failed.
+        wait_until("they are gone", || workers.iter().all(|pid| is_gone(*pid)));
+        assert_eq!(client.kind(&unique(100)).await, VerdictKind::Clean);
+        took.push(killed.elapsed());
+        // Until the reserves are there again, so that the next round is the same.
+        wait_until("the reserves are there", || daemon.workers().len() >= 4);
+    }
+    took.sort();
+    println!(
+        "from the kill of all workers of both engines to a verdict: {:?} at best, {:?} in the \
+         middle, {:?} at worst",
+        took[0], took[10], took[19]
+    );
+    assert!(took[10] <= BACK_WITHIN, "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

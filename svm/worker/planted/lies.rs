@@ -4,7 +4,9 @@
 use crate::attempts::{is_socket, open_descriptors};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg, shutdown};
 use palisade_worker::ipc::encode;
-use palisade_worker::message::{MAX_MEMBERS, MAX_PACKET, Name, Outcome, ScanDone, WorkerEvent};
+use palisade_worker::message::{
+    MAX_MEMBERS, MAX_PACKET, MemberName, Outcome, ScanDone, WorkerEvent,
+};
 use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, RawFd};
@@ -36,7 +38,7 @@ pub fn lie(kind: &str, request: u64) {
     let member = |index, size| WorkerEvent::Member {
         request,
         index,
-        name: Name::default(),
+        name: MemberName::default(),
         size,
     };
     let packet = |event: &WorkerEvent| encode(event).unwrap_or_default();

@@ -62,7 +62,7 @@ impl Engine for Planted {
         let words: Vec<&str> = command.split(' ').collect();
         let outcome = match words.as_slice() {
             ["find", name] => Outcome::found([(*name).into()], false),
-            ["pid"] => Outcome::found([std::process::id().to_string().as_str().into()], false),
+            ["pid", ..] => Outcome::found([std::process::id().to_string().as_str().into()], false),
             ["fds"] => Outcome::found([open_descriptors().as_str().into()], false),
             ["escape", name, target @ ..] => {
                 let said = attempt(name, &Target::from_words(target));

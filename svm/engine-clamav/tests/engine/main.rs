@@ -10,6 +10,7 @@
 mod canary;
 mod definitions;
 mod members;
+mod memory;
 mod parity;
 mod scans;
 mod site;

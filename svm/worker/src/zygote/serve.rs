@@ -16,6 +16,7 @@ use crate::ipc::{Channel, IpcError};
 use crate::message::{
     Detail, NotScanned, Outcome, ScanDone, ScanOptions, WorkerEvent, WorkerId, WorkerRequest,
 };
+use crate::sys;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use nix::unistd::Pid;
@@ -119,6 +120,7 @@ fn prepare<E: Engine>(
     let canary_missed = |detail: String| WorkerEvent::CanaryMissed {
         detail: detail.as_str().into(),
     };
+    sys::give_memory_back();
     let mut gaps = sandbox::enter(place, channel).map_err(sandbox_failed)?;
     engine
         .enter_worker(place.scratch.path())
