@@ -121,8 +121,8 @@ pub struct EngineRun {
     pub engine: EngineName,
     /// How long it took, over the content and all of its parts, in microseconds.
     pub micros: u64,
-    /// The worst that it said. An engine that was not asked, because another had
-    /// decided, is not in the list.
+    /// The worst that it said. An engine that was not asked is not in the list: another
+    /// had decided, or it had found the same content clean by the same definitions.
     pub outcome: VerdictKind,
 }
 

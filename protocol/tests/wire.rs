@@ -332,6 +332,8 @@ fn the_longest_verdict_fits_into_its_frame() {
                 value: Text::cut(&long),
             })),
         },
+        older: true,
+        recheck: true,
         source: scan::VerdictSource::Scanned,
         engines: List::cut((0..99).map(|_| EngineRun {
             engine: engine(),
