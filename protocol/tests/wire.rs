@@ -346,8 +346,6 @@ fn the_longest_verdict_fits_into_its_frame() {
             generation: Generation(u64::MAX),
             fingerprint: [2; 16],
         })),
-        older: false,
-        recheck: false,
         load: scan::LoadHint {
             load_permille: u16::MAX,
             queue_wait_ms: u32::MAX,

@@ -169,6 +169,37 @@ pub(crate) fn give_memory_back() {
     }
 }
 
+/// Closes the heap before it is shared: what loading freed goes back to the kernel,
+/// and the gaps that are left are taken, and never used.
+///
+/// A worker's allocations would go into these gaps otherwise, all over the heap, and
+/// copy a page of definitions for every few bytes of its own. So they go to the
+/// heap's end, side by side.
+pub(crate) fn close_heap() {
+    /// Sizes of blocks that gaps are filled with, the largest first (bytes).
+    const LARGE: [usize; 7] = [65_536, 32_768, 16_384, 8192, 4096, 2048, 1024];
+    /// Smaller ones: every size that the allocator has (bytes).
+    const STEP: usize = 16;
+    /// What the allocator may keep at the heap's end (bytes).
+    const KEPT: usize = 8192;
+    let small = (1..1024 / STEP).rev().map(|n| n * STEP);
+    // SAFETY: all of it is the allocator's own business. No block is written to, and
+    // the one that is freed is not used after it.
+    unsafe {
+        libc::malloc_trim(0);
+        let end = (libc::sbrk(0) as usize).saturating_sub(KEPT);
+        for size in LARGE.into_iter().chain(small) {
+            loop {
+                let block = std::hint::black_box(libc::malloc(size));
+                if block.is_null() || block as usize >= end {
+                    libc::free(block);
+                    break;
+                }
+            }
+        }
+    }
+}
+
 /// Has the C library load its converters from these character sets to UTF-8, and
 /// keep them: a worker that needs one could not load it any more. Those that this
 /// system does not have are passed over.

@@ -9,6 +9,8 @@ use crate::message::{
     Detail, MAX_MEMBER_BYTES, MAX_MEMBER_BYTES_PER_SCAN, MAX_MEMBERS, ScanDone, ScanOptions,
     WorkerEvent, WorkerExit, WorkerId, WorkerRequest,
 };
+use std::fs;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,6 +105,22 @@ impl WorkerHandle {
     /// Its process id, as the zygote sees it.
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// Memory that would not be there without it (bytes), as the kernel counts: what
+    /// it costs beyond the definitions that it shares. Only root may ask.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn private_bytes(&self) -> io::Result<u64> {
+        let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.pid))?;
+        let kib = |line: &str| {
+            let value = line
+                .strip_prefix("Private_Clean:")
+                .or_else(|| line.strip_prefix("Private_Dirty:"))?;
+            value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        };
+        Ok(rollup.lines().filter_map(kib).sum::<u64>() << 10)
     }
 
     /// What its sandbox lacks on this machine, each with a remedy; nothing, unless

@@ -128,6 +128,7 @@ pub fn run<E: Engine>(
             return ExitCode::FAILURE;
         }
     };
+    sys::close_heap();
     let loaded = ZygoteEvent::Loaded(Loaded {
         engine: name.into(),
         engine_version: report.version.as_str().into(),
