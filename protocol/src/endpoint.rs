@@ -3,10 +3,11 @@
 //! Owns quinn's configuration; does not own what travels. Bounds that quinn
 //! leaves unlimited or huge are set here, by name and unit.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, Endpoint, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
@@ -25,6 +26,8 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Largest datagram's payload, in bytes: a jumbo frame of 9,000 without its IP and UDP
 /// headers. What a path really takes is probed.
 pub const MAX_UDP_PAYLOAD: u16 = 8972;
+/// Bytes of datagrams that a listener's socket holds until they are read.
+pub const LISTEN_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Handshakes that a listener has open at a time.
 pub const MAX_INCOMING: usize = 1024;
 /// Bytes of connection attempts that are buffered before they are accepted.
@@ -109,6 +112,16 @@ fn transport(bounds: Bounds) -> TransportConfig {
     transport
 }
 
+/// Asks for a receive buffer that holds what many peers send at once. Past the system's
+/// bound (`net.core.rmem_max`) only a privileged process gets it; with less, datagrams
+/// are dropped under load and sent again, which costs time and nothing else.
+fn enlarge(socket: &UdpSocket) {
+    let bytes = LISTEN_BUFFER_BYTES;
+    if setsockopt(socket, sockopt::RcvBufForce, &bytes).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &bytes);
+    }
+}
+
 /// What a datagram may hold that we receive.
 fn endpoint_config() -> Result<EndpointConfig, EndpointError> {
     let mut config = EndpointConfig::default();
@@ -121,7 +134,10 @@ fn endpoint_config() -> Result<EndpointConfig, EndpointError> {
 /// Binds, as quinn's own constructors do, with our bound on datagrams.
 fn bind(address: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, EndpointError> {
     let failed = |source| EndpointError::Bind { address, source };
-    let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
+    let socket = UdpSocket::bind(address).map_err(failed)?;
+    if server.is_some() {
+        enlarge(&socket);
+    }
     Endpoint::new(
         endpoint_config()?,
         server,

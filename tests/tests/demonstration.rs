@@ -366,7 +366,8 @@ fn the_console_speaks_the_promised_json() {
     assert_eq!(
         keys(finding),
         [
-            "blake3", "engine", "name", "path", "reason", "sha256", "verdict"
+            "blake3", "engine", "engines", "member", "metadata", "name", "path", "reason",
+            "sha256", "verdict"
         ]
     );
     assert_eq!(finding["name"], format!("{}.UNOFFICIAL", marker.name));
