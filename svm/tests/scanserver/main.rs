@@ -12,6 +12,7 @@
 //! | [`measured`] | the numbers for Prometheus |
 //! | [`definitions`] | generations: good, bad, missing |
 //! | [`crashes`] | killed daemons, killed workers, damaged caches, clean stops |
+//! | [`sandbox`] | what confines workers, set and told |
 //! | [`reports`] | what the Integration Server hears |
 //!
 //! [`site`] starts daemons, [`client`] is an agent that does as it is told.
@@ -34,5 +35,6 @@ mod lists;
 mod measured;
 mod older;
 mod reports;
+mod sandbox;
 mod site;
 mod verdicts;

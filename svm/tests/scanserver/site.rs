@@ -155,6 +155,24 @@ impl Site {
         self.settings.insert_str(0, &setting);
     }
 
+    /// Has the engine programs started by a shell command, which gets the program and
+    /// its arguments as its own.
+    pub fn start_engines_by(&mut self, command: &str) {
+        let helpers = self.dir.path().join("helpers");
+        std::fs::create_dir_all(&helpers).unwrap();
+        for name in ["palisade-engine-clamav", "palisade-engine-yara"] {
+            let (to, program) = (helpers.join(name), beside(name));
+            let script = format!(
+                "#!/bin/sh\nset -- {} \"$@\"\n{command}\n",
+                program.display()
+            );
+            std::fs::write(&to, script).unwrap();
+            std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        self.settings
+            .insert_str(0, &format!("helpers_dir = {helpers:?}\n"));
+    }
+
     fn write_settings(&self) {
         let path = self.dir.path().join("etc/scanserver.toml");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

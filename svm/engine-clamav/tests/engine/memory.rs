@@ -147,7 +147,7 @@ fn a_worker_costs_little_beyond_the_shared_definitions() {
         corpus.push(site.files().join("all.zip"));
     }
     // Large blocks between small ones: what a heap would keep.
-    for side in [1000, 3000, 5000] {
+    for side in [1000, 3000, 4000] {
         corpus.push(site.put(&format!("{side}.png"), &picture(side)));
     }
     let (mut scans, mut bytes) = (0, 0);

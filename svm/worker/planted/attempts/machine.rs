@@ -98,7 +98,7 @@ pub fn io_ports(_: &Target) -> Result<(), Errno> {
     call(libc::SYS_ioperm, &[0x80.into(), 1.into(), 1.into()]).map(drop)
 }
 
-/// Other machines have no such ports; the nearest is a change of protection keys.
+/// Other machines have no such ports.
 #[cfg(not(target_arch = "x86_64"))]
 pub fn io_ports(_: &Target) -> Result<(), Errno> {
     Err(Errno::ENOSYS)
