@@ -6,7 +6,7 @@ use palisade_protocol::scan::VerdictSource;
 use palisade_protocol::verdict::{NotScanned, Verdict, VerdictKind};
 
 use crate::client::{Client, fragment, unique};
-use crate::site::{Site, is_gone, marker, ndb, rule, wait_until};
+use crate::site::{Site, is_gone, marker, rule, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cache_outlives_a_kill() {
@@ -210,33 +210,27 @@ const BACK_WITHIN: std::time::Duration = std::time::Duration::from_millis(50);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_is_back_at_once() {
-    let mut site = Site::new(&[
-        ("some.yar", &rule("Some", &marker())),
-        ("some.ndb", &ndb("Some", &marker())),
-    ]);
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
     site.settings = "[scan]\nworkers = 1\n".to_owned();
+    site.plant(&["palisade-engine-yara"]);
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
-    client.kind(&unique(100)).await;
+    let mut scanner = scanned_by(&client, "first").await;
     let mut took = Vec::new();
-    for _ in 0..20 {
-        // All of them: those that have scanned, and those that wait for it.
-        let workers = daemon.workers();
-        assert!(workers.len() >= 2, "{workers:?}");
-        for worker in &workers {
-            kill(Pid::from_raw(*worker as i32), Signal::SIGKILL).unwrap();
-        }
-        let killed = std::time::Instant::now();
+    for round in 0..20 {
         // One that is still dying would be a scan that failed.
-        wait_until("they are gone", || workers.iter().all(|pid| is_gone(*pid)));
-        assert_eq!(client.kind(&unique(100)).await, VerdictKind::Clean);
+        let pid: u32 = scanner.parse().unwrap();
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+        let killed = std::time::Instant::now();
+        wait_until("it is gone", || is_gone(pid));
+        let successor = scanned_by(&client, &format!("round {round}")).await;
         took.push(killed.elapsed());
-        // Until the reserves are there again, so that the next round is the same.
-        wait_until("the reserves are there", || daemon.workers().len() >= 4);
+        assert_ne!(successor, scanner);
+        scanner = successor;
     }
     took.sort();
     println!(
-        "from the kill of all workers of both engines to a verdict: {:?} at best, {:?} in the \
+        "from a worker's end until its successor has given a verdict: {:?} at best, {:?} in the \
          middle, {:?} at worst",
         took[0], took[10], took[19]
     );
