@@ -90,6 +90,22 @@ impl Cache {
         self.lock().use_generations(generations);
     }
 
+    /// Forgets the verdicts of these contents, so that their files are hashed and asked
+    /// about again when they are opened. Gives how many were forgotten.
+    pub fn forget(&self, contents: &[ContentId]) -> usize {
+        let mut inner = self.lock();
+        let before = inner.entries.len();
+        inner
+            .entries
+            .retain(|_, entry| !contents.contains(&entry.known.content));
+        let forgotten = before - inner.entries.len();
+        if forgotten > 0 {
+            let Inner { entries, order, .. } = &mut *inner;
+            order.retain(|key| entries.contains_key(key));
+        }
+        forgotten
+    }
+
     /// Files that are remembered.
     pub fn len(&self) -> usize {
         self.lock().entries.len()
@@ -174,6 +190,27 @@ mod tests {
         };
         cache.put(stamp(1, 7), known, &generations(1));
         assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn what_is_forgotten_answers_no_more_and_can_come_back() {
+        let cache = Cache::new(2);
+        for inode in [1, 2] {
+            cache.put(stamp(inode, 7), clean(inode), &generations(1));
+        }
+        let [told, other] = [clean(1).content, ContentId([9; 32])];
+        assert_eq!(cache.forget(&[told, other]), 1);
+        assert_eq!(cache.get(&stamp(1, 7)), None);
+        assert_eq!(cache.get(&stamp(2, 7)), Some(clean(2)));
+        assert_eq!(cache.forget(&[told]), 0);
+        cache.put(stamp(1, 8), clean(1), &generations(1));
+        cache.put(stamp(3, 7), clean(3), &generations(1));
+        assert_eq!(
+            cache.get(&stamp(2, 7)),
+            None,
+            "the oldest left for the newest"
+        );
+        assert_eq!(cache.get(&stamp(1, 8)), Some(clean(1)));
     }
 
     proptest! {

@@ -33,6 +33,7 @@ use crate::fanotify::places::{self, Places};
 use crate::fanotify::reader::{self, Triage};
 use crate::guard::Guard;
 use crate::health::{Health, off};
+use crate::link::Link;
 use crate::list::ListFile;
 use crate::probe::Probe;
 use crate::scanner::Scanner;
@@ -205,6 +206,7 @@ async fn follow_link(
     cache: Arc<Cache>,
     max_scan_bytes: Arc<AtomicU64>,
 ) {
+    let mut noticed: Option<Arc<Link>> = None;
     loop {
         {
             let state = link.borrow_and_update();
@@ -212,11 +214,34 @@ async fn follow_link(
             if let Some(link) = state.link() {
                 cache.use_generations(&link.welcome.generations);
                 max_scan_bytes.store(link.welcome.max_scan_bytes, Ordering::Relaxed);
+                if noticed
+                    .as_ref()
+                    .is_none_or(|known| !Arc::ptr_eq(known, link))
+                {
+                    // Ends with its session.
+                    tokio::spawn(take_notices(Arc::clone(link), Arc::clone(&cache)));
+                    noticed = Some(Arc::clone(link));
+                }
             }
         }
         if link.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Contents that were called clean, and are malware by newer definitions: what is
+/// remembered of them is forgotten, so that their files are hashed and asked about again
+/// when they are opened. Nothing is done to a file for a notice alone.
+async fn take_notices(link: Arc<Link>, cache: Arc<Cache>) {
+    while let Some(notice) = link.notice().await {
+        let contents = notice.contents.len();
+        let forgotten = cache.forget(&notice.contents);
+        tracing::warn!(
+            contents,
+            forgotten,
+            "contents that were clean are malware now: their files are asked about again"
+        );
     }
 }
 

@@ -15,7 +15,8 @@
 //! An enrolled session has one bidirectional stream, opened by the component;
 //! every frame on it is a signed [`Envelope`], so that a relay
 //! could carry it. Answers name the sequence they answer; pushed messages name
-//! none.
+//! none. What the server pushes to a Protection Server is a command about its
+//! definitions ([`crate::definitions`]); its answer comes as a request.
 //!
 //! Versions: 1, the first.
 
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 use crate::bounded::{List, PathBytes, Text};
 use crate::codec::Message;
+use crate::definitions::{DefinitionsAnswer, DefinitionsCommand};
 use crate::envelope::Envelope;
 use crate::ids::{DetectionId, SvmId, TenantId};
 use crate::scan::{LoadHint, ScanClass};
@@ -178,6 +180,9 @@ pub enum ToServer {
         /// PKCS#10 request in DER.
         csr: Der,
     },
+    /// What became of a command about a Protection Server's definitions; answered by
+    /// `Ack`.
+    Definitions(DefinitionsAnswer),
 }
 
 impl Message for ToServer {
@@ -199,6 +204,8 @@ pub enum FromServer {
     Renewed(Enrolled),
     /// Refused.
     Denied(Denied),
+    /// A command about its definitions, pushed to a Protection Server.
+    Definitions(DefinitionsCommand),
 }
 
 impl Message for FromServer {

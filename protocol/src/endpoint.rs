@@ -38,6 +38,8 @@ pub const MAX_INCOMING_BUFFER_BYTES: u64 = 16 * 1024 * 1024;
 pub struct Bounds {
     /// Bidirectional streams that the peer may have open.
     pub peer_streams: u32,
+    /// Unidirectional streams that the peer may have open: notices.
+    pub peer_notices: u32,
     /// Bytes that the peer may have on its way on one stream.
     pub stream_window: u32,
     /// Bytes that the peer may have on its way in all.
@@ -50,6 +52,7 @@ impl Bounds {
     /// The Protection Server's end of a scan session: many streams with content.
     pub const SCAN_SERVER: Self = Self {
         peer_streams: 128,
+        peer_notices: 0,
         stream_window: 1024 * 1024,
         receive_window: 8 * 1024 * 1024,
         send_window: 1024 * 1024,
@@ -57,6 +60,7 @@ impl Bounds {
     /// The agent's end of a scan session: it receives verdicts, and is light.
     pub const SCAN_AGENT: Self = Self {
         peer_streams: 0,
+        peer_notices: 2,
         stream_window: 64 * 1024,
         receive_window: 256 * 1024,
         send_window: 1024 * 1024,
@@ -64,6 +68,7 @@ impl Bounds {
     /// Either end of a control session.
     pub const CONTROL: Self = Self {
         peer_streams: 4,
+        peer_notices: 0,
         stream_window: 1024 * 1024,
         receive_window: 1024 * 1024,
         send_window: 2 * 1024 * 1024,
@@ -98,7 +103,7 @@ fn transport(bounds: Bounds) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(bounds.peer_streams))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(bounds.peer_notices))
         .stream_receive_window(VarInt::from_u32(bounds.stream_window))
         .receive_window(VarInt::from_u32(bounds.receive_window))
         .send_window(bounds.send_window)

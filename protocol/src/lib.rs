@@ -16,7 +16,9 @@
 //! | [`content`] | content ids, fragments, chaining values and their verification |
 //! | [`verdict`] | what a scan can end in, and why something was not scanned |
 //! | [`scan`] | messages of a scan stream |
+//! | [`notice`] | what a Protection Server says unasked |
 //! | [`control`] | messages to and from the Integration Server |
+//! | [`definitions`] | orders about a Protection Server's definitions, and what it has |
 //! | [`envelope`] | signatures, epochs and sequences around control messages |
 //! | [`ids`], [`spiffe`] | who is who |
 //! | [`identity`], [`token`] | keys, certificates, certificate requests, join tokens |
@@ -34,11 +36,13 @@ pub mod bounded;
 pub mod codec;
 pub mod content;
 pub mod control;
+pub mod definitions;
 pub mod endpoint;
 pub mod envelope;
 pub mod frame;
 pub mod identity;
 pub mod ids;
+pub mod notice;
 pub mod scan;
 pub mod selection;
 pub mod spiffe;

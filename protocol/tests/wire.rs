@@ -12,8 +12,10 @@ use palisade_protocol::bounded::{List, PathBytes, Text};
 use palisade_protocol::codec::{self, CodecError, Message};
 use palisade_protocol::content::{ContentId, FRAGMENT_BYTES};
 use palisade_protocol::control::{self, ControlFrame, FromServer, ToServer};
+use palisade_protocol::definitions::{self, DefinitionsOrder, Standing};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::ids::{DetectionId, SvmId, TenantId};
+use palisade_protocol::notice::{MAX_CONTENTS, Notice};
 use palisade_protocol::scan::{self, ToAgent, ToSvm, ToSvmRef};
 use palisade_protocol::token::JoinToken;
 use palisade_protocol::verdict::{
@@ -199,7 +201,44 @@ fn to_server() -> Vec<ToServer> {
         ToServer::Renew {
             csr: List::cut([1, 2, 3]),
         },
+        ToServer::Definitions(definitions_answer()),
     ]
+}
+
+fn definitions_answer() -> definitions::DefinitionsAnswer {
+    let entry = |generation, standing| definitions::GenerationEntry {
+        generation,
+        standing,
+        engines: generations(),
+        origin: Text::cut("/var/lib/clamav"),
+        added_ms: 1_700_000_000_000,
+        bytes: 1 << 20,
+    };
+    definitions::DefinitionsAnswer {
+        number: 11,
+        failure: Some(Text::cut("generation 9 is not kept")),
+        status: definitions::DefinitionsStatus {
+            generations: List::cut([
+                entry(3, Standing::Kept),
+                entry(4, Standing::Previous),
+                entry(5, Standing::Active),
+                entry(6, Standing::Refused),
+            ]),
+            source: Text::cut("/var/lib/clamav"),
+            problem: Some(Text::cut("broken")),
+            working: Some(Text::cut("rolling back")),
+            last: Some(definitions::LastOrder {
+                number: 2,
+                what: Text::cut("rolling back"),
+                failure: None,
+            }),
+            braked: List::cut([definitions::BrakedSignature {
+                engine: Text::cut("yara-x"),
+                name: Text::cut("New"),
+                since_ms: 1_700_000_000_000,
+            }]),
+        },
+    }
 }
 
 fn from_server() -> Vec<FromServer> {
@@ -226,7 +265,27 @@ fn from_server() -> Vec<FromServer> {
             code: control::DeniedCode::SpentToken,
             message: Text::cut("spent"),
         }),
+        FromServer::Definitions(definitions::DefinitionsCommand {
+            number: 11,
+            order: DefinitionsOrder::Activate { generation: 9 },
+        }),
+        FromServer::Definitions(definitions::DefinitionsCommand {
+            number: 12,
+            order: DefinitionsOrder::Rollback,
+        }),
+        FromServer::Definitions(definitions::DefinitionsCommand {
+            number: 13,
+            order: DefinitionsOrder::Confirm {
+                signature: Text::cut("New"),
+            },
+        }),
     ]
+}
+
+fn notices() -> Vec<Notice> {
+    vec![Notice {
+        contents: List::cut([ContentId([1; 32]), ContentId([2; 32])]),
+    }]
 }
 
 fn pinned<M: Message + PartialEq + Debug>(messages: &[M]) -> Vec<String> {
@@ -246,6 +305,7 @@ fn the_bytes_of_each_message_are_pinned() {
     insta::assert_json_snapshot!("to_agent", pinned(&to_agent()));
     insta::assert_json_snapshot!("to_server", pinned(&to_server()));
     insta::assert_json_snapshot!("from_server", pinned(&from_server()));
+    insta::assert_json_snapshot!("notices", pinned(&notices()));
     assert_eq!(scan::ALPN, [b"palisade-scan/1"]);
     assert_eq!(control::ALPN, [b"palisade-control/1"]);
 }
@@ -312,6 +372,7 @@ fn every_cut_and_every_addition_is_refused() {
     check(&to_agent());
     check(&to_server());
     check(&from_server());
+    check(&notices());
 }
 
 /// A verdict whose every part is as long as it may be is an answer, too.
@@ -386,6 +447,13 @@ fn oversize_is_refused_at_encode_and_at_decode() {
         codec::decode::<ToSvm>(&wire),
         Err(CodecError::TooLarge { .. })
     ));
+    let full = Notice {
+        contents: List::cut([ContentId([9; 32]); MAX_CONTENTS]),
+    };
+    assert!(
+        codec::encode(&full).is_ok(),
+        "the largest notice is sendable"
+    );
     // A bounded list and a bounded text refuse on their own, within a small frame.
     let values = bincode::serde::encode_to_vec(
         (2u32, vec![[0u8; 32]; scan::MAX_OUTLINE_VALUES + 1]),
@@ -440,6 +508,7 @@ fn survives(bytes: &[u8]) {
     let _ = codec::decode::<ToServer>(bytes);
     let _ = codec::decode::<FromServer>(bytes);
     let _ = codec::decode::<ControlFrame>(bytes);
+    let _ = codec::decode::<Notice>(bytes);
     let _ = codec::decode::<JoinToken>(bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = text.parse::<JoinToken>();

@@ -29,7 +29,9 @@
 //! | [`engine`] | the engines there are: one table |
 //! | [`hash_lists`] | hashes that are allowed or denied |
 //! | [`digest`] | SHA-256 and MD5 of sealed content |
-//! | [`definitions`] | generations of signatures and rules |
+//! | [`definitions`] | generations of signatures and rules, and orders about them |
+//! | [`brake`] | a new signature that hits many guests at once is reported only |
+//! | [`retro`] | who is told when a content that was clean is malware by newer definitions |
 //! | [`metrics`] | what is counted, for Prometheus: one table |
 //! | [`report`] | what the Integration Server is told |
 //!
@@ -45,6 +47,7 @@
 pub mod addresses;
 pub mod admission;
 pub mod agents;
+pub mod brake;
 pub mod budget;
 pub mod cache;
 pub mod definitions;
@@ -58,6 +61,7 @@ pub mod listener;
 pub mod metrics;
 pub mod report;
 pub mod request;
+pub mod retro;
 pub mod scan;
 pub mod settings;
 pub mod state;

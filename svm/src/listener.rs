@@ -23,12 +23,14 @@ use palisade_protocol::scan::{ALPN, ToAgent, ToSvmRef, Welcome};
 use palisade_protocol::spiffe::{Role, SpiffeId};
 use palisade_protocol::tls::{self, Accept, Peer as TlsPeer};
 use palisade_protocol::trust::Trust;
+use palisade_protocol::verdict::Verdict;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use crate::agents::{Agents, Close};
+use crate::cache::now_ms;
 use crate::failure::Failure;
 use crate::request::{Caller, Peer, Service};
 
@@ -214,10 +216,20 @@ async fn session(shared: &Arc<Shared>, connection: Connection, id: SpiffeId) {
     }
     tracing::debug!(%agent, %tenant, remote = %connection.remote_address(), "an agent is connected");
     let caller = Arc::new(caller(tenant, agent));
-    while let Ok((send, receive)) = connection.accept_bi().await {
-        let (shared, caller) = (Arc::clone(shared), Arc::clone(&caller));
-        // At most Bounds::SCAN_SERVER.peer_streams of a session at a time.
-        tokio::spawn(async move { stream(&shared, &caller, send, receive).await });
+    let serving = async {
+        while let Ok((send, receive)) = connection.accept_bi().await {
+            let (shared, caller) = (Arc::clone(shared), Arc::clone(&caller));
+            // At most Bounds::SCAN_SERVER.peer_streams of a session at a time.
+            tokio::spawn(async move { stream(&shared, &caller, send, receive).await });
+        }
+    };
+    let telling = async {
+        shared.service.retro.tell(agent, &connection).await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = serving => {}
+        () = telling => {}
     }
     tracing::debug!(%agent, "an agent is gone");
 }
@@ -292,7 +304,16 @@ async fn serve(
                 "request", agent = %caller.agent, content = %request.content, size = request.size
             );
             let served = shared.service.serve(caller, &request, peer);
-            served.instrument(span).await.map(ToAgent::Verdict)
+            let mut result = served.instrument(span).await?;
+            let Service { retro, brake, .. } = &*shared.service;
+            match result.verdict {
+                Verdict::Clean => retro.saw(caller.agent, &caller.tenant, request.content),
+                Verdict::Malware { .. } => retro.turned_bad(&caller.tenant, request.content),
+                Verdict::Suspicious { .. } | Verdict::NotScanned(_) => {}
+            }
+            let (generations, now_ms) = (&result.generations, now_ms());
+            result.verdict = brake.judge(caller.agent, result.verdict, generations, now_ms);
+            Ok(ToAgent::Verdict(result))
         }
         ToSvmRef::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),
         _ => Err(Failure::Protocol(

@@ -7,6 +7,9 @@
 //! Agents are served whether or not the server is there. While it is not, their
 //! certificates are honoured for [`EXPIRY_GRACE`] beyond their end, because
 //! nobody could have renewed them.
+//!
+//! The server may order something about definitions ([`crate::definitions::desk`]):
+//! an SVM has no login. Answers come when it is done; reports go on meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,14 +20,17 @@ use palisade_daemon::host;
 use palisade_daemon::membership::Membership;
 use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::control::{
-    Hello, InfrastructurePath, LicenceState, MAX_TAGS, Name, SvmAddress, SvmReport, ToServer,
+    FromServer, Hello, InfrastructurePath, LicenceState, MAX_TAGS, Name, SvmAddress, SvmReport,
+    ToServer,
 };
+use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::scan::LoadHint;
 use palisade_protocol::trust::ExpiryGrace;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::agents::Agents;
+use crate::definitions::desk::{Answer, Desk, Order};
 use crate::listener::Handle;
 use crate::scan::Scanner;
 use crate::settings::{Licence, Settings};
@@ -82,6 +88,7 @@ pub struct Reporter {
     scanner: Scanner,
     agents: Agents<Handle>,
     grace: ExpiryGrace,
+    desk: Desk,
     changed: Notify,
     reported: Notify,
     draining: AtomicBool,
@@ -95,6 +102,7 @@ impl Reporter {
         scanner: Scanner,
         agents: Agents<Handle>,
         grace: ExpiryGrace,
+        desk: Desk,
     ) -> Arc<Self> {
         grace.set(EXPIRY_GRACE);
         Arc::new(Self {
@@ -102,6 +110,7 @@ impl Reporter {
             scanner,
             agents,
             grace,
+            desk,
             changed: Notify::new(),
             reported: Notify::new(),
             draining: AtomicBool::new(false),
@@ -145,10 +154,7 @@ impl Reporter {
                     let ended = tokio::select! {
                         ended = self.report(&session, Duration::from_secs(every)) => ended,
                         () = session.ended() => ControlError::Closed,
-                        // Nothing is pushed to a Protection Server yet.
-                        () = async { while pushed.recv().await.is_some() {} session.ended().await } => {
-                            ControlError::Closed
-                        }
+                        () = self.obey(&session, &mut pushed) => ControlError::Closed,
                     };
                     self.grace.set(EXPIRY_GRACE);
                     tracing::warn!(error = %ended, "the session with the Integration Server ended; agents are served meanwhile");
@@ -185,6 +191,38 @@ impl Reporter {
                 self.reported.notify_waiters();
             }
         }
+    }
+
+    /// Carries out what the server orders, until the session is over. An order that is
+    /// being carried out then goes on.
+    async fn obey(&self, session: &Session, pushed: &mut mpsc::Receiver<FromServer>) {
+        while let Some(message) = pushed.recv().await {
+            let FromServer::Definitions(command) = message else {
+                tracing::debug!("a message that is none for a Protection Server was left");
+                continue;
+            };
+            tracing::info!(order = ?command.order, "the Integration Server's order");
+            let (desk, session) = (self.desk.clone(), session.clone());
+            // As many at a time as the desk takes, and a refusal for each more.
+            tokio::spawn(async move {
+                let answer = match Order::of(command.order) {
+                    Some(order) => desk.order(order).await,
+                    None => Answer {
+                        done: Ok(String::new()),
+                        status: desk.status(),
+                    },
+                };
+                let answer = ToServer::Definitions(DefinitionsAnswer {
+                    number: command.number,
+                    failure: answer.done.err(),
+                    status: answer.status,
+                });
+                if let Err(error) = session.request(&answer).await {
+                    tracing::info!(%error, "the Integration Server did not take an answer");
+                }
+            });
+        }
+        session.ended().await;
     }
 
     fn current(&self) -> SvmReport {

@@ -30,6 +30,15 @@ use crate::engine::Confinement;
 /// The component's name in a site.
 pub const COMPONENT: Component = "scanserver";
 
+/// Most generations beside the one in force.
+const MAX_KEPT: u32 = 16;
+/// Most guests that a new signature may be allowed to hit.
+const MAX_BRAKE_GUESTS: u32 = 1000;
+/// Most contents whose holders are remembered.
+const MAX_HELD: u32 = 2_000_000;
+/// Most directories of clean files.
+const MAX_CORPUS_DIRECTORIES: usize = 16;
+
 /// All settings.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -61,6 +70,8 @@ pub struct Settings {
     pub scan: Scan,
     /// The SharedCache.
     pub cache: Cache,
+    /// What new definitions do to what was clean before.
+    pub retroactive: Retroactive,
     /// What peers may have at a time.
     pub limits: Limits,
     /// Numbers for Prometheus.
@@ -92,6 +103,7 @@ impl Default for Settings {
             engines: Engines::default(),
             scan: Scan::default(),
             cache: Cache::default(),
+            retroactive: Retroactive::default(),
             limits: Limits::default(),
             metrics: Metrics::default(),
         }
@@ -146,6 +158,15 @@ pub struct Definitions {
     pub max_size: ByteSize,
     /// Seconds that an engine may take to load a generation.
     pub load_timeout_s: u32,
+    /// Generations that are kept beside the one in force; the one before is the first.
+    pub keep: u32,
+    /// Directories with clean files, of which new definitions must call none malware:
+    /// at most 64 files and 32 MiB are read, what guests need most first. Empty for the
+    /// built-in contents alone.
+    pub clean_corpus: Vec<PathBuf>,
+    /// Whether new definitions must find the EICAR test file. Unset, those must that have
+    /// a vendor's main or daily database (`main.cvd`, `daily.cld`, …).
+    pub require_eicar: Option<bool>,
 }
 
 impl Default for Definitions {
@@ -156,6 +177,9 @@ impl Default for Definitions {
             poll_s: 60,
             max_size: ByteSize(4 << 30),
             load_timeout_s: 300,
+            keep: 2,
+            clean_corpus: vec!["/usr/bin".into(), "/usr/lib".into()],
+            require_eicar: None,
         }
     }
 }
@@ -293,6 +317,28 @@ impl Default for Cache {
             entries: 500_000,
             persist: true,
             max_verdict_age_s: 86_400,
+        }
+    }
+}
+
+/// What new definitions do to what was clean before.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retroactive {
+    /// Most contents whose holders are remembered, so that they can be told; at most
+    /// 2,000,000, and 0 to tell nobody. Each takes some 100 bytes, and 16 more for each
+    /// of at most 32 holders.
+    pub contents: u32,
+    /// A new signature (for a day) that hits more guests than this within ten minutes
+    /// is reported only, until it is confirmed; 0 to let all act.
+    pub brake_guests: u32,
+}
+
+impl Default for Retroactive {
+    fn default() -> Self {
+        Self {
+            contents: 200_000,
+            brake_guests: 5,
         }
     }
 }
@@ -481,6 +527,30 @@ impl Settings {
             &format!("a list of {}", self.tags.len()),
             format!("{MAX_TAGS} tags of 255 bytes each are possible"),
         )?;
+        bound(
+            (1..=MAX_KEPT).contains(&self.definitions.keep),
+            "definitions.keep",
+            &self.definitions.keep,
+            format!("1 to {MAX_KEPT} are possible"),
+        )?;
+        bound(
+            self.definitions.clean_corpus.len() <= MAX_CORPUS_DIRECTORIES,
+            "definitions.clean_corpus",
+            &format!("a list of {}", self.definitions.clean_corpus.len()),
+            format!("{MAX_CORPUS_DIRECTORIES} directories are possible"),
+        )?;
+        bound(
+            self.retroactive.contents <= MAX_HELD,
+            "retroactive.contents",
+            &self.retroactive.contents,
+            format!("0 to {MAX_HELD} are possible"),
+        )?;
+        bound(
+            self.retroactive.brake_guests <= MAX_BRAKE_GUESTS,
+            "retroactive.brake_guests",
+            &self.retroactive.brake_guests,
+            format!("0 to {MAX_BRAKE_GUESTS} are possible"),
+        )?;
         let streams = endpoint::Bounds::SCAN_SERVER.peer_streams;
         bound(
             (1..=streams).contains(&self.limits.requests_per_agent),
@@ -613,6 +683,8 @@ mod tests {
             assert!(text.contains("scan.worker_user"), "{text}");
         }
         assert!(said("[scan]\nsandbox = 'off'").contains("best-effort"));
+        assert!(said("[definitions]\nkeep = 0").contains("definitions.keep"));
+        assert!(said("[definitions]\nkeep = 17").contains("1 to 16"));
         assert!(said("lisen = '127.0.0.1:1'").contains("lisen"));
     }
 }

@@ -5,7 +5,9 @@
 //! STATE/identity/…      key and certificates      (palisade_daemon::membership)
 //! STATE/site.json       the Integration Servers   (palisade_daemon::membership)
 //! STATE/definitions/…   generations               (crate::definitions::store)
+//! STATE/brake.json      signatures that are reported only (crate::brake)
 //! STATE/cache/          the SharedCache's copy    (crate::cache), may be lost
+//! RUN/control.sock      orders of this machine    (crate::definitions::local)
 //! RUN/scratch/          workers' temporary files, emptied at start and stop
 //! ```
 
@@ -126,6 +128,11 @@ impl State {
     /// Where the SharedCache's copy is.
     pub fn cache(&self) -> PathBuf {
         self.folders.state.join("cache")
+    }
+
+    /// Where it is kept which signatures are reported only.
+    pub fn brake(&self) -> PathBuf {
+        self.folders.state.join("brake.json")
     }
 
     /// Removes what workers left.

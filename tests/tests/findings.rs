@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use common::{SCAN, TestSite, names};
-use palisade_tests::command;
 use palisade_tests::definitions::Marker;
+use palisade_tests::{command, skip};
 use serde_json::Value;
 
 const TEST_FILES: &str = "/usr/share/clamav-testfiles";
@@ -285,4 +285,83 @@ fn a_packed_database_is_loaded() {
     assert_eq!(code, 1, "{result:#}");
     let wanted = ("sample".to_owned(), format!("{}.UNOFFICIAL", marker.name));
     assert_eq!(names(&result), [wanted]);
+}
+
+/// A Protection Server has no login: the console goes back to the definitions before,
+/// and the bad ones do not come again.
+#[test]
+fn the_console_takes_definitions_back() {
+    let [old, new] = [Marker::random(), Marker::random()];
+    let test = TestSite::start(&[("rules.yar", old.yara())]);
+    let svms = test.site.console(&["svm", "list"]).unwrap();
+    let svm = svms[0]["name"].as_str().unwrap();
+    let order = |words: &[&str]| {
+        let all = [&["svm", "definitions", svm], words].concat();
+        test.site.console(&all).unwrap()
+    };
+    let found = |step: &str, marker: &Marker| {
+        let bytes = [step.as_bytes(), &marker.bytes].concat();
+        let sample = test.file(&format!("{step}-{}", marker.name), &bytes);
+        test.scan(&[&sample]).0 == 1
+    };
+    assert_eq!(order(&[])["active"], 1);
+    fs::write(
+        test.definitions().join("rules.yar"),
+        new.yara() + &old.yara(),
+    )
+    .unwrap();
+    assert_eq!(order(&["refresh"])["active"], 2);
+    assert!(found("new", &new) && found("new", &old));
+    let back = order(&["rollback"]);
+    assert_eq!(back["active"], 1);
+    assert_eq!(back["generations"][1]["state"], "refused");
+    assert_eq!(order(&["refresh"])["active"], 1);
+    assert!(found("back", &old) && !found("back", &new));
+    assert_eq!(order(&["activate", "2"])["active"], 2);
+    assert!(found("again", &new));
+}
+
+/// A guest that holds a file, which was clean, is told when another guest's scan finds
+/// it malware by newer definitions: what it remembers of the file is forgotten, and the
+/// next open is answered anew.
+#[test]
+fn a_guest_is_told_that_what_it_holds_is_malware_now() {
+    if !skip::is_root("a_guest_is_told_that_what_it_holds_is_malware_now") {
+        return;
+    }
+    let [old, new] = [Marker::random(), Marker::random()];
+    let test = TestSite::start(&[("rules.yar", old.yara())]);
+    let held = test.protected.join("held");
+    fs::write(&held, &new.bytes).unwrap();
+    assert_eq!(fs::read(&held).unwrap(), new.bytes);
+    let log = || fs::read_to_string(test.site.log("agent")).unwrap();
+    assert!(!log().contains("are malware now"));
+
+    fs::write(
+        test.definitions().join("rules.yar"),
+        new.yara() + &old.yara(),
+    )
+    .unwrap();
+    let svms = test.site.console(&["svm", "list"]).unwrap();
+    let svm = svms[0]["name"].as_str().unwrap();
+    test.site
+        .console(&["svm", "definitions", svm, "refresh"])
+        .unwrap();
+    let other = test.other_agent("other");
+    let sample = test.file("elsewhere", &new.bytes);
+    let scan = test.agent(&other, &["scan", sample.to_str().unwrap()]);
+    assert_eq!(scan.code, Some(1));
+
+    command::wait_for("the notice", Duration::from_secs(60), || {
+        anyhow::ensure!(log().contains("are malware now"));
+        Ok(())
+    })
+    .unwrap();
+    command::wait_for("blocking", Duration::from_secs(60), || {
+        match fs::read(&held) {
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+            other => anyhow::bail!("{other:?}"),
+        }
+    })
+    .unwrap();
 }

@@ -9,7 +9,7 @@
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`status`], [`svms`], [`agents`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
+//! | [`status`], [`svms`], [`definitions`], [`agents`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
 //! | [`page`] | lists with a cursor |
 //! | [`problem`] | errors as RFC 9457 `application/problem+json` |
 //! | [`auth`] | bearer tokens |
@@ -21,6 +21,7 @@
 
 pub mod agents;
 pub mod auth;
+pub mod definitions;
 pub mod detections;
 pub mod guard;
 pub mod inventory;
@@ -82,6 +83,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(status::get))
         .routes(routes!(svms::list))
         .routes(routes!(svms::revoke))
+        .routes(routes!(definitions::get, definitions::order))
         .routes(routes!(agents::list))
         .routes(routes!(agents::revoke))
         .routes(routes!(inventory::list))

@@ -53,6 +53,9 @@ pub enum ApiError {
         /// Which.
         id: String,
     },
+    /// The object is not in a state in which it could be done.
+    #[error("{0}")]
+    Conflict(String),
     /// The path leads nowhere.
     #[error("there is no resource {0}; /api/v1/openapi.json lists them")]
     NoResource(String),
@@ -109,6 +112,7 @@ impl ApiError {
                 "The body is not JSON",
             ),
             Self::NotFound { .. } => (StatusCode::NOT_FOUND, "not-found", "Not found"),
+            Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Not possible now"),
             Self::NoResource(_) => (StatusCode::NOT_FOUND, "no-resource", "No such resource"),
             Self::NoMethod(_) => (
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -6,6 +6,7 @@ use axum::extract::rejection::PathRejection;
 use axum::http::StatusCode;
 use palisade_protocol::control::{InfrastructurePath, LicenceState, SvmReport};
 use palisade_protocol::ids::SvmId;
+use palisade_protocol::verdict::{EngineGeneration, Generations};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -115,7 +116,9 @@ fn of(svm: SvmRecord, fleet: &Fleet) -> Svm {
         }),
         agents: report.map_or(0, |report| report.agents),
         path: path(&svm, fleet),
-        definitions: report.map(definitions).unwrap_or_default(),
+        definitions: report
+            .map(|report| engines(&report.generations))
+            .unwrap_or_default(),
         licence: match report.map(|report| report.licence).unwrap_or_default() {
             LicenceState::Valid => "valid",
             LicenceState::Exceeded => "exceeded",
@@ -136,13 +139,14 @@ fn addresses(report: &SvmReport) -> Vec<String> {
         .collect()
 }
 
-fn definitions(report: &SvmReport) -> Vec<Definitions> {
-    let of = |used: &palisade_protocol::verdict::EngineGeneration| Definitions {
+/// What each engine uses.
+pub fn engines(used: &Generations) -> Vec<Definitions> {
+    let of = |used: &EngineGeneration| Definitions {
         engine: used.engine.to_string(),
         generation: used.generation.0,
         fingerprint: hex::encode(used.fingerprint),
     };
-    report.generations.iter().map(of).collect()
+    used.iter().map(of).collect()
 }
 
 fn path(svm: &SvmRecord, fleet: &Fleet) -> String {

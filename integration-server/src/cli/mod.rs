@@ -9,9 +9,11 @@
 //! | [`target`] | where the server is and how it is trusted: environment, or the site's files |
 //! | [`client`] | requests, and what an error means for the person who asked |
 //! | [`resources`] | one function a noun and verb: which columns, which JSON |
+//! | [`definitions`] | the same for a Protection Server's definitions |
 //! | [`table`] | columns for people, with nothing in them that drives a terminal |
 
 pub mod client;
+pub mod definitions;
 pub mod resources;
 pub mod table;
 pub mod target;
@@ -62,7 +64,7 @@ enum Noun {
     Status,
     /// Protection Servers
     #[command(subcommand)]
-    Svm(Members),
+    Svm(Svms),
     /// Light Agents
     #[command(subcommand)]
     Agent(Members),
@@ -75,6 +77,24 @@ enum Noun {
     /// Join tokens
     #[command(subcommand)]
     Token(Tokens),
+}
+
+#[derive(Debug, Subcommand)]
+enum Svms {
+    /// List all, by name
+    List,
+    /// Cut one off; it can join again with a new token only
+    Revoke {
+        /// Its id
+        id: Uuid,
+    },
+    /// See and choose the definitions in force on one
+    Definitions {
+        /// Its name or id
+        svm: String,
+        #[command(subcommand)]
+        order: Option<definitions::Order>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -155,8 +175,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
     let output = arguments.output;
     match &arguments.noun {
         Noun::Status => resources::status(&client, output),
-        Noun::Svm(Members::List) => resources::svms(&client, output),
-        Noun::Svm(Members::Revoke { id }) => resources::revoke(&client, "svms", *id, output),
+        Noun::Svm(Svms::List) => resources::svms(&client, output),
+        Noun::Svm(Svms::Revoke { id }) => resources::revoke(&client, "svms", *id, output),
+        Noun::Svm(Svms::Definitions { svm, order }) => {
+            definitions::definitions(&client, svm, order.as_ref(), output)
+        }
         Noun::Agent(Members::List) => resources::agents(&client, output),
         Noun::Agent(Members::Revoke { id }) => resources::revoke(&client, "agents", *id, output),
         Noun::Inventory(Inventory::List) => resources::inventory(&client, output),

@@ -14,6 +14,7 @@ use palisade_protocol::codec;
 use palisade_protocol::control::{
     AgentReport, Denied, DeniedCode, Detection, Hello, SvmReport, ToServer,
 };
+use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::envelope::{Body, Envelope, EnvelopeError, Opener};
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use palisade_protocol::spiffe::{Role, SpiffeId};
@@ -76,6 +77,8 @@ pub enum Asked {
         /// For the key in this request.
         csr: Vec<u8>,
     },
+    /// A Protection Server's answer to an order.
+    Answer(SvmId, DefinitionsAnswer),
     /// What this member may not ask: answered, and the session goes on.
     NotAllowed(Denied),
 }
@@ -160,6 +163,7 @@ impl Conversation {
     fn request(&self, request: ToServer) -> Asked {
         match (&self.member, request) {
             (Member::Svm(id), ToServer::SvmReport(report)) => Asked::Svm(*id, report),
+            (Member::Svm(id), ToServer::Definitions(answer)) => Asked::Answer(*id, answer),
             (Member::Agent { id, .. }, ToServer::AgentReport(report)) => Asked::Agent(*id, report),
             (Member::Agent { tenant, id }, ToServer::Detections(detections)) => {
                 match detections

@@ -94,6 +94,10 @@ impl Fleet {
                     FromServer::Ack
                 })
             }
+            Asked::Answer(id, answer) => {
+                self.orders.answered(id, answer);
+                Ok(FromServer::Ack)
+            }
             Asked::Agent(id, report) => self
                 .store
                 .report_agent(id, &report, now_ms)

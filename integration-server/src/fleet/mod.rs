@@ -16,6 +16,7 @@
 //! | [`limits`] | token buckets (pure) |
 //! | [`conversation`] | the order of a session's messages and who may say what (sans I/O) |
 //! | [`desk`] | answers to requests |
+//! | [`orders`] | orders to Protection Servers, and who waits for answers |
 //! | [`session`] | one session's sockets, queue and time limits |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
@@ -28,6 +29,7 @@ pub mod desk;
 pub mod enrol;
 pub mod limits;
 pub mod listener;
+pub mod orders;
 pub mod roster;
 pub mod session;
 pub mod sessions;
@@ -47,6 +49,7 @@ use crate::inventory::keeper::View;
 use crate::settings::FleetSettings;
 use crate::store::{Result, Store};
 use crate::time::millis;
+use orders::Orders;
 use roster::Roster;
 use sessions::Sessions;
 
@@ -71,6 +74,8 @@ pub struct Fleet {
     pub settings: FleetSettings,
     /// Who is connected.
     pub sessions: Sessions,
+    /// What Protection Servers were asked to do.
+    pub orders: Orders,
     roster: Mutex<Roster>,
     published: Mutex<Option<Arc<Published>>>,
     changed: watch::Sender<u64>,
@@ -108,6 +113,7 @@ impl Fleet {
             inventory,
             settings,
             sessions: Sessions::default(),
+            orders: Orders::default(),
             roster: Mutex::new(roster),
             published: Mutex::new(None),
             changed: watch::Sender::new(0),

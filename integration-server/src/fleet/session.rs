@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reader:  frame ─► Conversation ─► Fleet::answer ─► queue (bounded)
-//!   writer:  queue, "lists may have changed" ─► Sealer ─► frame
+//!   writer:  queue, "lists may have changed", orders ─► Sealer ─► frame
 //! ```
 //!
 //! Both run in one task. The writer alone seals, so that sequences on the wire are
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use palisade_protocol::control::{ControlFrame, Denied, FromServer, Hello};
+use palisade_protocol::definitions::DefinitionsCommand;
 use palisade_protocol::envelope::{Envelope, Sealer};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::spiffe::SpiffeId;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 
 use super::conversation::{Asked, Conversation, Member};
 use super::sessions::Cut;
-use super::{EXPIRY_GRACE, Fleet};
+use super::{EXPIRY_GRACE, Fleet, orders};
 use crate::time;
 
 /// How long the greeting may take.
@@ -54,6 +55,8 @@ struct Session<'a> {
     member: Member,
     /// The version of the list that the agent has; 0 when it has none.
     list: AtomicU64,
+    /// Where orders to a Protection Server go.
+    orders: mpsc::Sender<DefinitionsCommand>,
 }
 
 /// Serves a session until it ends.
@@ -73,12 +76,14 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
     let trust = fleet.authority.trust();
     trust.grace.set(EXPIRY_GRACE);
     let conversation = Conversation::new(member.clone(), peer.clone(), own.id().clone(), trust);
+    let (orders, ordered) = orders::queue();
     let session = Session {
         fleet,
         connection: &connection,
         peer,
         member,
         list: AtomicU64::new(0),
+        orders,
     };
     let (queue, queued) = mpsc::channel(MAX_QUEUED);
     tokio::join!(
@@ -87,7 +92,7 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
             let queue = queue;
             session.read(conversation, receive, &queue).await;
         },
-        session.write(sealer, send, queued),
+        session.write(sealer, send, queued, ordered),
     );
     session.ended();
 }
@@ -220,15 +225,17 @@ impl Session<'_> {
         mut sealer: Sealer,
         mut send: SendStream,
         mut queued: mpsc::Receiver<Outgoing>,
+        mut ordered: mpsc::Receiver<DefinitionsCommand>,
     ) {
         let mut changes = self.fleet.changes();
         let mut product_uuid = None;
-        let mut pushes = false;
+        let (mut welcomed, mut pushes) = (false, false);
         loop {
             let frame = tokio::select! {
                 outgoing = queued.recv() => match outgoing {
                     Some(Outgoing::Welcome { epoch, answers }) => {
                         sealer.set_epoch(epoch);
+                        welcomed = true;
                         pushes = matches!(self.member, Member::Agent { .. });
                         product_uuid = self.product_uuid().await;
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
@@ -240,6 +247,10 @@ impl Session<'_> {
                     Some(Outgoing::Denied(denied)) => Some(ControlFrame::Denied(denied)),
                     None => break,
                 },
+                // Nothing goes before Welcome.
+                Some(command) = ordered.recv(), if welcomed => {
+                    self.seal(&mut sealer, &FromServer::Definitions(command), None)
+                }
                 Ok(()) = changes.changed(), if pushes => {
                     tokio::time::sleep(DEBOUNCE).await;
                     changes.mark_unchanged();
@@ -305,11 +316,15 @@ impl Session<'_> {
     fn began(&self, hello: &Hello, name: &str) {
         if let Member::Svm(id) = &self.member {
             self.fleet.svm_connected(*id, name, hello.host.product_uuid);
+            self.fleet.orders.began(*id, &self.orders);
         }
         tracing::info!(peer = %self.peer, %name, version = %hello.version.escape_debug(), "session began");
     }
 
     fn ended(&self) {
+        if let Member::Svm(id) = &self.member {
+            self.fleet.orders.ended(*id, &self.orders);
+        }
         let last = self.fleet.sessions.end(self.member.uuid(), self.connection);
         if let (true, Member::Svm(id)) = (last, &self.member) {
             self.fleet.svm_gone(*id, time::now_ms());

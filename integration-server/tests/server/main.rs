@@ -12,6 +12,7 @@ mod command;
 mod enrolment;
 mod inventory;
 mod libvirtd;
+mod orders;
 mod site;
 mod starting;
 mod store;

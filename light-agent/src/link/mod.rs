@@ -23,6 +23,7 @@ use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::SvmId;
+use palisade_protocol::notice::Notice;
 use palisade_protocol::scan::{self, Hello, Known, Lookup, ScanRequest, ToAgent, ToSvm, Welcome};
 use palisade_protocol::spiffe::Role;
 use palisade_protocol::tls::{self, Expect, Own, Peer};
@@ -38,6 +39,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub const SILENCE: Duration = Duration::from_secs(2);
 /// How often the watch looks while requests are open.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a notice may take from its stream's beginning.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a Protection Server is, and who must answer there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +202,19 @@ impl Link {
             .acquire()
             .await
             .map_err(|_| LinkError::Lost("the session is closed".to_owned()))
+    }
+
+    /// Waits for what the Protection Server says unasked; `None` when the session is
+    /// over. A notice that is none ends it.
+    pub async fn notice(&self) -> Option<Notice> {
+        let mut stream = self.connection.accept_uni().await.ok()?;
+        match tokio::time::timeout(NOTICE_TIMEOUT, frame::read(&mut stream)).await {
+            Ok(Ok(Some(notice))) => Some(notice),
+            _ => {
+                self.close("a notice was expected on a stream of its own");
+                None
+            }
+        }
     }
 
     /// Waits until the session is over, and says why.

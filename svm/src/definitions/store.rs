@@ -1,27 +1,33 @@
 //! Generations on disk.
 //!
 //! ```text
-//! definitions/state.json         {"active": 3, "previous": 2, "last": 3}
+//! definitions/state.json         active, previous, refused; the last look at the source
 //! definitions/3/manifest.json    engines, their fingerprints and numbers
 //! definitions/3/clamav/…         what libclamav loads
 //! definitions/3/yara/…           what YARA-X loads
-//! definitions/new-4/             a copy in the making
+//! definitions/new-4/             a copy that is being made, loaded, checked
+//!
+//!   copy ──► new-4 ──engines load it, the check passes──► admit ──► 4 ──► activate
 //! ```
 //!
-//! A generation's folder appears whole (renamed into place) and never changes;
-//! `state.json` is replaced whole, and decides which is active. What it does not
-//! name is left over from an interrupted step, and is removed.
+//! A generation's folder appears whole (renamed into place) once its definitions
+//! loaded and passed their check, and never changes; `state.json` is replaced whole,
+//! and decides which is active. `new-…` folders are left over from an interrupted
+//! step, and are removed.
 //!
 //! **Invariant:** a generation's number is never used twice, whatever became of it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use palisade_protocol::bounded::{List, Text};
+use palisade_protocol::definitions::Standing;
 use palisade_protocol::identity::write_atomic;
+use palisade_protocol::verdict::{EngineGeneration, Generation, Generations};
 use serde::{Deserialize, Serialize};
 
 use super::DefinitionsError;
-use super::source::{self, Listing};
+use super::source::{self, Fingerprint, Listing};
 use crate::engine::EngineKind;
 
 /// What a generation holds.
@@ -31,6 +37,15 @@ pub struct Manifest {
     pub generation: u64,
     /// The engines that have definitions in it, in [`EngineKind::ALL`]'s order.
     pub engines: Vec<EngineManifest>,
+    /// The directory that it was copied from.
+    #[serde(default)]
+    pub origin: PathBuf,
+    /// When, in milliseconds since 1970.
+    #[serde(default)]
+    pub added_ms: u64,
+    /// Bytes of its files.
+    #[serde(default)]
+    pub bytes: u64,
 }
 
 /// One engine's definitions.
@@ -45,14 +60,49 @@ pub struct EngineManifest {
     pub fingerprint: [u8; 16],
 }
 
+/// Fingerprints of all engines' definitions, whatever their numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prints(Vec<Print>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Print {
+    engine: EngineKind,
+    #[serde(with = "hex::serde")]
+    fingerprint: [u8; 16],
+}
+
 impl Manifest {
-    /// Whether another generation holds the same definitions.
-    pub fn same_definitions(&self, other: &Self) -> bool {
-        let prints = |manifest: &Self| {
-            let print = |engine: &EngineManifest| (engine.engine, engine.fingerprint);
-            manifest.engines.iter().map(print).collect::<Vec<_>>()
+    /// What makes two generations the same definitions.
+    pub fn prints(&self) -> Prints {
+        let print = |engine: &EngineManifest| Print {
+            engine: engine.engine,
+            fingerprint: engine.fingerprint,
         };
-        prints(self) == prints(other)
+        Prints(self.engines.iter().map(print).collect())
+    }
+
+    /// As messages carry it.
+    pub fn generations(&self) -> Generations {
+        List::cut(self.engines.iter().map(|engine| EngineGeneration {
+            engine: Text::cut(engine.engine.name()),
+            generation: Generation(engine.generation),
+            fingerprint: engine.fingerprint,
+        }))
+    }
+}
+
+/// A copy that is no generation yet.
+#[derive(Debug)]
+pub struct Copy {
+    /// What it holds.
+    pub manifest: Manifest,
+    folder: PathBuf,
+}
+
+impl Copy {
+    /// Where an engine's definitions are until the copy is admitted.
+    pub fn engine_folder(&self, engine: EngineKind) -> PathBuf {
+        self.folder.join(engine.folder())
     }
 }
 
@@ -63,6 +113,18 @@ struct State {
     previous: Option<u64>,
     /// The highest number that was ever used.
     last: u64,
+    /// What was rolled back: not taken from the source again.
+    refused: Option<Prints>,
+    /// What the source held when it was last taken over, or found to hold nothing new.
+    source: Option<Taken>,
+}
+
+/// A look at the source that needs no second one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Taken {
+    #[serde(with = "hex::serde")]
+    stamp: [u8; 32],
+    prints: Prints,
 }
 
 /// What libclamav is given where it only unpacks for the others: it does not run
@@ -77,6 +139,8 @@ const UNPACK_ONLY: (&str, &str) = (
 #[derive(Debug)]
 pub struct Store {
     folder: PathBuf,
+    /// Generations that are kept beside the active one.
+    keep: usize,
     state: State,
 }
 
@@ -85,7 +149,7 @@ impl Store {
     ///
     /// # Errors
     /// [`DefinitionsError::Store`] naming the path.
-    pub fn open(folder: &Path) -> Result<Self, DefinitionsError> {
+    pub fn open(folder: &Path, keep: usize) -> Result<Self, DefinitionsError> {
         fs::create_dir_all(folder).map_err(at(folder))?;
         let path = folder.join("state.json");
         let state = match fs::read(&path) {
@@ -98,129 +162,299 @@ impl Store {
         };
         let mut store = Self {
             folder: folder.to_owned(),
+            keep,
             state,
         };
-        let numbers = store.numbers()?;
-        let highest = numbers.iter().copied().max().unwrap_or(0);
+        let highest = store.numbers()?.last().copied().unwrap_or(0);
         store.state.last = store.state.last.max(highest);
         if store.state.active.is_none() {
-            // Only whole generations carry a number for a name.
+            // Only whole, checked generations carry a number for a name.
             store.state.active = (highest > 0).then_some(highest);
         }
         store.tidy()?;
         Ok(store)
     }
 
-    /// The active generation, then the one before it, as far as they are readable.
+    /// The generations that may be put in force, the active one first, then the one
+    /// before, then the others from the newest on, as far as they are readable.
     pub fn candidates(&self) -> Vec<Manifest> {
-        [self.state.active, self.state.previous]
-            .into_iter()
-            .flatten()
-            .filter_map(|number| match self.manifest(number) {
-                Ok(manifest) => Some(manifest),
-                Err(error) => {
-                    tracing::warn!(%error, "a generation of definitions is damaged");
-                    None
-                }
-            })
-            .collect()
+        let mut numbers = self.numbers().unwrap_or_default();
+        numbers.sort_by_key(|number| {
+            let rank = match Some(*number) {
+                number if number == self.state.active => 0,
+                number if number == self.state.previous => 1,
+                _ => 2,
+            };
+            (rank, std::cmp::Reverse(*number))
+        });
+        let readable = |number| match self.manifest(number) {
+            Ok(manifest) => Some(manifest),
+            Err(error) => {
+                tracing::warn!(%error, "a generation of definitions is damaged");
+                None
+            }
+        };
+        numbers.into_iter().filter_map(readable).collect()
+    }
+
+    /// The generations, by number, as far as they are readable.
+    pub fn all(&self) -> Vec<Manifest> {
+        let mut all = self.candidates();
+        all.sort_by_key(|manifest| manifest.generation);
+        all
+    }
+
+    /// The number of the generation before the active one.
+    pub fn previous(&self) -> Option<u64> {
+        self.state.previous
+    }
+
+    /// What a generation is now.
+    pub fn standing(&self, manifest: &Manifest) -> Standing {
+        let number = Some(manifest.generation);
+        if number == self.state.active {
+            Standing::Active
+        } else if self.is_refused(&manifest.prints()) {
+            Standing::Refused
+        } else if number == self.state.previous {
+            Standing::Previous
+        } else {
+            Standing::Kept
+        }
     }
 
     /// Where an engine's definitions of a generation are.
     pub fn engine_folder(&self, generation: u64, engine: EngineKind) -> PathBuf {
-        self.folder
-            .join(generation.to_string())
-            .join(engine.folder())
+        self.place(generation).join(engine.folder())
     }
 
-    /// Copies the listing into a new generation, which is not active yet.
-    /// `active` lends its numbers to engines whose definitions did not change.
+    /// Copies the listing, so that it can be loaded and checked. Engines whose
+    /// definitions are those of a kept generation have its number for them.
     ///
     /// # Errors
     /// [`DefinitionsError`] naming the file; nothing is left then.
-    pub fn stage(
+    pub fn copy(
         &mut self,
         listing: &Listing,
-        active: Option<&Manifest>,
-    ) -> Result<Manifest, DefinitionsError> {
+        origin: &Path,
+        now_ms: u64,
+    ) -> Result<Copy, DefinitionsError> {
         let number = self.state.last + 1;
-        let temporary = self.folder.join(format!("new-{number}"));
-        let staged = self.fill(&temporary, number, listing, active);
-        if staged.is_err() {
-            let _ = fs::remove_dir_all(&temporary);
+        self.state.last = number;
+        self.save()?;
+        let folder = self.folder.join(format!("new-{number}"));
+        let filled = self.fill(&folder, number, listing);
+        match filled {
+            Ok(engines) => Ok(Copy {
+                manifest: Manifest {
+                    generation: number,
+                    engines,
+                    origin: origin.to_owned(),
+                    added_ms: now_ms,
+                    bytes: listing.bytes(),
+                },
+                folder,
+            }),
+            Err(error) => {
+                let _ = fs::remove_dir_all(&folder);
+                Err(error)
+            }
         }
-        staged
     }
 
     fn fill(
-        &mut self,
-        temporary: &Path,
+        &self,
+        folder: &Path,
         number: u64,
         listing: &Listing,
-        active: Option<&Manifest>,
-    ) -> Result<Manifest, DefinitionsError> {
-        remove(temporary)?;
+    ) -> Result<Vec<EngineManifest>, DefinitionsError> {
+        remove(folder)?;
+        let known = self.all();
         let mut engines = Vec::new();
         for engine in listing.engines() {
-            let folder = temporary.join(engine.folder());
+            let folder = folder.join(engine.folder());
             let fingerprint = source::copy(listing, engine, &folder)?;
             if !listing.serves(engine) {
                 let (name, line) = UNPACK_ONLY;
                 write(&folder.join(name), line.as_bytes())?;
             }
-            let unchanged = active
-                .and_then(|active| active.engines.iter().find(|known| known.engine == engine))
-                .filter(|known| known.fingerprint == fingerprint);
-            let generation = unchanged.map_or(number, |known| known.generation);
+            let same = |other: &&EngineManifest| {
+                other.engine == engine && other.fingerprint == fingerprint
+            };
+            let earlier = known
+                .iter()
+                .flat_map(|manifest| &manifest.engines)
+                .find(same);
             engines.push(EngineManifest {
                 engine,
-                generation,
+                generation: earlier.map_or(number, |known| known.generation),
                 fingerprint,
             });
         }
-        let manifest = Manifest {
-            generation: number,
-            engines,
-        };
-        let path = temporary.join("manifest.json");
-        let text = serde_json::to_vec_pretty(&manifest).map_err(|error| at(&path)(error.into()))?;
-        write(&path, &text)?;
-        self.state.last = number;
-        self.save()?;
-        let place = self.folder.join(number.to_string());
-        fs::rename(temporary, &place).map_err(at(&place))?;
-        Ok(manifest)
+        Ok(engines)
     }
 
-    /// Removes a staged generation that is of no use.
+    /// Makes a copy a generation. It is not active yet.
     ///
     /// # Errors
     /// [`DefinitionsError::Store`].
-    pub fn discard(&self, manifest: &Manifest) -> Result<(), DefinitionsError> {
-        remove(&self.folder.join(manifest.generation.to_string()))
+    pub fn admit(&self, copy: Copy) -> Result<Manifest, DefinitionsError> {
+        let Copy { manifest, folder } = copy;
+        let path = folder.join("manifest.json");
+        let text = serde_json::to_vec_pretty(&manifest).map_err(|error| at(&path)(error.into()))?;
+        write(&path, &text)?;
+        let place = self.place(manifest.generation);
+        fs::rename(&folder, &place).map_err(at(&place))?;
+        // So that a power cut does not leave a state file that names nothing.
+        File::open(&self.folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(at(&self.folder))?;
+        Ok(manifest)
     }
 
-    /// Makes a generation the active one; the one before it is kept as previous.
+    /// Removes a copy that is of no use.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::Store`].
+    pub fn discard(&self, copy: &Copy) -> Result<(), DefinitionsError> {
+        remove(&copy.folder)
+    }
+
+    /// Makes a generation the active one; the one before it is kept as previous. What
+    /// was refused is so no longer.
     ///
     /// # Errors
     /// [`DefinitionsError::Store`]; the old one then stays active.
     pub fn activate(&mut self, manifest: &Manifest) -> Result<(), DefinitionsError> {
-        let before = self.state.clone();
-        if self.state.active != Some(manifest.generation) {
-            self.state.previous = self.state.active;
-            self.state.active = Some(manifest.generation);
-        }
-        if let Err(error) = self.save() {
-            self.state = before;
-            return Err(error);
-        }
+        self.change(|state| {
+            if state.active != Some(manifest.generation) {
+                state.previous = state.active;
+                state.active = Some(manifest.generation);
+            }
+            state.refused = None;
+        })?;
         self.tidy()
     }
 
+    /// Makes the previous generation the active one again, and refuses `from`.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::Store`]; nothing changed then.
+    pub fn roll_back(&mut self, from: &Manifest, to: &Manifest) -> Result<(), DefinitionsError> {
+        // What another rollback would go to: older than both.
+        let before = self
+            .all()
+            .into_iter()
+            .map(|manifest| manifest.generation)
+            .rfind(|number| *number < to.generation.min(from.generation));
+        let refused = from.prints();
+        self.change(|state| {
+            state.active = Some(to.generation);
+            state.previous = before;
+            state.refused = Some(refused);
+        })?;
+        self.tidy()
+    }
+
+    /// Whether these are what was rolled back.
+    pub fn is_refused(&self, prints: &Prints) -> bool {
+        self.state.refused.as_ref() == Some(prints)
+    }
+
+    /// Whether the source held exactly this when it was last taken over.
+    pub fn is_taken(&self, listing: &Listing) -> bool {
+        self.state
+            .source
+            .as_ref()
+            .is_some_and(|taken| taken.stamp == listing.stamp())
+    }
+
+    /// Whether the source held these definitions when it was last taken over, wherever
+    /// they were and whenever they were written.
+    pub fn was_taken(&self, prints: &Prints) -> bool {
+        self.state
+            .source
+            .as_ref()
+            .is_some_and(|taken| taken.prints == *prints)
+    }
+
+    /// The source held this, and there is nothing more to do about it.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::Store`].
+    pub fn take(&mut self, listing: &Listing, prints: Prints) -> Result<(), DefinitionsError> {
+        let stamp = listing.stamp();
+        self.change(|state| state.source = Some(Taken { stamp, prints }))
+    }
+
+    /// Whether a generation's files are those that were copied.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::Damaged`].
+    pub fn verify(&self, manifest: &Manifest) -> Result<(), DefinitionsError> {
+        for engine in &manifest.engines {
+            let folder = self.engine_folder(manifest.generation, engine.engine);
+            let damaged = |detail: String| DefinitionsError::Damaged {
+                path: folder.clone(),
+                detail,
+            };
+            let mut names = Vec::new();
+            let entries = fs::read_dir(&folder).map_err(|error| damaged(error.to_string()))?;
+            for entry in entries {
+                let entry = entry.map_err(|error| damaged(error.to_string()))?;
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+            names.retain(|name| name != UNPACK_ONLY.0);
+            names.sort();
+            let mut fingerprint = Fingerprint::default();
+            for name in &names {
+                let mut hasher = blake3::Hasher::new();
+                File::open(folder.join(name))
+                    .and_then(|file| hasher.update_reader(file).map(drop))
+                    .map_err(|error| damaged(format!("{name}: {error}")))?;
+                fingerprint.add(name, &hasher.finalize());
+            }
+            if fingerprint.finish() != engine.fingerprint {
+                return Err(damaged(
+                    "its files are not those that were copied".to_owned(),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The generation of this number.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::NotKept`], or what is wrong with it.
+    pub fn kept(&self, number: u64) -> Result<Manifest, DefinitionsError> {
+        let numbers = self.numbers()?;
+        if numbers.contains(&number) {
+            return self.manifest(number);
+        }
+        let list: Vec<String> = numbers.iter().map(u64::to_string).collect();
+        Err(DefinitionsError::NotKept {
+            generation: number,
+            kept: match list.as_slice() {
+                [] => "there is none yet".to_owned(),
+                _ => format!("there are {}", list.join(", ")),
+            },
+        })
+    }
+
     fn manifest(&self, number: u64) -> Result<Manifest, DefinitionsError> {
-        let path = self.folder.join(number.to_string()).join("manifest.json");
+        let path = self.place(number).join("manifest.json");
         let bytes = fs::read(&path).map_err(at(&path))?;
         serde_json::from_slice(&bytes).map_err(|error| at(&path)(error.into()))
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut State)) -> Result<(), DefinitionsError> {
+        let before = self.state.clone();
+        change(&mut self.state);
+        if self.state == before {
+            return Ok(());
+        }
+        self.save().inspect_err(|_| self.state = before)
     }
 
     fn save(&self) -> Result<(), DefinitionsError> {
@@ -229,24 +463,43 @@ impl Store {
         write(&path, &text)
     }
 
+    fn place(&self, number: u64) -> PathBuf {
+        self.folder.join(number.to_string())
+    }
+
+    /// The generations' numbers, in order.
     fn numbers(&self) -> Result<Vec<u64>, DefinitionsError> {
         let entries = fs::read_dir(&self.folder).map_err(at(&self.folder))?;
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        Ok(names.filter_map(|name| name.parse().ok()).collect())
+        let mut numbers: Vec<u64> = names.filter_map(|name| name.parse().ok()).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
-    fn tidy(&self) -> Result<(), DefinitionsError> {
-        for number in self.numbers()? {
-            if ![self.state.active, self.state.previous].contains(&Some(number)) {
-                remove(&self.folder.join(number.to_string()))?;
-            }
-        }
-        for entry in fs::read_dir(&self.folder)
-            .map_err(at(&self.folder))?
-            .flatten()
-        {
-            if entry.file_name().to_string_lossy().starts_with("new-") {
-                remove(&entry.path())?;
+    /// Removes what is more than is kept, and what became nothing. What cannot be
+    /// removed is left, and said.
+    ///
+    /// # Errors
+    /// [`DefinitionsError::Store`] when the folder cannot be read.
+    pub fn tidy(&self) -> Result<(), DefinitionsError> {
+        let named = [self.state.active, self.state.previous];
+        let mut others = self.numbers()?;
+        others.retain(|number| !named.contains(&Some(*number)));
+        let beside = usize::from(self.state.previous.is_some());
+        let more = others
+            .len()
+            .saturating_sub(self.keep.saturating_sub(beside));
+        let mut left: Vec<PathBuf> = others[..more].iter().map(|n| self.place(*n)).collect();
+        let entries = fs::read_dir(&self.folder).map_err(at(&self.folder))?;
+        left.extend(entries.flatten().filter_map(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            // Copies, and a state file that was being written.
+            (name.starts_with("new-") || name == "state.new").then(|| entry.path())
+        }));
+        for path in left {
+            if let Err(error) = remove(&path) {
+                tracing::warn!(%error, "a leftover of definitions cannot be removed");
             }
         }
         Ok(())
@@ -263,7 +516,11 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), DefinitionsError> {
 }
 
 fn remove(path: &Path) -> Result<(), DefinitionsError> {
-    match fs::remove_dir_all(path) {
+    let removed = match path.is_dir() {
+        true => fs::remove_dir_all(path),
+        false => fs::remove_file(path),
+    };
+    match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(at(path)(error)),
         _ => Ok(()),
     }
@@ -291,83 +548,156 @@ mod tests {
         }
 
         fn store(&self) -> Store {
-            Store::open(&self.dir.path().join("definitions")).unwrap()
+            Store::open(&self.folder(), 2).unwrap()
+        }
+
+        fn folder(&self) -> PathBuf {
+            self.dir.path().join("definitions")
+        }
+
+        /// A new generation, in force.
+        fn next(&self, store: &mut Store, text: &str) -> Manifest {
+            let copy = store
+                .copy(&self.put("x.yar", text), Path::new("origin"), 1)
+                .unwrap();
+            let manifest = store.admit(copy).unwrap();
+            store.activate(&manifest).unwrap();
+            manifest
         }
     }
 
+    fn numbers(store: &Store) -> Vec<u64> {
+        let candidates = store.candidates();
+        candidates.iter().map(|one| one.generation).collect()
+    }
+
     #[test]
-    fn numbers_grow_and_the_previous_one_is_kept() {
+    fn numbers_grow_and_some_are_kept() {
         let bench = Bench::new();
         let mut store = bench.store();
-        let mut active: Option<Manifest> = None;
-        for text in ["a", "b", "c"] {
-            let staged = store
-                .stage(&bench.put("x.yar", text), active.as_ref())
-                .unwrap();
-            store.activate(&staged).unwrap();
-            active = Some(staged);
+        for text in ["a", "b", "c", "d"] {
+            bench.next(&mut store, text);
         }
-        let numbers = |store: &Store| {
-            store
-                .candidates()
-                .iter()
-                .map(|manifest| manifest.generation)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(numbers(&store), [3, 2]);
+        assert_eq!(numbers(&store), [4, 3, 2]);
         let mut store = bench.store();
-        assert_eq!(numbers(&store), [3, 2]);
+        assert_eq!(numbers(&store), [4, 3, 2]);
         let bad = store
-            .stage(&bench.put("x.yar", "bad"), active.as_ref())
+            .copy(&bench.put("x.yar", "bad"), Path::new(""), 1)
             .unwrap();
-        assert_eq!(bad.generation, 4);
+        assert_eq!(bad.manifest.generation, 5);
         store.discard(&bad).unwrap();
-        let next = store
-            .stage(&bench.put("x.yar", "d"), active.as_ref())
-            .unwrap();
-        assert_eq!(next.generation, 5, "a number is never used twice");
+        let next = bench.next(&mut store, "e");
+        assert_eq!(next.generation, 6, "a number is never used twice");
+        assert_eq!(numbers(&store), [6, 4, 3]);
+        assert!(matches!(
+            store.kept(2),
+            Err(DefinitionsError::NotKept { generation: 2, .. })
+        ));
+    }
+
+    #[test]
+    fn a_rollback_refuses_what_it_left_and_goes_on_backwards() {
+        let bench = Bench::new();
+        let mut store = bench.store();
+        let [first, second, third] = ["a", "b", "c"].map(|text| bench.next(&mut store, text));
+        store.roll_back(&third, &second).unwrap();
+        assert!(store.is_refused(&third.prints()));
+        let mut store = bench.store();
+        let standing =
+            |store: &Store| [&first, &second, &third].map(|manifest| store.standing(manifest));
+        assert_eq!(
+            standing(&store),
+            [Standing::Previous, Standing::Active, Standing::Refused]
+        );
+        store.roll_back(&second, &first).unwrap();
+        assert_eq!(store.previous(), None);
+        store.activate(&third).unwrap();
+        assert_eq!(
+            standing(&store),
+            [Standing::Previous, Standing::Kept, Standing::Active]
+        );
     }
 
     #[test]
     fn an_engine_keeps_its_number_while_its_definitions_stay() {
         let bench = Bench::new();
         let mut store = bench.store();
-        bench.put("x.yar", "a");
-        let first = store.stage(&bench.put("x.ndb", "a"), None).unwrap();
-        let second = store.stage(&bench.put("x.ndb", "b"), Some(&first)).unwrap();
-        let numbers: Vec<u64> = second
-            .engines
-            .iter()
-            .map(|engine| engine.generation)
-            .collect();
-        assert_eq!(numbers, [2, 1]);
-        assert!(!first.same_definitions(&second));
-        let third = store
-            .stage(&bench.put("x.ndb", "b"), Some(&second))
-            .unwrap();
-        assert!(second.same_definitions(&third));
+        bench.put("x.ndb", "a");
+        let engines = |manifest: &Manifest| {
+            let engines = manifest.engines.iter();
+            engines.map(|engine| engine.generation).collect::<Vec<_>>()
+        };
+        let first = bench.next(&mut store, "a");
+        bench.put("x.ndb", "b");
+        let second = bench.next(&mut store, "a");
+        assert_eq!(engines(&second), [2, 1]);
+        assert_ne!(first.prints(), second.prints());
+        bench.put("x.ndb", "a");
+        let third = bench.next(&mut store, "a");
+        assert_eq!(engines(&third), [1, 1]);
+        assert_eq!(first.prints(), third.prints());
     }
 
     #[test]
     fn interrupted_steps_leave_nothing() {
         let bench = Bench::new();
         let mut store = bench.store();
-        let first = store.stage(&bench.put("x.yar", "a"), None).unwrap();
-        store.activate(&first).unwrap();
-        store.stage(&bench.put("x.yar", "b"), Some(&first)).unwrap();
-        fs::create_dir(bench.dir.path().join("definitions/new-9")).unwrap();
+        bench.next(&mut store, "a");
+        store
+            .copy(&bench.put("x.yar", "b"), Path::new(""), 1)
+            .unwrap();
+        assert!(bench.folder().join("new-2").exists());
+        fs::write(bench.folder().join("state.new"), "{").unwrap();
         let store = bench.store();
         assert_eq!(store.numbers().unwrap(), [1]);
-        assert!(!bench.dir.path().join("definitions/new-9").exists());
+        assert!(!bench.folder().join("new-2").exists());
+        assert!(!bench.folder().join("state.new").exists());
     }
 
     #[test]
     fn a_damaged_state_file_finds_the_newest_whole_generation() {
         let bench = Bench::new();
         let mut store = bench.store();
-        let first = store.stage(&bench.put("x.yar", "a"), None).unwrap();
-        store.activate(&first).unwrap();
-        fs::write(bench.dir.path().join("definitions/state.json"), "{").unwrap();
+        let first = bench.next(&mut store, "a");
+        fs::write(bench.folder().join("state.json"), "{").unwrap();
         assert_eq!(bench.store().candidates(), [first]);
+    }
+
+    #[test]
+    fn a_changed_missing_or_added_file_is_noticed() {
+        let bench = Bench::new();
+        let mut store = bench.store();
+        bench.put("y.yar", "other");
+        let manifest = bench.next(&mut store, "a");
+        store.verify(&manifest).unwrap();
+        let folder = store.engine_folder(manifest.generation, EngineKind::Yara);
+        let damages: [&dyn Fn(); 3] = [
+            &|| fs::write(folder.join("z.yar"), "more").unwrap(),
+            &|| fs::remove_file(folder.join("y.yar")).unwrap(),
+            &|| {
+                fs::remove_file(folder.join("x.yar")).unwrap();
+                fs::write(folder.join("x.yar"), "b").unwrap();
+            },
+        ];
+        for damage in damages {
+            damage();
+            assert!(matches!(
+                store.verify(&manifest),
+                Err(DefinitionsError::Damaged { .. })
+            ));
+            let _ = fs::remove_file(folder.join("z.yar"));
+        }
+    }
+
+    #[test]
+    fn a_source_is_known_by_its_stamp_and_by_what_it_holds() {
+        let bench = Bench::new();
+        let mut store = bench.store();
+        let manifest = bench.next(&mut store, "a");
+        let listing = bench.put("x.yar", "a");
+        store.take(&listing, manifest.prints()).unwrap();
+        let store = bench.store();
+        assert!(store.is_taken(&listing) && store.was_taken(&manifest.prints()));
+        assert!(!store.is_taken(&bench.put("x.yar", "ab")));
     }
 }

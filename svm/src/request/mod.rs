@@ -40,6 +40,7 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 use tracing::{Instrument as _, Span};
 
 use crate::agents::{Agents, Close};
+use crate::brake::Brake;
 use crate::budget::{Budget, Share};
 use crate::cache::recheck::Rechecks;
 use crate::cache::{self, SharedCache};
@@ -48,6 +49,7 @@ use crate::failure::Failure;
 use crate::flight::{Flights, Seat, Turn};
 use crate::fragments::FragmentStore;
 use crate::metrics::{Gauges, Metrics, SavedBy, Source};
+use crate::retro::Retro;
 use crate::scan::{Asker, Done, Job, Scanner};
 
 use gather::Gathered;
@@ -102,6 +104,10 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// What bounds it.
     pub bounds: Bounds,
+    /// Who is told when a content turns bad.
+    pub retro: Retro,
+    /// Which signatures are reported only.
+    pub brake: Brake,
     flights: Table,
     rechecks: Mutex<Rechecks>,
 }
@@ -124,6 +130,8 @@ impl Service {
         fragments: FragmentStore,
         metrics: Arc<Metrics>,
         bounds: Bounds,
+        retro: Retro,
+        brake: Brake,
     ) -> Self {
         Self {
             scanner,
@@ -132,6 +140,8 @@ impl Service {
             fragments,
             metrics,
             bounds,
+            retro,
+            brake,
             flights: Table::default(),
             rechecks: Mutex::default(),
         }
@@ -242,6 +252,7 @@ impl Service {
                         && !(known.older && self.wants_recheck(&key)) =>
                 {
                     self.count_hit(&known, key.size);
+                    self.retro.saw(caller.agent, &caller.tenant, named.content);
                     true
                 }
                 _ => false,
@@ -407,6 +418,7 @@ impl Service {
         };
         if landed.verdict.kind() == VerdictKind::Malware {
             tracing::info!(content = %key.content, tenant = %key.tenant, verdict = ?landed.verdict, "malware");
+            self.retro.turned_bad(&key.tenant, key.content);
         }
         audit(&key, &landed);
         if end.lasting {

@@ -7,14 +7,16 @@
 //!              └──stop──► Stopped, from any state
 //! ```
 //!
-//! An [`EngineSet`] is one generation of definitions, loaded; it ends, and its
-//! processes with it, when the last scan that began with it is done. Owns the
-//! processes, and what one generation remembers of contents that kill; their
+//! An [`EngineSet`] is one generation of definitions, loaded; it ends when the last
+//! scan that began with it is done. An engine whose definitions two generations have
+//! in common belongs to both sets, and its process ends with the last of them. Owns
+//! the processes, and what one generation remembers of contents that kill; their
 //! workers are the [`Crew`]'s.
 //!
 //! **Invariant:** an engine that is not `Up` gives no worker, and without a worker
 //! of each engine no content is called clean.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -58,6 +60,9 @@ pub struct PoisonKey {
 impl EngineSet {
     /// Puts loaded engines together.
     pub fn new(number: u64, generations: Generations, engines: Vec<Arc<Engine>>) -> Self {
+        for engine in &engines {
+            engine.users.fetch_add(1, Ordering::AcqRel);
+        }
         Self {
             number,
             generations,
@@ -115,16 +120,21 @@ impl EngineSet {
 impl Drop for EngineSet {
     fn drop(&mut self) {
         for engine in &self.engines {
-            engine.leave();
+            if engine.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+                engine.leave();
+            }
         }
     }
 }
 
-/// An engine of a set.
+/// An engine of a set, or of several that have its definitions in common.
 #[derive(Debug)]
 pub struct Engine {
     kind: EngineKind,
-    command: EngineCommand,
+    fingerprint: [u8; 16],
+    /// Sets that it belongs to.
+    users: AtomicUsize,
+    command: Mutex<EngineCommand>,
     reserve: Reserve,
     state: Mutex<State>,
     changed: Condvar,
@@ -149,20 +159,24 @@ pub struct NoWorker {
 }
 
 impl Engine {
-    /// Starts the process, loads the definitions, and sees a worker find its canary.
+    /// Starts the process, loads the definitions of this fingerprint, and sees a worker
+    /// find its canary.
     ///
     /// # Errors
     /// As [`EngineProcess::start`]; a worker that does not serve counts as
     /// definitions that cannot be used.
     pub fn start(
         kind: EngineKind,
+        fingerprint: [u8; 16],
         command: EngineCommand,
         reserve: Reserve,
     ) -> Result<Arc<Self>, StartError> {
         let crew = proven(kind, &command, reserve)?;
         Ok(Arc::new(Self {
             kind,
-            command,
+            fingerprint,
+            users: AtomicUsize::new(0),
+            command: Mutex::new(command),
             reserve,
             state: Mutex::new(State::Up(Arc::new(crew))),
             changed: Condvar::new(),
@@ -172,6 +186,17 @@ impl Engine {
     /// Which engine.
     pub fn kind(&self) -> EngineKind {
         self.kind
+    }
+
+    /// Of the definitions that it loaded.
+    pub fn fingerprint(&self) -> [u8; 16] {
+        self.fingerprint
+    }
+
+    /// The same definitions are in another place from here on: a restart of the
+    /// process loads them there.
+    pub fn moved(&self, command: EngineCommand) {
+        *self.command() = command;
     }
 
     /// Whether it gives workers. An engine whose process is found gone is started
@@ -270,6 +295,10 @@ impl Engine {
         drop(before);
     }
 
+    fn command(&self) -> MutexGuard<'_, EngineCommand> {
+        self.command.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -338,7 +367,8 @@ fn restart(kind: EngineKind, engine: &Weak<Engine>) {
         if !strong.rest(wait) {
             return;
         }
-        match proven(kind, &strong.command, strong.reserve) {
+        let command = strong.command().clone();
+        match proven(kind, &command, strong.reserve) {
             Ok(crew) => {
                 let mut state = strong.lock();
                 if matches!(*state, State::Down) {

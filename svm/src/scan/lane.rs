@@ -16,7 +16,7 @@
 //! another's fault (memory), but two are the content's, and remembered.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use palisade_protocol::verdict::Generations;
@@ -43,13 +43,14 @@ const POLITE_PERMILLE: u128 = 900;
 
 /// The lane's whole life.
 pub(super) fn run(shared: &Shared) {
-    let mut lane = Lane { shared, set: None };
+    let mut lane = Lane::new(shared.lane.clone());
     while let Some(Waiting { job, since }) = next(shared, &mut lane) {
         let waited = since.elapsed();
         let _request = job.span.enter();
         shared.busy.fetch_add(1, Ordering::Relaxed);
         let started = Instant::now();
-        lane.set = shared.active().clone();
+        let set = shared.active().clone();
+        shared.retire(lane.adopt(set));
         let subject = PoisonKey {
             tenant: job.tenant,
             content: job.content,
@@ -67,7 +68,7 @@ pub(super) fn run(shared: &Shared) {
 
 /// Waits for a job; `None` to stop. An idle lane does not hold on to a set that is
 /// no longer in force.
-fn next(shared: &Shared, lane: &mut Lane<'_>) -> Option<Waiting> {
+fn next(shared: &Shared, lane: &mut Lane) -> Option<Waiting> {
     let mut state = shared.state();
     loop {
         if state.stopping {
@@ -76,9 +77,9 @@ fn next(shared: &Shared, lane: &mut Lane<'_>) -> Option<Waiting> {
         if let Some((_, waiting)) = state.jobs.pop(shared.now_ms()) {
             return Some(waiting);
         }
-        if lane.is_outdated() {
+        if lane.is_outdated(shared) {
             drop(state);
-            lane.set = None;
+            shared.retire(lane.adopt(None));
             state = shared.state();
             continue;
         }
@@ -89,21 +90,49 @@ fn next(shared: &Shared, lane: &mut Lane<'_>) -> Option<Waiting> {
     }
 }
 
-struct Lane<'a> {
-    shared: &'a Shared,
+/// What bounds the scans of a lane.
+#[derive(Debug, Clone)]
+pub(super) struct Bounds {
+    /// Time that each engine may take over one content.
+    pub(super) timeout: Duration,
+    /// Contents after which a worker ends.
+    pub(super) recycle_after: u64,
+    /// Counts contents that killed twice.
+    pub(super) poisoned: Arc<AtomicU64>,
+}
+
+pub(super) struct Lane {
+    bounds: Bounds,
     set: Option<Arc<EngineSet>>,
 }
 
-impl Lane<'_> {
-    fn is_outdated(&self) -> bool {
-        match (&self.set, &*self.shared.active()) {
+impl Lane {
+    fn is_outdated(&self, shared: &Shared) -> bool {
+        match (&self.set, &*shared.active()) {
             (Some(own), Some(active)) => !Arc::ptr_eq(own, active),
             (Some(_), None) => true,
             (None, _) => false,
         }
     }
 
-    fn scan(
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self { bounds, set: None }
+    }
+
+    /// Goes over to another set; whoever calls this lets go of the one before: its end
+    /// waits for processes.
+    pub(super) fn adopt(&mut self, set: Option<Arc<EngineSet>>) -> Option<Arc<EngineSet>> {
+        let same = match (&self.set, &set) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (own, other) => own.is_none() && other.is_none(),
+        };
+        if same {
+            return None;
+        }
+        std::mem::replace(&mut self.set, set)
+    }
+
+    pub(super) fn scan(
         &self,
         subject: &PoisonKey,
         bytes: SealedContent,
@@ -163,7 +192,7 @@ impl Lane<'_> {
             let step = Step {
                 set,
                 index,
-                deadline: Instant::now() + self.shared.timeout,
+                deadline: Instant::now() + self.bounds.timeout,
                 members,
                 subject,
                 part: "",
@@ -216,7 +245,7 @@ impl Lane<'_> {
                     );
                     let detail = format!("{}: {error}", engine.name());
                     if step.set.poison().killed(step.subject, &detail) {
-                        let poisoned = self.shared.poisoned.fetch_add(1, Ordering::Relaxed) + 1;
+                        let poisoned = self.bounds.poisoned.fetch_add(1, Ordering::Relaxed) + 1;
                         tracing::error!(
                             %content, tenant = %step.subject.tenant, engine = engine.name(),
                             %error, poisoned,
@@ -256,7 +285,7 @@ impl Lane<'_> {
     }
 
     fn put_back(&self, step: &Step<'_>, worker: WorkerHandle, done: &ScanDone) {
-        if pool::is_fit(done, worker.scans(), self.shared.recycle_after) {
+        if pool::is_fit(done, worker.scans(), self.bounds.recycle_after) {
             step.engine().give_back(step.subject.tenant.clone(), worker);
         }
     }

@@ -14,6 +14,7 @@
 //! | [`rerun`] | which engines a content needs (pure) |
 //! | [`poison`] | contents that killed twice (pure) |
 //! | [`tally`] | from what engines say to one verdict (pure) |
+//! | [`trial`] | scans with a set that is not in force, to check it |
 //! | this | the queue's driver, the active set, and the load |
 //!
 //! What one engine unpacks is scanned by the other in the same lane, while the first
@@ -26,9 +27,10 @@ pub mod poison;
 pub mod pool;
 mod rerun;
 pub mod tally;
+pub mod trial;
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -106,18 +108,18 @@ pub struct Scanner {
 struct Shared {
     started: Instant,
     lanes: usize,
-    timeout: Duration,
-    recycle_after: u64,
+    lane: lane::Bounds,
     queue: Mutex<State>,
     ready: Condvar,
     busy: AtomicUsize,
     /// Average length of a scan in microseconds.
     average_us: AtomicU64,
     metrics: Arc<Metrics>,
-    poisoned: AtomicU64,
     active: Mutex<Option<Arc<EngineSet>>>,
     /// Every set that a lane may still use, so that a stop reaches them all.
     sets: Mutex<Vec<Weak<EngineSet>>>,
+    /// Where sets go that a lane has done with; none once the scanner ended.
+    retired: Mutex<Option<mpsc::Sender<Arc<EngineSet>>>>,
 }
 
 /// A job, and since when it waits.
@@ -135,7 +137,12 @@ struct State {
 
 /// The lanes' threads, to be waited for.
 #[derive(Debug)]
-pub struct Lanes(Vec<JoinHandle<()>>);
+pub struct Lanes {
+    lanes: Vec<JoinHandle<()>>,
+    /// Lets go of sets that lanes have done with: the last one that does waits until
+    /// the engines' processes have ended, which no scan must do.
+    retiring: JoinHandle<()>,
+}
 
 impl Scanner {
     /// Starts `lanes` lanes, each of which gives each engine `timeout` for one
@@ -151,11 +158,18 @@ impl Scanner {
         metrics: Arc<Metrics>,
         first: Arc<EngineSet>,
     ) -> std::io::Result<(Self, Lanes)> {
+        let (retire, retired) = mpsc::channel::<Arc<EngineSet>>();
+        let retiring = std::thread::Builder::new()
+            .name("retiring".to_owned())
+            .spawn(move || retired.into_iter().for_each(drop))?;
         let shared = Arc::new(Shared {
             started: Instant::now(),
             lanes: lanes.max(1),
-            timeout,
-            recycle_after,
+            lane: lane::Bounds {
+                timeout,
+                recycle_after,
+                poisoned: Arc::default(),
+            },
             queue: Mutex::new(State {
                 jobs: Queue::new(bounds),
                 stopping: false,
@@ -164,9 +178,9 @@ impl Scanner {
             busy: AtomicUsize::new(0),
             average_us: AtomicU64::new(FIRST_GUESS_MS * 1000),
             metrics,
-            poisoned: AtomicU64::new(0),
             sets: Mutex::new(vec![Arc::downgrade(&first)]),
             active: Mutex::new(Some(first)),
+            retired: Mutex::new(Some(retire)),
         });
         let mut threads = Vec::new();
         for number in 0..shared.lanes {
@@ -176,7 +190,11 @@ impl Scanner {
                 .spawn(move || lane::run(&shared))?;
             threads.push(thread);
         }
-        Ok((Self { shared }, Lanes(threads)))
+        let lanes = Lanes {
+            lanes: threads,
+            retiring,
+        };
+        Ok((Self { shared }, lanes))
     }
 
     /// Puts another set in force. Scans in flight end with the one they have.
@@ -280,7 +298,7 @@ impl Scanner {
 
     /// Contents that killed their worker twice, since the start.
     pub fn poisoned(&self) -> u64 {
-        self.shared.poisoned.load(Ordering::Relaxed)
+        self.shared.lane.poisoned.load(Ordering::Relaxed)
     }
 
     /// What is known of a content that killed its worker twice with the definitions
@@ -317,22 +335,26 @@ impl Scanner {
     pub fn finish(self, lanes: Lanes, patience: Duration) {
         let deadline = Instant::now() + patience;
         self.stop();
-        while Instant::now() < deadline && !lanes.0.iter().all(JoinHandle::is_finished) {
+        while Instant::now() < deadline && !lanes.lanes.iter().all(JoinHandle::is_finished) {
             std::thread::sleep(Duration::from_millis(10));
         }
         let active = self.shared.active().take();
-        if !lanes.0.iter().all(JoinHandle::is_finished) {
+        if !lanes.lanes.iter().all(JoinHandle::is_finished) {
             tracing::warn!("scans are still running; their engines are killed");
             for set in self.shared.sets().iter().filter_map(Weak::upgrade) {
                 set.stop();
             }
         }
-        for lane in lanes.0 {
+        for lane in lanes.lanes {
             if lane.join().is_err() {
                 tracing::error!("a lane panicked");
             }
         }
         drop(active);
+        self.shared.close_retirement();
+        if lanes.retiring.join().is_err() {
+            tracing::error!("the thread that ends engines panicked");
+        }
     }
 }
 
@@ -353,6 +375,24 @@ impl Shared {
         let mut sets = self.sets();
         sets.retain(|set| set.strong_count() > 0);
         sets.push(Arc::downgrade(set));
+    }
+
+    /// Takes a set off a lane's hands.
+    fn retire(&self, set: Option<Arc<EngineSet>>) {
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(set), Some(retired)) = (set, retired.as_ref()) {
+            // Without its thread, the set ends here.
+            let _ = retired.send(set);
+        }
+    }
+
+    fn close_retirement(&self) {
+        drop(
+            self.retired
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
     }
 
     fn now_ms(&self) -> u64 {

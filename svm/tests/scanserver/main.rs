@@ -10,9 +10,14 @@
 //! | [`fragments`] | what was sent once is not sent again |
 //! | [`older`] | verdicts of earlier definitions, lookups, re-checks |
 //! | [`measured`] | the numbers for Prometheus |
-//! | [`definitions`] | generations: good, bad, missing |
+//! | [`definitions`] | the source: good, bad, missing |
+//! | [`generations`] | orders: import, activate, rollback, status |
+//! | [`checks`] | what new definitions must find and must not |
+//! | [`freshclam`] | a source that others update while it is looked at |
+//! | [`swaps`] | nothing is missed, and little is in memory, while generations change |
 //! | [`crashes`] | killed daemons, killed workers, damaged caches, clean stops |
 //! | [`sandbox`] | what confines workers, set and told |
+//! | [`retro`] | who is told that a content is malware by newer definitions |
 //! | [`reports`] | what the Integration Server hears |
 //!
 //! [`site`] starts daemons, [`client`] is an agent that does as it is told.
@@ -24,17 +29,22 @@
     reason = "a panic in a test is a failed test, and its helpers are no tests by name"
 )]
 
+mod checks;
 mod client;
 mod crashes;
 mod definitions;
 mod details;
 mod flights;
 mod fragments;
+mod freshclam;
+mod generations;
 mod hostile;
 mod lists;
 mod measured;
 mod older;
 mod reports;
+mod retro;
 mod sandbox;
 mod site;
+mod swaps;
 mod verdicts;

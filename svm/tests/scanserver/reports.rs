@@ -1,11 +1,15 @@
 //! What the Integration Server hears.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 use palisade_protocol::bounded::Text;
 use palisade_protocol::control::{self, ControlFrame, FromServer, SvmReport, ToServer, Welcome};
+use palisade_protocol::definitions::{
+    DefinitionsAnswer, DefinitionsCommand, DefinitionsOrder, Standing,
+};
 use palisade_protocol::endpoint::{self, Bounds};
 use palisade_protocol::envelope::{Opener, Sealer};
 use palisade_protocol::frame;
@@ -18,10 +22,20 @@ use tokio::sync::mpsc;
 use crate::client::{Client, unique};
 use crate::site::{PATIENCE, Site, marker, rule};
 
-/// A server that hears reports, and says so.
+/// A server that hears reports, and says so; it gives an order after a report.
 struct Server {
     endpoint: quinn::Endpoint,
     reports: mpsc::Receiver<SvmReport>,
+    orders: mpsc::Sender<DefinitionsCommand>,
+    answers: mpsc::Receiver<DefinitionsAnswer>,
+}
+
+/// A session's ends of a server's channels.
+#[derive(Clone)]
+struct Desk {
+    heard: mpsc::Sender<SvmReport>,
+    orders: Arc<tokio::sync::Mutex<mpsc::Receiver<DefinitionsCommand>>>,
+    answered: mpsc::Sender<DefinitionsAnswer>,
 }
 
 impl Server {
@@ -35,17 +49,47 @@ impl Server {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let endpoint = endpoint::listen(local, tls, Bounds::CONTROL).unwrap();
         let (heard, reports) = mpsc::channel(64);
+        let (orders, ordered) = mpsc::channel(64);
+        let (answered, answers) = mpsc::channel(64);
+        let desk = Desk {
+            heard,
+            orders: Arc::new(tokio::sync::Mutex::new(ordered)),
+            answered,
+        };
         let (accepting, identity) = (endpoint.clone(), identity.clone());
         tokio::spawn(async move {
             let mut epoch = 0;
             while let Some(incoming) = accepting.accept().await {
                 epoch += 1;
                 if let Ok(connection) = incoming.await {
-                    tokio::spawn(session(connection, identity.clone(), epoch, heard.clone()));
+                    tokio::spawn(session(connection, identity.clone(), epoch, desk.clone()));
                 }
             }
         });
-        Self { endpoint, reports }
+        Self {
+            endpoint,
+            reports,
+            orders,
+            answers,
+        }
+    }
+
+    /// Gives an order and waits for its answer.
+    async fn order(&mut self, number: u64, order: DefinitionsOrder) -> DefinitionsAnswer {
+        let command = DefinitionsCommand { number, order };
+        self.orders.send(command).await.unwrap();
+        let answer = tokio::time::timeout(PATIENCE, async {
+            loop {
+                tokio::select! {
+                    answer = self.answers.recv() => return answer.unwrap(),
+                    // Reports are not to fill their channel meanwhile.
+                    _ = self.reports.recv() => {}
+                }
+            }
+        });
+        let answer = answer.await.unwrap();
+        assert_eq!(answer.number, number);
+        answer
     }
 
     fn address(&self) -> SocketAddr {
@@ -60,12 +104,7 @@ impl Server {
     }
 }
 
-async fn session(
-    connection: quinn::Connection,
-    identity: Identity,
-    epoch: u64,
-    heard: mpsc::Sender<SvmReport>,
-) {
+async fn session(connection: quinn::Connection, identity: Identity, epoch: u64, desk: Desk) {
     let Ok(Peer::Enrolled(peer)) = endpoint::peer(&connection) else {
         panic!("unenrolled")
     };
@@ -78,6 +117,7 @@ async fn session(
             .unwrap()
             .as_millis() as u64;
         let opened = opener.open::<ToServer>(&envelope, now_ms).unwrap();
+        let mut pushes = None;
         let answer = match opened.message {
             ToServer::Hello(_) => FromServer::Welcome(Welcome {
                 version: Text::cut("test"),
@@ -86,17 +126,25 @@ async fn session(
                 report_every_s: 1,
             }),
             ToServer::SvmReport(report) => {
-                let _ = heard.send(report).await;
+                let _ = desk.heard.send(report).await;
+                pushes = desk.orders.lock().await.try_recv().ok();
+                FromServer::Ack
+            }
+            ToServer::Definitions(answer) => {
+                let _ = desk.answered.send(answer).await;
                 FromServer::Ack
             }
             other => panic!("{other:?}"),
         };
-        let (envelope, _) = sealer.seal(&answer, Some(opened.sequence), now_ms).unwrap();
-        if frame::write(&mut send, &ControlFrame::Envelope(envelope))
-            .await
-            .is_err()
-        {
-            return;
+        let pushed = pushes.map(|command| (FromServer::Definitions(command), None));
+        for (message, answers) in [(answer, Some(opened.sequence))].into_iter().chain(pushed) {
+            let (envelope, _) = sealer.seal(&message, answers, now_ms).unwrap();
+            if frame::write(&mut send, &ControlFrame::Envelope(envelope))
+                .await
+                .is_err()
+            {
+                return;
+            }
         }
     }
 }
@@ -139,6 +187,62 @@ async fn reports_come_at_once_on_a_change_and_regularly() {
     tokio::task::spawn_blocking(move || assert_eq!(daemon.wait().code(), Some(0)))
         .await
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_orders_what_a_command_could() {
+    let [first, second] = [marker(), marker()];
+    let site = Site::new(&[("some.yar", &rule("First", &first))]);
+    let name = "server-1".parse().unwrap();
+    let server = site.ca.issue(&SpiffeId::server(&site.ca.deployment, &name));
+    let mut server = Server::open(&server);
+    site.enrol(vec![server.address()]);
+    let daemon = site.start();
+    let standing = |answer: &DefinitionsAnswer| {
+        let entries = answer.status.generations.iter();
+        let of = entries.map(|entry| (entry.generation, entry.standing));
+        of.collect::<Vec<_>>()
+    };
+
+    let shown = server.order(1, DefinitionsOrder::Show).await;
+    assert_eq!(
+        (shown.failure.clone(), standing(&shown)),
+        (None, vec![(1, Standing::Active)])
+    );
+
+    site.define("some.yar", &rule("Second", &second));
+    let refreshed = server.order(2, DefinitionsOrder::Refresh).await;
+    assert_eq!(refreshed.failure, None);
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let found = |text: &str| {
+        let content = format!("{} {text}", marker()).into_bytes();
+        let client = &client;
+        async move { client.kind(&content).await == VerdictKind::Malware }
+    };
+    assert!(found(&second).await && !found(&first).await);
+
+    let back = server.order(3, DefinitionsOrder::Rollback).await;
+    assert_eq!(
+        (back.failure.clone(), standing(&back)),
+        (None, vec![(1, Standing::Active), (2, Standing::Refused)])
+    );
+    assert!(found(&first).await && !found(&second).await);
+
+    let wrong = server
+        .order(4, DefinitionsOrder::Activate { generation: 9 })
+        .await;
+    let failure = wrong.failure.unwrap();
+    assert!(
+        failure.contains("generation 9 is not kept; there are 1, 2"),
+        "{failure}"
+    );
+    assert!(found(&first).await);
+    server
+        .order(5, DefinitionsOrder::Activate { generation: 2 })
+        .await;
+    assert!(found(&second).await);
+    let in_force = |report: &SvmReport| report.generations.iter().any(|one| one.generation.0 == 2);
+    while !in_force(&server.next().await) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

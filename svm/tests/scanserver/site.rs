@@ -89,6 +89,9 @@ pub struct Site {
     pub ca: Ca,
     /// Sections and keys of the settings file after the common ones.
     pub settings: String,
+    /// Keys of its section `definitions`. Checks of new ones read no files, unless a
+    /// test is about that.
+    pub definitions: String,
 }
 
 impl Site {
@@ -98,6 +101,7 @@ impl Site {
             dir: tempfile::tempdir().unwrap(),
             ca: Ca::new("test-site"),
             settings: String::new(),
+            definitions: "poll_s = 3600\nclean_corpus = []\n".to_owned(),
         };
         std::fs::create_dir_all(site.source()).unwrap();
         for (name, text) in definitions {
@@ -177,9 +181,10 @@ impl Site {
         let path = self.dir.path().join("etc/scanserver.toml");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         let text = format!(
-            "listen = '127.0.0.1:0'\n{}\n[definitions]\nsource = {:?}\npoll_s = 3600\n",
+            "listen = '127.0.0.1:0'\n{}\n[definitions]\nsource = {:?}\n{}",
             self.settings,
-            self.source()
+            self.source(),
+            self.definitions
         );
         std::fs::write(path, text).unwrap();
     }
@@ -197,6 +202,52 @@ impl Site {
             .stdin(Stdio::null())
             .stderr(Stdio::piped());
         command
+    }
+
+    /// Runs `palisade-scanserver definitions …`; gives its exit code, and what it said
+    /// on either output.
+    pub fn definitions(&self, arguments: &[&str]) -> (i32, String, String) {
+        let output = self
+            .command()
+            .arg("definitions")
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    }
+
+    /// As [`Self::definitions`] with `-o json`, for what is to succeed.
+    pub fn definitions_json(&self, arguments: &[&str]) -> serde_json::Value {
+        let (code, said, errors) = self.definitions(&[arguments, &["-o", "json"]].concat());
+        assert_eq!(code, 0, "{arguments:?}: {errors}");
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// As [`Self::definitions`], for what is to fail; gives what it said.
+    pub fn definitions_fail(&self, arguments: &[&str]) -> String {
+        let (code, said, errors) = self.definitions(arguments);
+        assert_eq!((code, said.as_str()), (3, ""), "{arguments:?}: {errors}");
+        errors
+    }
+
+    /// A directory of definitions beside the source.
+    pub fn directory(&self, name: &str, files: &[(&str, &str)]) -> String {
+        let folder = self.dir.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (file, text) in files {
+            std::fs::write(folder.join(file), text).unwrap();
+        }
+        folder.to_str().unwrap().to_owned()
+    }
+
+    /// The daemon's command, to be started with other arguments.
+    pub fn program(&self) -> Command {
+        self.command()
     }
 
     /// Starts the daemon and waits until it is ready.
@@ -275,6 +326,15 @@ impl Daemon {
     /// The engines' processes.
     pub fn engines(&self) -> Vec<u32> {
         children(self.child.id())
+    }
+
+    /// The process of the engine whose program is named.
+    pub fn engine(&self, program: &str) -> u32 {
+        let is = |pid: &u32| {
+            std::fs::read_link(format!("/proc/{pid}/exe"))
+                .is_ok_and(|exe| exe.file_name().is_some_and(|name| name == program))
+        };
+        self.engines().into_iter().find(is).unwrap()
     }
 
     /// The workers' processes.

@@ -1,0 +1,317 @@
+//! When a signature turns report-only: pure; time is an argument.
+//!
+//! ```text
+//!             a hit                    more than 5 guests in 10 minutes
+//!  unseen ───────────► watched (new) ────────────────────────────────► braked
+//!                         │ a day after its definitions came               │ confirm
+//!                         ▼                                                ▼
+//!                       acts, and is not counted                       confirmed: acts
+//! ```
+//!
+//! A signature is new for a day from the moment in which the definitions that first hit
+//! with it came into force here. What is old has shown that it is good, and what spreads
+//! with an old signature is an outbreak: it is never braked.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use palisade_protocol::ids::AgentId;
+use palisade_protocol::verdict::{EngineName, SignatureName};
+use serde::{Deserialize, Serialize};
+
+/// Most signatures that are watched; the one whose last hit is oldest is dropped.
+pub const MAX_WATCHED: usize = 4096;
+/// Most signatures that are kept as braked.
+pub const MAX_BRAKED: usize = 256;
+/// Most signatures that are kept as confirmed.
+pub const MAX_CONFIRMED: usize = 1024;
+
+/// The rule's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// So many guests may be hit; one more, and the signature is braked.
+    pub guests: usize,
+    /// Within this time, in milliseconds.
+    pub within_ms: u64,
+    /// How long a signature is new, in milliseconds.
+    pub new_for_ms: u64,
+}
+
+impl Rule {
+    /// The rule in force for so many guests.
+    pub fn new(guests: usize) -> Self {
+        Self {
+            guests,
+            within_ms: 10 * 60 * 1000,
+            new_for_ms: 24 * 3600 * 1000,
+        }
+    }
+}
+
+/// A signature, as verdicts name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Signature {
+    /// Whose.
+    pub engine: EngineName,
+    /// Its name.
+    pub name: SignatureName,
+}
+
+/// What a hit comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It is malware.
+    Act,
+    /// It is reported and no more.
+    ReportOnly,
+    /// The same, from this hit on.
+    Braked,
+}
+
+#[derive(Debug)]
+struct Watched {
+    introduced_ms: u64,
+    /// The last hit of each guest, as far as it is within the rule's time.
+    guests: Vec<(AgentId, u64)>,
+    last_ms: u64,
+}
+
+/// All signatures' states.
+#[derive(Debug)]
+pub struct Policy {
+    rule: Rule,
+    watched: HashMap<Signature, Watched>,
+    /// With the moment in which each was braked, in milliseconds since 1970.
+    braked: BTreeMap<Signature, u64>,
+    confirmed: BTreeSet<Signature>,
+}
+
+impl Policy {
+    /// Nothing was seen yet, but what was braked or confirmed before.
+    pub fn new(
+        rule: Rule,
+        braked: impl IntoIterator<Item = (Signature, u64)>,
+        confirmed: impl IntoIterator<Item = Signature>,
+    ) -> Self {
+        Self {
+            rule,
+            watched: HashMap::new(),
+            braked: braked.into_iter().take(MAX_BRAKED).collect(),
+            confirmed: confirmed.into_iter().take(MAX_CONFIRMED).collect(),
+        }
+    }
+
+    /// A guest is hit by a signature of definitions that came into force at
+    /// `introduced_ms`.
+    pub fn hit(
+        &mut self,
+        signature: &Signature,
+        guest: AgentId,
+        introduced_ms: u64,
+        now_ms: u64,
+    ) -> Effect {
+        if self.rule.guests == 0 || self.confirmed.contains(signature) {
+            return Effect::Act;
+        }
+        if self.braked.contains_key(signature) {
+            return Effect::ReportOnly;
+        }
+        if !self.watched.contains_key(signature) {
+            self.make_room();
+        }
+        let watched = self
+            .watched
+            .entry(signature.clone())
+            .or_insert_with(|| Watched {
+                introduced_ms,
+                guests: Vec::new(),
+                last_ms: now_ms,
+            });
+        watched.last_ms = watched.last_ms.max(now_ms);
+        if now_ms.saturating_sub(watched.introduced_ms) >= self.rule.new_for_ms {
+            watched.guests = Vec::new();
+            return Effect::Act;
+        }
+        let within = |(other, at): &(AgentId, u64)| {
+            *other != guest && now_ms.saturating_sub(*at) < self.rule.within_ms
+        };
+        watched.guests.retain(within);
+        watched.guests.push((guest, now_ms));
+        if watched.guests.len() <= self.rule.guests {
+            return Effect::Act;
+        }
+        if self.braked.len() >= MAX_BRAKED {
+            // It stays watched, where its guests are as many as a bad set makes them.
+            watched.guests.remove(0);
+            return Effect::ReportOnly;
+        }
+        self.watched.remove(signature);
+        self.braked.insert(signature.clone(), now_ms);
+        Effect::Braked
+    }
+
+    /// Somebody looked, and the signature is right: it acts from here on. Gives how many
+    /// of this name were braked.
+    pub fn confirm(&mut self, name: &str) -> usize {
+        let named: Vec<Signature> = self
+            .braked
+            .keys()
+            .filter(|signature| signature.name.as_str() == name)
+            .cloned()
+            .collect();
+        for signature in &named {
+            self.braked.remove(signature);
+            if self.confirmed.len() >= MAX_CONFIRMED {
+                self.confirmed.pop_first();
+            }
+            self.confirmed.insert(signature.clone());
+        }
+        named.len()
+    }
+
+    /// What is braked, and since when.
+    pub fn braked(&self) -> impl Iterator<Item = (&Signature, u64)> {
+        self.braked
+            .iter()
+            .map(|(signature, since)| (signature, *since))
+    }
+
+    /// What is confirmed.
+    pub fn confirmed(&self) -> impl Iterator<Item = &Signature> {
+        self.confirmed.iter()
+    }
+
+    fn make_room(&mut self) {
+        if self.watched.len() < MAX_WATCHED {
+            return;
+        }
+        let oldest = self
+            .watched
+            .iter()
+            .min_by_key(|(_, watched)| watched.last_ms);
+        if let Some(oldest) = oldest.map(|(signature, _)| signature.clone()) {
+            self.watched.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_protocol::bounded::Text;
+    use proptest::prelude::*;
+
+    const MINUTE: u64 = 60_000;
+    const HOUR: u64 = 60 * MINUTE;
+
+    fn signature(name: &str) -> Signature {
+        Signature {
+            engine: Text::cut("yara-x"),
+            name: Text::cut(name),
+        }
+    }
+
+    fn guest(n: u8) -> AgentId {
+        AgentId(uuid::Uuid::from_u128(n.into()))
+    }
+
+    fn policy() -> Policy {
+        Policy::new(Rule::new(5), [], [])
+    }
+
+    #[test]
+    fn the_sixth_guest_within_ten_minutes_brakes_until_somebody_confirms() {
+        let (mut policy, bad) = (policy(), signature("Bad"));
+        for n in 0..5 {
+            assert_eq!(policy.hit(&bad, guest(n), 0, MINUTE), Effect::Act);
+            // Again the same guest.
+            assert_eq!(policy.hit(&bad, guest(n), 0, MINUTE), Effect::Act);
+        }
+        assert_eq!(policy.hit(&bad, guest(5), 0, 2 * MINUTE), Effect::Braked);
+        assert_eq!(policy.hit(&bad, guest(0), 0, 50 * HOUR), Effect::ReportOnly);
+        assert_eq!(
+            policy.hit(&signature("Other"), guest(9), 0, MINUTE),
+            Effect::Act
+        );
+        assert_eq!(policy.confirm("Nothing"), 0);
+        assert_eq!(policy.confirm("Bad"), 1);
+        for n in 0..9 {
+            assert_eq!(policy.hit(&bad, guest(n), 0, 3 * MINUTE), Effect::Act);
+        }
+    }
+
+    #[test]
+    fn slow_spread_and_old_signatures_act() {
+        let (mut policy, slow, old) = (policy(), signature("Slow"), signature("Old"));
+        for n in 0..50 {
+            let now_ms = u64::from(n) * 2 * MINUTE;
+            assert_eq!(policy.hit(&slow, guest(n), 0, now_ms), Effect::Act);
+            let later = 24 * HOUR + u64::from(n);
+            assert_eq!(policy.hit(&old, guest(n), 0, later), Effect::Act);
+        }
+        // What hit first with older definitions is as old as those.
+        assert_eq!(
+            policy.hit(&old, guest(99), 24 * HOUR, 25 * HOUR),
+            Effect::Act
+        );
+        for n in 0..50 {
+            assert_eq!(
+                policy.hit(&old, guest(n), 24 * HOUR, 25 * HOUR),
+                Effect::Act
+            );
+        }
+    }
+
+    #[test]
+    fn everything_is_bounded() {
+        let mut policy = policy();
+        for n in 0..MAX_WATCHED + 100 {
+            policy.hit(&signature(&n.to_string()), guest(0), 0, n as u64);
+        }
+        assert_eq!(policy.watched.len(), MAX_WATCHED);
+        for n in 0..MAX_BRAKED + 10 {
+            let bad = signature(&format!("bad{n}"));
+            for g in 0..6 {
+                policy.hit(&bad, guest(g), 0, MINUTE);
+            }
+            assert_ne!(policy.hit(&bad, guest(6), 0, MINUTE), Effect::Act, "{n}");
+        }
+        assert_eq!(policy.braked.len(), MAX_BRAKED);
+        assert!(policy.watched.len() <= MAX_WATCHED);
+    }
+
+    proptest! {
+        /// Against the rule by its words, over all hits that ever were.
+        #[test]
+        fn a_signature_is_braked_when_the_rule_says_so(
+            hits in prop::collection::vec((0..12_u8, 0..4 * MINUTE), 1..120),
+            introduced_h in 0..30_u64,
+        ) {
+            let rule = Rule::new(5);
+            let (mut policy, bad) = (policy(), signature("Bad"));
+            let introduced_ms = introduced_h * HOUR;
+            let mut now_ms = 30 * HOUR;
+            let mut all: Vec<(u8, u64)> = Vec::new();
+            let mut braked = false;
+            for (g, step) in hits {
+                now_ms += step;
+                all.push((g, now_ms));
+                let is_new = now_ms - introduced_ms < rule.new_for_ms;
+                let recent: BTreeSet<u8> = all
+                    .iter()
+                    .filter(|(_, at)| now_ms - at < rule.within_ms)
+                    .map(|(g, _)| *g)
+                    .collect();
+                let effect = policy.hit(&bad, guest(g), introduced_ms, now_ms);
+                let wanted = if braked {
+                    Effect::ReportOnly
+                } else if is_new && recent.len() > rule.guests {
+                    braked = true;
+                    Effect::Braked
+                } else {
+                    Effect::Act
+                };
+                prop_assert_eq!(effect, wanted);
+            }
+        }
+    }
+}

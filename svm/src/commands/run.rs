@@ -1,0 +1,232 @@
+//! `run`: the daemon, composed.
+//!
+//! ```text
+//! settings ─► state ─► engines ─► listener ─► report ─► (definitions change)* ─► stop
+//! ```
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use palisade_daemon::cli::Common;
+use palisade_daemon::lifecycle;
+use palisade_svm::agents::Agents;
+use palisade_svm::brake::Brake;
+use palisade_svm::budget::Budget;
+use palisade_svm::cache::{SharedCache, now_ms};
+use palisade_svm::definitions::desk::Desk;
+use palisade_svm::definitions::{Keeper, local};
+use palisade_svm::fragments::FragmentStore;
+use palisade_svm::listener::Listener;
+use palisade_svm::metrics::{self, Metrics};
+use palisade_svm::report::{Reporter, Standing};
+use palisade_svm::request::Service;
+use palisade_svm::retro::Retro;
+use palisade_svm::scan::engines::EngineSet;
+use palisade_svm::scan::{Lanes, Scanner};
+use palisade_svm::settings::{self, COMPONENT, Folders, Settings};
+use palisade_svm::state::State;
+use palisade_svm::{addresses, admission};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+
+use super::runtime;
+
+/// How long requests may take to end after a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long the Integration Server may take to hear of it.
+const LAST_REPORT: Duration = Duration::from_millis(500);
+/// How often it is looked whether requests have ended.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// What is in the way of a start, and the remedy.
+pub fn run(common: &Common) -> anyhow::Result<()> {
+    let file = common.settings(COMPONENT);
+    let settings = settings::load(&file)?;
+    let state = State::open(settings.folders(&common.site())?)?;
+    let runtime = runtime()?;
+    let served = runtime.block_on(serve(&settings, &file, &state));
+    // A definitions' load that a stop interrupted ends with the process.
+    runtime.shutdown_background();
+    // Left behind, it would only be one that nobody answers at.
+    let _ = std::fs::remove_file(local::socket(&state.folders().run));
+    state
+        .clear_scratch()
+        .unwrap_or_else(|error| tracing::warn!(%error, "scratch files stay"));
+    served
+}
+
+async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> anyhow::Result<()> {
+    let mut stop = tokio::spawn(lifecycle::stop_requested());
+    let hangup = signal(SignalKind::hangup()).context("SIGHUP")?;
+    let membership = tokio::select! {
+        membership = state.membership(settings.join_token_file.as_deref(), file) => membership?,
+        _ = &mut stop => return Ok(()),
+    };
+
+    let keeper = Keeper::open(settings, file, state.folders())?;
+    let (keeper, started) = tokio::select! {
+        started = start(keeper) => started?,
+        _ = &mut stop => return Ok(()),
+    };
+    let metrics = Arc::new(Metrics::default());
+    let (scanner, lanes) = scanner(settings, Arc::clone(&metrics), started)?;
+    let brake = Brake::open(&state.brake(), settings.retroactive.brake_guests as usize);
+    brake.in_force(&scanner.generations(), now_ms());
+    let (desk, clerk) = Desk::new(keeper, scanner.clone(), brake.clone());
+
+    let cache = cache(settings, state);
+    let service = Arc::new(Service::new(
+        scanner.clone(),
+        cache.clone(),
+        Budget::new(settings.scan.memory.0, settings.scan.max_scan_size.0),
+        FragmentStore::new(settings.scan.fragment_store().0),
+        metrics,
+        settings.bounds(),
+        Retro::new(settings.retroactive.contents as usize),
+        brake,
+    ));
+
+    let agents = Agents::new(settings.limits.clone());
+    let trust = membership.identity.trust();
+    let grace = trust.grace.clone();
+    let listener = Listener::open(
+        settings.listen,
+        &membership.identity,
+        trust,
+        Arc::clone(&service),
+        agents.clone(),
+        settings.limits.requests_per_agent,
+    )?;
+    let address = listener.address()?;
+    let accepting = tokio::spawn(listener.clone().run());
+    let measuring = measure(settings, &service, &agents).await?;
+
+    let standing = Standing::new(
+        settings,
+        addresses::advertised(address, &settings.advertise),
+    );
+    let reporter = Reporter::new(
+        standing,
+        scanner.clone(),
+        agents.clone(),
+        grace,
+        desk.clone(),
+    );
+    let id = membership.identity.id().to_string();
+    let reporting = tokio::spawn(Arc::clone(&reporter).run(membership));
+    let every = Duration::from_secs(settings.definitions.poll_s.into());
+    let watching = tokio::spawn({
+        let reporter = Arc::clone(&reporter);
+        clerk.run(hangup, every, move || reporter.changed())
+    });
+    let commanded = commands(state.folders(), desk);
+
+    tracing::info!(%address, %id, workers = settings.workers(), "ready");
+    lifecycle::ready();
+    let _ = stop.await;
+
+    tracing::info!("stopping");
+    lifecycle::stopping();
+    watching.abort();
+    commanded.abort();
+    listener.drain();
+    reporter.drain(LAST_REPORT).await;
+    finish(&agents, scanner, lanes, &listener).await;
+    reporting.abort();
+    accepting.abort();
+    measuring.abort();
+    tokio::task::spawn_blocking(move || cache.close())
+        .await
+        .context("the SharedCache's end")?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Serves the numbers, where settings say so.
+async fn measure(
+    settings: &Settings,
+    service: &Arc<Service>,
+    agents: &Agents<palisade_svm::listener::Handle>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let Some(address) = settings.metrics.listen else {
+        return Ok(tokio::spawn(std::future::pending()));
+    };
+    let (gauges, agents) = (Arc::clone(service), agents.clone());
+    let (address, serving) = metrics::serve(address, Arc::clone(&service.metrics), move || {
+        gauges.gauges(&agents)
+    })
+    .await
+    .with_context(|| format!("metrics.listen: {address} cannot be used"))?;
+    tracing::info!(%address, "metrics");
+    Ok(tokio::spawn(serving))
+}
+
+fn scanner(
+    settings: &Settings,
+    metrics: Arc<Metrics>,
+    engines: Arc<EngineSet>,
+) -> anyhow::Result<(Scanner, Lanes)> {
+    tracing::info!(generation = engines.number(), "definitions are in force");
+    let bounds = admission::Bounds {
+        total: settings.limits.queue as usize,
+        per_tenant: settings.limits.queue_per_tenant as usize,
+        per_agent: settings.limits.queue_per_agent as usize,
+    };
+    let recycle_after = settings.scan.recycle_after.into();
+    let (lanes, timeout) = (settings.workers(), settings.scan_timeout());
+    Scanner::start(lanes, timeout, recycle_after, bounds, metrics, engines)
+        .context("the scan threads cannot be started")
+}
+
+fn cache(settings: &Settings, state: &State) -> SharedCache {
+    if settings.cache.persist {
+        SharedCache::open(&state.cache(), settings.cache.entries)
+    } else {
+        SharedCache::in_memory(settings.cache.entries)
+    }
+}
+
+/// Lets open requests end, then the lanes and their engines, then the sessions.
+async fn finish(
+    agents: &Agents<palisade_svm::listener::Handle>,
+    scanner: Scanner,
+    lanes: Lanes,
+    listener: &Listener,
+) {
+    let deadline = Instant::now() + DRAIN;
+    while agents.requests() > 0 && Instant::now() < deadline {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    let ended = tokio::task::spawn_blocking(move || scanner.finish(lanes, left)).await;
+    if let Err(error) = ended {
+        tracing::error!(%error, "the scan threads did not end well");
+    }
+    listener.close().await;
+}
+
+/// The first set of engines, on a thread that may block.
+async fn start(mut keeper: Keeper) -> anyhow::Result<(Keeper, Arc<EngineSet>)> {
+    let started = tokio::task::spawn_blocking(move || {
+        let started = keeper.start();
+        (keeper, started)
+    });
+    let (keeper, started) = started.await?;
+    Ok((keeper, started?))
+}
+
+/// Serves local commands. Agents are served without them, too.
+fn commands(folders: &Folders, desk: Desk) -> JoinHandle<()> {
+    match local::listen(&folders.run) {
+        Ok(listener) => tokio::spawn(local::serve(listener, desk)),
+        Err(error) => {
+            let socket = local::socket(&folders.run);
+            tracing::error!(socket = %socket.display(), %error, "commands of this machine are not served; set run_dir to a usable (and short) path");
+            tokio::spawn(std::future::ready(()))
+        }
+    }
+}

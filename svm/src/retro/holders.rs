@@ -1,0 +1,226 @@
+//! Which agents hold a content that was called clean: pure.
+//!
+//! ```text
+//!  saw(agent, tenant, content) ──► content: [agent, agent, …]      at most so many of each
+//!  turned_bad(tenant, content) ──► those agents, and how many were forgotten
+//! ```
+//!
+//! The least recently seen content is forgotten first, and of a content with many
+//! holders the one that was seen first. **Invariant:** no agent is named for a tenant
+//! that is not its own: a tenant learns nothing of what another has.
+
+use std::collections::{BTreeMap, HashMap};
+
+use palisade_protocol::content::ContentId;
+use palisade_protocol::ids::{AgentId, TenantId};
+
+/// Most agents that are remembered for one content.
+pub const MAX_HOLDERS: usize = 32;
+
+/// A tenant and a content, hashed together: equal for equal ones alone, and short.
+type Key = [u8; 16];
+
+#[derive(Debug)]
+struct Held {
+    /// When it was seen last, by the table's own count.
+    seen: u64,
+    /// The first is forgotten first.
+    agents: Vec<AgentId>,
+    forgotten: u64,
+}
+
+/// Who is to be told about a content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Agents that hold it.
+    pub holders: Vec<AgentId>,
+    /// Times that another holder was forgotten since this content is remembered.
+    pub forgotten: u64,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Holders {
+    max_contents: usize,
+    held: HashMap<Key, Held>,
+    /// Contents by when they were seen last.
+    order: BTreeMap<u64, Key>,
+    count: u64,
+    forgotten: u64,
+}
+
+impl Holders {
+    /// An empty table for at most `max_contents` contents.
+    pub fn new(max_contents: usize) -> Self {
+        Self {
+            max_contents,
+            held: HashMap::new(),
+            order: BTreeMap::new(),
+            count: 0,
+            forgotten: 0,
+        }
+    }
+
+    /// An agent was told that a content is clean.
+    pub fn saw(&mut self, agent: AgentId, tenant: &TenantId, content: ContentId) {
+        if self.max_contents == 0 {
+            return;
+        }
+        let key = key(tenant, content);
+        self.count += 1;
+        let seen = self.count;
+        if !self.held.contains_key(&key) && self.held.len() >= self.max_contents {
+            self.forget_one();
+        }
+        let held = self.held.entry(key).or_insert_with(|| Held {
+            seen,
+            agents: Vec::with_capacity(1),
+            forgotten: 0,
+        });
+        self.order.remove(&held.seen);
+        held.seen = seen;
+        self.order.insert(seen, key);
+        if held.agents.contains(&agent) {
+            return;
+        }
+        if held.agents.len() >= MAX_HOLDERS {
+            held.agents.remove(0);
+            held.forgotten += 1;
+            self.forgotten += 1;
+        }
+        held.agents.push(agent);
+    }
+
+    /// A content is malware: who is to be told, once.
+    pub fn turned_bad(&mut self, tenant: &TenantId, content: ContentId) -> Told {
+        let Some(held) = self.held.remove(&key(tenant, content)) else {
+            return Told::default();
+        };
+        self.order.remove(&held.seen);
+        Told {
+            holders: held.agents,
+            forgotten: held.forgotten,
+        }
+    }
+
+    /// Contents with a holder.
+    pub fn contents(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Holders that were forgotten since the start.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    fn forget_one(&mut self) {
+        let Some((_, key)) = self.order.pop_first() else {
+            return;
+        };
+        if let Some(held) = self.held.remove(&key) {
+            self.forgotten += held.agents.len() as u64;
+        }
+    }
+}
+
+fn key(tenant: &TenantId, content: ContentId) -> Key {
+    let mut hasher = blake3::Hasher::new();
+    // The content's length is fixed, so that no two pairs are the same bytes.
+    hasher.update(&content.0);
+    hasher.update(tenant.as_str().as_bytes());
+    let mut key = [0; 16];
+    hasher.finalize_xof().fill(&mut key);
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn agent(n: u8) -> AgentId {
+        AgentId(uuid::Uuid::from_u128(n.into()))
+    }
+
+    fn tenant(n: u8) -> TenantId {
+        format!("tenant-{n}").parse().unwrap()
+    }
+
+    fn content(n: u8) -> ContentId {
+        ContentId([n; 32])
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_holders_is_forgotten_and_counted() {
+        let mut holders = Holders::new(10);
+        for n in 0..40 {
+            holders.saw(agent(n), &tenant(0), content(1));
+        }
+        let told = holders.turned_bad(&tenant(0), content(1));
+        assert_eq!(told.holders, (8..40).map(agent).collect::<Vec<_>>());
+        assert_eq!((told.forgotten, holders.forgotten()), (8, 8));
+        assert_eq!(holders.turned_bad(&tenant(0), content(1)), Told::default());
+    }
+
+    #[test]
+    fn the_least_recently_seen_content_is_forgotten_first() {
+        let mut holders = Holders::new(2);
+        holders.saw(agent(1), &tenant(0), content(1));
+        holders.saw(agent(2), &tenant(0), content(2));
+        holders.saw(agent(3), &tenant(0), content(1));
+        holders.saw(agent(4), &tenant(0), content(3));
+        assert_eq!((holders.contents(), holders.forgotten()), (2, 1));
+        assert_eq!(holders.turned_bad(&tenant(0), content(2)), Told::default());
+        let told = holders.turned_bad(&tenant(0), content(1));
+        assert_eq!(told.holders, [agent(1), agent(3)]);
+        let mut none = Holders::new(0);
+        none.saw(agent(1), &tenant(0), content(1));
+        assert_eq!(none.contents(), 0);
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Saw(u8, u8, u8),
+        Bad(u8, u8),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let saw = (0..40_u8, 0..2_u8, 0..6_u8).prop_map(|(a, t, c)| Step::Saw(a, t, c));
+        let bad = (0..2_u8, 0..6_u8).prop_map(|(t, c)| Step::Bad(t, c));
+        prop::collection::vec(prop_oneof![9 => saw, 1 => bad], 0..400)
+    }
+
+    proptest! {
+        /// Against a table without bounds: whoever is told does hold the content, in the
+        /// tenant that it is told of; whoever is not told was counted as forgotten; and
+        /// the bounds hold.
+        #[test]
+        fn whoever_holds_a_content_is_told_or_counted(steps in steps(), max in 1..8_usize) {
+            let mut holders = Holders::new(max);
+            let mut all: HashMap<(u8, u8), BTreeSet<AgentId>> = HashMap::new();
+            let (mut known, mut told) = (0_u64, 0_u64);
+            for step in steps {
+                match step {
+                    Step::Saw(a, t, c) => {
+                        holders.saw(agent(a), &tenant(t), content(c));
+                        all.entry((t, c)).or_default().insert(agent(a));
+                    }
+                    Step::Bad(t, c) => {
+                        let bad = holders.turned_bad(&tenant(t), content(c));
+                        let really = all.remove(&(t, c)).unwrap_or_default();
+                        let named: BTreeSet<AgentId> = bad.holders.iter().copied().collect();
+                        prop_assert_eq!(named.len(), bad.holders.len(), "each once");
+                        prop_assert!(named.is_subset(&really));
+                        known += really.len() as u64;
+                        told += named.len() as u64;
+                    }
+                }
+                prop_assert!(holders.contents() <= max);
+                prop_assert_eq!(holders.order.len(), holders.held.len());
+                prop_assert!(holders.held.values().all(|held| held.agents.len() <= MAX_HOLDERS));
+            }
+            prop_assert!(known - told <= holders.forgotten());
+        }
+    }
+}

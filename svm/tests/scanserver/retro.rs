@@ -1,0 +1,195 @@
+//! Who is told that a content, which was called clean, is malware by newer definitions.
+
+use std::time::Duration;
+
+use palisade_protocol::content::ContentId;
+use palisade_protocol::frame;
+use palisade_protocol::notice::Notice;
+use palisade_protocol::verdict::VerdictKind;
+
+use crate::client::{Client, unique};
+use crate::site::{PATIENCE, Site, marker, rule};
+
+/// The next notice.
+async fn notice(client: &Client) -> Vec<ContentId> {
+    let heard = tokio::time::timeout(PATIENCE, async {
+        let mut stream = client.connection.accept_uni().await.unwrap();
+        let notice: Notice = frame::read(&mut stream).await.unwrap().unwrap();
+        assert_eq!(frame::read::<Notice>(&mut stream).await.unwrap(), None);
+        notice
+    });
+    heard.await.unwrap().contents.into_vec()
+}
+
+/// Whether a notice comes within a moment.
+async fn is_told(client: &Client) -> bool {
+    let moment = Duration::from_millis(300);
+    let opened = tokio::time::timeout(moment, client.connection.accept_uni()).await;
+    opened.is_ok_and(|stream| stream.is_ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_holder_of_a_content_that_turned_bad_is_told_and_nobody_else() {
+    let known = marker();
+    let site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    let daemon = site.start();
+    let [one, two, away, third, stranger, later] =
+        ["a", "a", "a", "a", "b", "a"].map(|tenant| site.ca.agent(&format!("tenant-{tenant}")));
+    let connect = async |identity| Client::connect(&daemon, identity).await;
+    let bad = [unique(1000).as_slice(), known.as_bytes()].concat();
+    let harmless = unique(2000);
+    let id = ContentId::of(&bad);
+
+    // One scanned it, two had its answer from the cache, and one of these is gone.
+    let (one_client, two_client) = (connect(&one).await, connect(&two).await);
+    let away_client = connect(&away).await;
+    for client in [&one_client, &two_client, &away_client] {
+        assert_eq!(client.kind(&bad).await, VerdictKind::Clean);
+        assert_eq!(client.kind(&harmless).await, VerdictKind::Clean);
+    }
+    drop(away_client);
+    let third_client = connect(&third).await;
+    assert_eq!(third_client.kind(&harmless).await, VerdictKind::Clean);
+    let stranger_client = connect(&stranger).await;
+    assert_eq!(stranger_client.kind(&bad).await, VerdictKind::Clean);
+
+    let dir = site.directory("next", &[("rules.yar", &rule("Known", &known))]);
+    site.definitions_json(&["import", &dir]);
+    // New definitions alone say nothing of a content that nobody shows.
+    assert!(!is_told(&one_client).await);
+
+    let later_client = connect(&later).await;
+    assert_eq!(later_client.kind(&bad).await, VerdictKind::Malware);
+    assert_eq!(later_client.kind(&harmless).await, VerdictKind::Clean);
+    assert_eq!(notice(&one_client).await, [id]);
+    assert_eq!(notice(&two_client).await, [id]);
+    assert_eq!(notice(&connect(&away).await).await, [id]);
+    // Not: who holds what stayed clean, who has it from today on, and another tenant.
+    for client in [&third_client, &later_client, &stranger_client] {
+        assert!(!is_told(client).await);
+    }
+    // Nor is anybody told twice.
+    assert_eq!(one_client.kind(&bad).await, VerdictKind::Malware);
+    assert!(!is_told(&one_client).await);
+    assert!(!is_told(&connect(&away).await).await);
+
+    // The other tenant is told when its own content is seen again.
+    let own = site.ca.agent("tenant-b");
+    assert_eq!(connect(&own).await.kind(&bad).await, VerdictKind::Malware);
+    assert_eq!(notice(&stranger_client).await, [id]);
+}
+
+/// An agent that takes no notices holds up nobody, and is served as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_takes_no_notice_is_served_all_the_same() {
+    let known = marker();
+    let site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    let daemon = site.start();
+    let identity = site.ca.agent("default");
+    let deaf = Client::connect(&daemon, &identity).await;
+    let hearing = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let contents: Vec<Vec<u8>> = (0..10)
+        .map(|_| [unique(500).as_slice(), known.as_bytes()].concat())
+        .collect();
+    for content in &contents {
+        assert_eq!(deaf.kind(content).await, VerdictKind::Clean);
+        assert_eq!(hearing.kind(content).await, VerdictKind::Clean);
+    }
+    let dir = site.directory("next", &[("rules.yar", &rule("Known", &known))]);
+    site.definitions_json(&["import", &dir]);
+    let other = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let mut told = Vec::new();
+    for content in &contents {
+        assert_eq!(other.kind(content).await, VerdictKind::Malware);
+    }
+    while told.len() < contents.len() {
+        told.extend(notice(&hearing).await);
+    }
+    let mut wanted: Vec<ContentId> = contents.iter().map(|one| ContentId::of(one)).collect();
+    told.sort();
+    wanted.sort();
+    assert_eq!(told, wanted);
+    assert_eq!(deaf.kind(&unique(300)).await, VerdictKind::Clean);
+    assert_eq!(deaf.kind(&contents[0]).await, VerdictKind::Malware);
+}
+
+/// With nothing remembered, nobody is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_can_be_switched_off() {
+    let known = marker();
+    let mut site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    site.settings = "[retroactive]\ncontents = 0\n".to_owned();
+    let daemon = site.start();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(client.kind(known.as_bytes()).await, VerdictKind::Clean);
+    let dir = site.directory("next", &[("rules.yar", &rule("Known", &known))]);
+    site.definitions_json(&["import", &dir]);
+    let other = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(other.kind(known.as_bytes()).await, VerdictKind::Malware);
+    assert!(!is_told(&client).await);
+}
+
+/// A new signature that hits what every guest has: the first five are blocked, all
+/// others are told of a suspicion, until somebody says that it is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_signature_that_hits_many_guests_is_reported_only() {
+    let [old, new] = [marker(), marker()];
+    let rules = rule("Old", &old);
+    let site = Site::new(&[("rules.yar", &rules)]);
+    let daemon = site.start();
+    site.define("rules.yar", &(rules + &rule("New", &new)));
+    site.definitions_json(&["refresh"]);
+    let guests: Vec<_> = (0..8).map(|_| site.ca.agent("default")).collect();
+    let ask = async |daemon: &crate::site::Daemon, marker: &str| {
+        let mut kinds = Vec::new();
+        for guest in &guests {
+            let client = Client::connect(daemon, guest).await;
+            kinds.push(client.kind(marker.as_bytes()).await);
+        }
+        kinds
+    };
+    let kinds = ask(&daemon, &new).await;
+    assert_eq!(kinds[..5], [VerdictKind::Malware; 5]);
+    assert_eq!(kinds[5..], [VerdictKind::Suspicious; 3]);
+    assert!(daemon.log.has("until it is confirmed"));
+    let status = site.definitions_json(&["status"]);
+    assert_eq!(
+        (&status["braked"][0]["name"], &status["braked"][0]["engine"]),
+        (&"New".into(), &"yara-x".into())
+    );
+
+    // A restart changes nothing about it, and neither do others' looks.
+    drop(daemon);
+    let daemon = site.start();
+    assert_eq!(ask(&daemon, &new).await, [VerdictKind::Suspicious; 8]);
+    let said = site.definitions_fail(&["confirm", "Another"]);
+    assert!(said.contains("Another"), "{said}");
+    site.definitions_json(&["confirm", "New"]);
+    assert_eq!(ask(&daemon, &new).await, [VerdictKind::Malware; 8]);
+    let status = site.definitions_json(&["status"]);
+    assert!(status["braked"].as_array().unwrap().is_empty());
+}
+
+/// The first definitions that a Protection Server ever had are not new, and with the
+/// brake off nothing is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outbreak_of_what_is_known_is_not_braked() {
+    let [old, new] = [marker(), marker()];
+    let mut site = Site::new(&[("rules.yar", &rule("Old", &old))]);
+    let daemon = site.start();
+    hit(&daemon, &site, &old).await;
+    drop(daemon);
+    site.settings = "[retroactive]\nbrake_guests = 0\n".to_owned();
+    let daemon = site.start();
+    site.define("rules.yar", &rule("New", &new));
+    site.definitions_json(&["refresh"]);
+    hit(&daemon, &site, &new).await;
+}
+
+/// Eight guests are all blocked.
+async fn hit(daemon: &crate::site::Daemon, site: &Site, marker: &str) {
+    for _ in 0..8 {
+        let client = Client::connect(daemon, &site.ca.agent("default")).await;
+        assert_eq!(client.kind(marker.as_bytes()).await, VerdictKind::Malware);
+    }
+}
