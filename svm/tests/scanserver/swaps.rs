@@ -215,9 +215,13 @@ async fn two_engines_and_a_tenth_are_the_most_in_memory() {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let sampling = scope.spawn(|| {
-                let mut peak = 0;
+                // A fork between two of a sample's readings has its pages counted twice:
+                // what a peak is lasts for three samples.
+                let (mut peak, mut last) = (0, [0; 3]);
                 while !done.load(Ordering::Relaxed) {
-                    peak = peak.max(pss_kib(&daemon.descendants()));
+                    last.rotate_left(1);
+                    last[2] = pss_kib(&daemon.descendants());
+                    peak = peak.max(last.into_iter().min().unwrap_or(0));
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 peak
