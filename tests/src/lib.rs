@@ -9,6 +9,7 @@
 //! | [`definitions`] | the built-in test signatures and the markers that are random per run |
 //! | [`demonstration`] | real files scanned, malware blocked, clean files readable |
 //! | [`skip`] | tests that cannot run here, counted with their reason |
+//! | [`fuzz`] | what is done with hostile bytes, decoder by decoder; seeds and mutations |
 //! | [`report`] | each step as a line for people, or as JSON for programs |
 
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@
 pub mod command;
 pub mod definitions;
 pub mod demonstration;
+pub mod fuzz;
 pub mod process;
 pub mod report;
 pub mod site;

@@ -153,13 +153,10 @@ impl HashLists {
         files.sort_by(|(a, _), (b, _)| a.cmp(b));
         let mut lists = Self::default();
         for (path, kind) in files {
-            let name = path.file_name().unwrap_or_default();
-            lists.names.push(name.to_string_lossy().into_owned());
             let file = File::open(&path).map_err(at(&path))?;
             lists.read(&path, BufReader::new(file), kind)?;
         }
-        lists.sha256.sort();
-        lists.md5.sort();
+        lists.sort();
         if lists
             .md5
             .0
@@ -181,13 +178,34 @@ impl HashLists {
         Ok(lists)
     }
 
+    /// Reads one list, which is called `path`, from anywhere; nothing if the name is
+    /// no list's.
+    ///
+    /// # Errors
+    /// [`ListError`], which names the file and the line.
+    pub fn parse(path: &Path, from: impl BufRead) -> Result<Self, ListError> {
+        let mut lists = Self::default();
+        if let Some(kind) = kind_of(path) {
+            lists.read(path, from, kind)?;
+            lists.sort();
+        }
+        Ok(lists)
+    }
+
+    fn sort(&mut self) {
+        self.sha256.sort();
+        self.md5.sort();
+    }
+
     fn read(
         &mut self,
         path: &Path,
         mut from: impl BufRead,
         (effect, hash): (Effect, Hash),
     ) -> Result<(), ListError> {
-        let list = u32::try_from(self.names.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let list = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
+        let name = path.file_name().unwrap_or_default();
+        self.names.push(name.to_string_lossy().into_owned());
         let mut bytes = Vec::new();
         for line in 1.. {
             bytes.clear();
@@ -410,9 +428,7 @@ mod tests {
         /// Whatever bytes a list holds, reading it ends, and what it takes it finds.
         #[test]
         fn no_list_panics(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
-            let mut lists = HashLists::default();
-            lists.names.push("x".to_owned());
-            let _ = lists.read(Path::new("x"), bytes.as_slice(), (Effect::Deny, Hash::Md5));
+            let _ = HashLists::parse(Path::new("x.deny.md5"), bytes.as_slice());
         }
 
         #[test]
@@ -424,10 +440,9 @@ mod tests {
                     .filter(|(_, allow)| *allow == (effect == Effect::Allow))
                     .map(|(byte, _)| sha(*byte) + "\n")
                     .collect();
-                lists.names.push("list".to_owned());
                 lists.read(Path::new("x"), text.as_bytes(), (effect, Hash::Sha256)).unwrap();
             }
-            lists.sha256.sort();
+            lists.sort();
             let found = lists.find(&digests(asked), 1).map(|hit| hit.allows);
             let has = |allow: bool| listed.contains(&(asked, allow));
             let expected = if has(true) { Some(true) } else { has(false).then_some(false) };
