@@ -78,7 +78,9 @@ pub async fn write<M: Message>(
 }
 
 /// Reads one message; `None` when the stream ends before its first byte.
-/// Nothing is allocated before the length was checked against the type's bound.
+/// Nothing is allocated before the length was checked against the type's bound, and
+/// what is allocated is not touched before bytes came for it: a peer that announces
+/// much and sends little costs little.
 /// Not cancel-safe: a cancelled read loses its place in the stream.
 ///
 /// # Errors
@@ -113,10 +115,14 @@ pub async fn read_body<'a>(
     if length > max {
         return Err(CodecError::TooLarge { length, max }.into());
     }
-    if buffer.len() < length {
-        buffer.resize(length, 0);
+    // Memory is touched as the bytes come: a peer that only announces them costs none.
+    buffer.clear();
+    buffer.reserve_exact(length);
+    let mut rest = stream.take(length as u64);
+    while buffer.len() < length {
+        if rest.read_buf(buffer).await? == 0 {
+            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+        }
     }
-    let body = &mut buffer[..length];
-    stream.read_exact(body).await?;
-    Ok(Some(body))
+    Ok(Some(buffer))
 }
