@@ -177,12 +177,14 @@ impl SharedCache {
         self.entries.insert(key, entry);
     }
 
-    /// Entries, approximately.
+    /// Entries, at this moment. The cache does its bookkeeping when it is used again,
+    /// and its count would lag behind for as long as nobody asks for anything.
     pub fn len(&self) -> u64 {
+        self.entries.run_pending_tasks();
         self.entries.entry_count()
     }
 
-    /// Whether nothing is stored, approximately.
+    /// Whether nothing is stored, at this moment.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
