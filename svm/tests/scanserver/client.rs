@@ -9,8 +9,8 @@ use palisade_protocol::endpoint::{self, Bounds};
 use palisade_protocol::frame;
 use palisade_protocol::identity::Identity;
 use palisade_protocol::scan::{
-    ALPN, Fragment, FragmentRange, Hello, MAX_OUTLINE_VALUES, RefusalCode, ScanClass, ScanOptions,
-    ScanRequest, ScanResult, ToAgent, ToSvm, VerdictSource, Welcome,
+    ALPN, Fragment, FragmentRange, Hello, Lookup, MAX_OUTLINE_VALUES, Named, RefusalCode,
+    ScanClass, ScanOptions, ScanRequest, ScanResult, ToAgent, ToSvm, VerdictSource, Welcome,
 };
 use palisade_protocol::tls::{self, Expect, Own};
 use palisade_protocol::verdict::{Verdict, VerdictKind};
@@ -52,6 +52,18 @@ pub async fn dial(
     address: SocketAddr,
     identity: &Identity,
 ) -> Result<(quinn::Endpoint, Connection), String> {
+    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let endpoint = endpoint::dialler(local).unwrap();
+    let connection = dial_from(&endpoint, address, identity).await?;
+    Ok((endpoint, connection))
+}
+
+/// The same, from a socket that others use too.
+pub async fn dial_from(
+    endpoint: &quinn::Endpoint,
+    address: SocketAddr,
+    identity: &Identity,
+) -> Result<Connection, String> {
     let config = tls::client_config(
         Own::Enrolled(identity.clone()),
         identity.trust(),
@@ -59,9 +71,7 @@ pub async fn dial(
         ALPN,
     )
     .unwrap();
-    let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let endpoint = endpoint::dialler(local).unwrap();
-    let connection = endpoint
+    endpoint
         .connect_with(
             endpoint::client(config, Bounds::SCAN_AGENT).unwrap(),
             address,
@@ -69,8 +79,7 @@ pub async fn dial(
         )
         .unwrap()
         .await
-        .map_err(|error| error.to_string())?;
-    Ok((endpoint, connection))
+        .map_err(|error| error.to_string())
 }
 
 impl Client {
@@ -121,6 +130,46 @@ impl Client {
         stream.say(&ToSvm::Scan(asked)).await;
         stream.say_outline(&outline).await;
         stream.finish(bytes).await
+    }
+
+    /// The same of a daemon that may end at any moment: then there is no answer.
+    pub async fn ask(&self, bytes: &[u8]) -> Option<ToAgent> {
+        let (send, receive) = self.connection.open_bi().await.ok()?;
+        let mut stream = Stream { send, receive };
+        let outline = outline(bytes);
+        stream
+            .say(&ToSvm::Scan(request(outline.id(), outline.size())))
+            .await;
+        stream.say_outline(&outline).await;
+        loop {
+            let heard = tokio::time::timeout(PATIENCE, frame::read(&mut stream.receive));
+            match heard.await.expect("neither an answer nor an end").ok()?? {
+                ToAgent::Need(ranges) => {
+                    for index in indices(&ranges) {
+                        stream.say(&fragment(bytes, index)).await;
+                    }
+                }
+                answer => return Some(answer),
+            }
+        }
+    }
+
+    /// Which of these are known to be clean.
+    pub async fn look_up(&self, contents: &[&[u8]]) -> Vec<bool> {
+        let mut stream = self.stream().await;
+        let lookup = Lookup {
+            options: ScanOptions::default(),
+            max_age_s: 0,
+            contents: List::cut(contents.iter().map(|bytes| Named {
+                content: ContentId::of(bytes),
+                size: bytes.len() as u64,
+            })),
+        };
+        stream.say(&ToSvm::Lookup(lookup)).await;
+        match stream.hear().await {
+            ToAgent::Known(known) => known.clean.into_vec(),
+            other => panic!("no Known but {other:?}"),
+        }
     }
 
     pub async fn verdict(&self, bytes: &[u8]) -> Verdict {

@@ -18,9 +18,15 @@
 //! | [`crashes`] | killed daemons, killed workers, damaged caches, clean stops |
 //! | [`sandbox`] | what confines workers, set and told |
 //! | [`retro`] | who is told that a content is malware by newer definitions |
+//! | [`kills`] | killed under load, again and again: no verdict is wrong |
+//! | [`silent`] | thousands that say nothing, or too little |
+//! | [`bombs`] | archives that unpack to more than there is |
+//! | [`stored`] | what a scan must come to before anything is stored |
+//! | [`neighbours`] | another tenant's contents, another agent's flood |
 //! | [`reports`] | what the Integration Server hears |
 //!
-//! [`site`] starts daemons, [`client`] is an agent that does as it is told.
+//! [`site`] starts daemons, [`client`] is an agent that does as it is told, [`load`] one
+//! that asks without a pause.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,6 +35,7 @@
     reason = "a panic in a test is a failed test, and its helpers are no tests by name"
 )]
 
+mod bombs;
 mod checks;
 mod client;
 mod crashes;
@@ -39,12 +46,17 @@ mod fragments;
 mod freshclam;
 mod generations;
 mod hostile;
+mod kills;
 mod lists;
+mod load;
 mod measured;
+mod neighbours;
 mod older;
 mod reports;
 mod retro;
 mod sandbox;
+mod silent;
 mod site;
+mod stored;
 mod swaps;
 mod verdicts;

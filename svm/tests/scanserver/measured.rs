@@ -18,7 +18,7 @@ fn measured() -> (Site, Daemon) {
 }
 
 /// What `GET /metrics` answers: samples by name and labels.
-fn read(daemon: &Daemon) -> BTreeMap<String, f64> {
+pub fn read(daemon: &Daemon) -> BTreeMap<String, f64> {
     let line = daemon.log.wait_for(" metrics address=");
     let address: SocketAddr = field(&line, "address").parse().unwrap();
     let mut stream = TcpStream::connect(address).unwrap();
@@ -40,7 +40,8 @@ fn read(daemon: &Daemon) -> BTreeMap<String, f64> {
     lines.filter_map(sample).collect()
 }
 
-fn sum(samples: &BTreeMap<String, f64>, prefix: &str) -> f64 {
+/// The sum of all samples whose names begin so.
+pub fn sum(samples: &BTreeMap<String, f64>, prefix: &str) -> f64 {
     let of = samples.iter().filter(|(name, _)| name.starts_with(prefix));
     of.map(|(_, value)| value).sum()
 }

@@ -316,6 +316,15 @@ impl Daemon {
         }
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Resident memory of the daemon, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        resident_kib(self.pid())
+    }
+
     /// Processes below the daemon: engines and their workers.
     pub fn descendants(&self) -> Vec<u32> {
         let engines = self.engines();
@@ -370,6 +379,14 @@ impl Drop for Daemon {
             }
         }
     }
+}
+
+/// Resident memory of a process, in KiB; 0 when it is gone.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn children(of: u32) -> Vec<u32> {
