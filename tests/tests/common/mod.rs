@@ -8,6 +8,9 @@
     reason = "each test file uses a part of it, and a panic fails the test"
 )]
 
+pub mod peer;
+pub mod watch;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
