@@ -45,7 +45,7 @@ fn hostile_names(trap: &str) -> Vec<Vec<u8>> {
         "-rf",
         "--help",
         "%s%n%x {} {0}",
-        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
         "=1+1 @formula",
     ]
     .map(|name| name.as_bytes().to_vec())
