@@ -281,10 +281,17 @@ fn answers() -> Vec<Vec<u8>> {
         vec![done(Outcome::found(["Heuristic".into()], true), false)],
         vec![done(reason(NotScanned::Encrypted), false)],
         vec![done(limit(), false), done(Outcome::Clean, false)],
-        vec![done(reason(NotScanned::TooLarge), false)],
+        vec![done(reason(NotScanned::TooLarge { max: 1 << 31 }), false)],
         vec![done(reason(NotScanned::TimedOut), false)],
         vec![done(Outcome::engine_error("it broke"), false)],
-        vec![WorkerEvent::Serving { worker: 1 }],
+        vec![WorkerEvent::Serving {
+            worker: 1,
+            gaps: Vec::new(),
+        }],
+        vec![WorkerEvent::Serving {
+            worker: 1,
+            gaps: vec!["landlock: too old a kernel".into()],
+        }],
         vec![WorkerEvent::CanaryMissed {
             detail: "clean".into(),
         }],
