@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034 # sourced: the lists are used by whoever sources
 # What Palisade needs of a Debian 12 machine besides Rust, and why; installs what is missing.
-# Sourced by scripts/up and scripts/test; owns nothing else.
+# Sourced by scripts/up, scripts/test, scripts/soak and scripts/bench; owns nothing else.
 
 # package|why, one a line
 build_packages='
@@ -26,6 +26,27 @@ git|lists the tree for the checks of documents
 shellcheck|checks the scripts
 '
 
+# Benches and the test of the bench itself.
+bench_packages='
+clamav-daemon|clamd and clamonacc, the peers that are measured against
+clamdscan|clamd'"'"'s client
+zip|makes archives of the corpus
+p7zip-full|makes 7z archives of the corpus
+nftables|counts bytes on the wire from outside
+'
+
+# as_root COMMAND…: runs it as root, by sudo where needed.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        echo "Not root, and no sudo. Run as root: $*" >&2
+        return 3
+    fi
+}
+
 # install_packages LIST: installs those of the list that are missing, saying which and why.
 install_packages() {
     local package why missing=()
@@ -37,21 +58,27 @@ install_packages() {
         fi
     done <<<"$1"
     [ ${#missing[@]} -gt 0 ] || return 0
-    local as_root=()
-    if [ "$(id -u)" -ne 0 ]; then
-        if ! command -v sudo >/dev/null; then
-            echo "Not root, and no sudo. Run as root: apt-get install ${missing[*]}" >&2
-            return 3
-        fi
-        as_root=(sudo)
-    fi
     echo "installing: ${missing[*]}" >&2
-    if ! "${as_root[@]}" apt-get update -qq >&2 ||
-        ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+    if ! as_root apt-get update -qq >&2 ||
+        ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
             --no-install-recommends "${missing[@]}" >&2; then
         echo "apt-get could not install: ${missing[*]}" >&2
         return 3
     fi
+}
+
+# install_quietly LIST: the same, and no service that a package brings is started: what is
+# measured starts its own. policy-rc.d is Debian's way to say so; one that is there stays.
+install_quietly() {
+    local policy=/usr/sbin/policy-rc.d status=0 own=
+    if [ -d /run/systemd/system ] && [ ! -e "$policy" ]; then
+        own=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+    fi
+    install_packages "$1" || status=$?
+    [ -z "$own" ] || as_root rm -f "$policy"
+    return "$status"
 }
 
 # need_rust: Rust is the one thing that is expected to be there.

@@ -1,0 +1,40 @@
+//! Palisade's benchmarks: each measure runs both sides on one machine in one run.
+//!
+//! ```text
+//!  scale ─► bench: signatures, corpus, clamd, site, physical limits
+//!                     │
+//!                     └─► measures, one after the other ─► rows ─► report
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`scale`] | every count of a run |
+//! | [`random`], [`signatures`], [`corpus`] | what is scanned with what: the same each time |
+//! | [`clamd`], [`site`] | the two sides |
+//! | [`pass`] | one scan by one side; whether both found the same |
+//! | [`client`] | connected agents in this process |
+//! | [`processes`], [`wire`], [`machine`] | what the kernel counts |
+//! | [`limits`] | what the machine could do at best |
+//! | [`bench`], [`measures`] | what every measure works with; the measures |
+//! | [`stats`], [`report`] | medians, spread, ratios, targets |
+//!
+//! Nothing is asserted about time here: a target that is missed is said, not an error.
+
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod clamd;
+pub mod client;
+pub mod corpus;
+pub mod limits;
+pub mod machine;
+pub mod measures;
+pub mod pass;
+pub mod processes;
+pub mod random;
+pub mod report;
+pub mod scale;
+pub mod signatures;
+pub mod site;
+pub mod stats;
+pub mod wire;
