@@ -36,8 +36,8 @@ fn documents() -> Vec<(PathBuf, String)> {
         }
     }
     assert!(
-        found.len() >= 5,
-        "README, ARCHITECTURE, SECURITY, CONTRIBUTING, SOAK are expected"
+        found.len() >= 6,
+        "README, ARCHITECTURE, SECURITY, CONTRIBUTING, SOAK, BENCHMARKS are expected"
     );
     found
 }
@@ -89,6 +89,7 @@ fn every_path_that_is_named_exists() {
         "integration-server/",
         "tests/",
         "scripts/",
+        "bench/",
     ];
     for (path, text) in documents() {
         for name in quoted(&text) {
@@ -108,7 +109,13 @@ fn every_path_that_is_named_exists() {
 #[test]
 fn every_module_of_the_programs_is_on_the_map() {
     let map = fs::read_to_string(repository().join("ARCHITECTURE.md")).unwrap();
-    for crate_folder in ["protocol", "svm", "light-agent", "integration-server"] {
+    for crate_folder in [
+        "protocol",
+        "svm",
+        "light-agent",
+        "integration-server",
+        "bench",
+    ] {
         for entry in fs::read_dir(repository().join(crate_folder).join("src")).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
@@ -204,6 +211,7 @@ fn help_fits_on_one_screen() {
         "palisade-server",
         "palisade-scanserver",
         "palisade-site",
+        "palisade-bench",
     ] {
         let help = command::run(
             &command::program(program).unwrap(),
