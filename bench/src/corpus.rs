@@ -27,8 +27,9 @@ const MAX_FILE: u64 = 16 << 20;
 const LARGE: u64 = 96 << 10;
 /// Files in one folder of the corpus.
 const PER_FOLDER: usize = 100;
-/// Members of an archive besides the marker.
-const MEMBERS: usize = 20;
+/// An archive's members are this part of the corpus, at the most: no two archives, nor
+/// an archive and the corpus, hold the same file, since "nothing cached" should mean it.
+const ARCHIVE_PART: u64 = 100;
 /// How long an archiver may take.
 const ARCHIVING: Duration = Duration::from_secs(120);
 
@@ -55,7 +56,8 @@ impl Corpus {
     /// # Errors
     /// The file system's, or an archiver's.
     pub fn build(folder: &Path, bytes: u64) -> Result<Self> {
-        let chosen = choose(candidates(), bytes);
+        let mut candidates = candidates();
+        let chosen = take(&mut candidates, bytes);
         ensure!(
             !chosen.is_empty(),
             "there is no file to scan in {}",
@@ -68,7 +70,7 @@ impl Corpus {
             fs::copy(path, &to).with_context(|| format!("cannot copy {}", path.display()))?;
             make_readable(&to)?;
         }
-        let infected = add_archives(folder, &chosen)?;
+        let infected = add_archives(folder, &mut candidates, bytes / ARCHIVE_PART)?;
         Self::of(folder, infected)
     }
 
@@ -113,6 +115,14 @@ fn candidates() -> Vec<(PathBuf, u64)> {
             (fits && first).then(|| (entry.into_path(), metadata.len()))
         })
         .collect()
+}
+
+/// Takes a choice out of the candidates.
+fn take(candidates: &mut Vec<(PathBuf, u64)>, bytes: u64) -> Vec<PathBuf> {
+    let chosen = choose(candidates.clone(), bytes);
+    let taken: HashSet<&PathBuf> = chosen.iter().collect();
+    candidates.retain(|(path, _)| !taken.contains(path));
+    chosen
 }
 
 /// Takes small and large files in turn, in an order that their paths make, until
@@ -162,36 +172,39 @@ fn make_readable(path: &Path) -> Result<()> {
     )?)
 }
 
-/// Archives of several kinds, with and without something to find; gives how many
-/// files hold something.
-fn add_archives(folder: &Path, chosen: &[PathBuf]) -> Result<usize> {
+/// Archives of several kinds, with and without something to find, each with `bytes` of
+/// members of its own; gives how many files hold something.
+fn add_archives(folder: &Path, candidates: &mut Vec<(PathBuf, u64)>, bytes: u64) -> Result<usize> {
     let archives = folder.join("archives");
-    let staging = folder.join("archives").join("members");
-    fs::create_dir_all(&staging)?;
-    for (number, path) in chosen.iter().take(MEMBERS).enumerate() {
-        fs::copy(
-            path,
-            staging.join(format!("{number:02}-{}", plain_name(path))),
-        )?;
-    }
-    let archive = |program: &str, arguments: &[&str]| -> Result<()> {
+    let members = archives.join("members");
+    let mut archive = |marker: Option<&[u8]>, program: &str, arguments: &[&str]| -> Result<()> {
+        fs::create_dir_all(&members)?;
+        for (number, path) in take(candidates, bytes).iter().enumerate() {
+            fs::copy(
+                path,
+                members.join(format!("{number:02}-{}", plain_name(path))),
+            )?;
+        }
+        if let Some(marker) = marker {
+            fs::write(members.join("99-marker"), marker)?;
+        }
         let mut command = Command::new(program);
-        command.args(arguments).current_dir(&archives);
+        command
+            .args(arguments)
+            .arg("members")
+            .current_dir(&archives);
         command::finish(command, ARCHIVING)?.expect(&[0])?;
-        Ok(())
+        Ok(fs::remove_dir_all(&members)?)
     };
-    archive("zip", &["-q", "-r", "clean.zip", "members"])?;
-    archive("tar", &["czf", "clean.tar.gz", "members"])?;
     let found: Vec<Vec<u8>> = markers().into_iter().map(|marker| marker.bytes).collect();
     let [first, second, ..] = found.as_slice() else {
         anyhow::bail!("two markers are expected");
     };
-    fs::write(staging.join("99-marker"), first)?;
-    archive("zip", &["-q", "-r", "first.zip", "members"])?;
-    archive("7z", &["a", "-bd", "-y", "first.7z", "members"])?;
-    fs::write(staging.join("99-marker"), second)?;
-    archive("tar", &["czf", "second.tar.gz", "members"])?;
-    fs::remove_dir_all(&staging)?;
+    archive(None, "zip", &["-q", "-r", "clean.zip"])?;
+    archive(None, "tar", &["czf", "clean.tar.gz"])?;
+    archive(Some(first), "zip", &["-q", "-r", "first.zip"])?;
+    archive(Some(first), "7z", &["a", "-bd", "-y", "first.7z"])?;
+    archive(Some(second), "tar", &["czf", "second.tar.gz"])?;
     fs::write(
         archives.join("marker.txt"),
         [b"before ", second.as_slice(), b" after"].concat(),

@@ -38,6 +38,8 @@ pub struct Measured {
     pub about: &'static str,
     /// How long it took, in seconds.
     pub took_s: f64,
+    /// The load average when it began: the measure before is in it, and what else ran.
+    pub load: f64,
     /// Its figures.
     pub rows: Vec<Row>,
     /// Why it could not be measured.
@@ -213,6 +215,11 @@ impl fmt::Display for Report {
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "### {}: {}\n", self.name, self.about)?;
+        writeln!(
+            f,
+            "{:.0} s, load average {:.2} when it began.\n",
+            self.took_s, self.load
+        )?;
         if let Some(error) = &self.error {
             writeln!(f, "Not measured: {error}\n")?;
         }

@@ -76,6 +76,7 @@ fn both_sides_run_agree_and_are_reported() {
     for measured in measures {
         assert!(measured["error"].is_null(), "{measured}");
         assert!(measured["took_s"].as_f64().unwrap() > 0.0);
+        assert!(measured["load"].is_number(), "{measured}");
         let rows = measured["rows"].as_array().unwrap();
         assert!(!rows.is_empty());
         for row in rows {

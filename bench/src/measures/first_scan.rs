@@ -33,12 +33,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let elapsed = |way: Way, peer: &[Pass]| -> Result<Row> {
         Ok(Row::new("first scan", "s", elapsed(&ours)?)
             .against(way.command(), self::elapsed(peer)?)
-            .limit(limit.clone())
-            .note(format!(
-                "{} files and {} findings on both sides",
-                ours[0].files,
-                ours[0].findings.len()
-            )))
+            .limit(limit.clone()))
     };
     let cpu = |way: Way, peer: &[Pass]| -> Result<Row> {
         Ok(Row::new(
@@ -49,7 +44,13 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
         .against(way.command(), self::cpu(peer)?))
     };
     Ok(vec![
-        elapsed(Way::Descriptor, &descriptor)?.target(Target::Ratio(1.0)),
+        elapsed(Way::Descriptor, &descriptor)?
+            .target(Target::Ratio(1.0))
+            .note(format!(
+                "{} files and {} findings on both sides",
+                ours[0].files,
+                ours[0].findings.len()
+            )),
         elapsed(Way::Stream, &stream)?,
         cpu(Way::Descriptor, &descriptor)?,
         cpu(Way::Stream, &stream)?,

@@ -14,6 +14,7 @@ use std::time::Instant;
 use anyhow::Result;
 
 use crate::bench::Bench;
+use crate::machine;
 use crate::report::{Measured, Row};
 
 /// A measure.
@@ -79,6 +80,7 @@ impl Measure {
     /// Runs it; what keeps it from being measured is part of the result.
     pub fn run(self, bench: &mut Bench) -> Measured {
         let started = Instant::now();
+        let load = machine::load().unwrap_or(f64::NAN);
         let (rows, error) = match (self.run)(bench) {
             Ok(rows) => (rows, None),
             Err(error) => (Vec::new(), Some(format!("{error:#}"))),
@@ -87,6 +89,7 @@ impl Measure {
             name: self.name,
             about: self.about,
             took_s: started.elapsed().as_secs_f64(),
+            load,
             rows,
             error,
         }
