@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use palisade_tests::command::{self, wait_for};
 use palisade_tests::process::Process;
 
@@ -238,17 +238,23 @@ fn launch(folder: &Path) -> Result<Process> {
     command.arg("--config-file").arg(folder.join("clamd.conf"));
     let log = folder.join("output.log");
     let process = Process::start("clamd", &command, folder, &log)?;
-    wait_for("clamd", START_TIMEOUT, || {
+    let answered = wait_for("clamd", START_TIMEOUT, || {
         if !process.is_running() {
             return Ok(None);
         }
         ask(folder, "PING").map(Some)
-    })?
-    .with_context(|| {
-        let said = fs::read_to_string(&log).unwrap_or_default();
-        format!("clamd ended: {}", said.trim())
-    })?;
-    Ok(process)
+    });
+    match answered {
+        Ok(Some(_)) => Ok(process),
+        Ok(None) => {
+            let said = fs::read_to_string(&log).unwrap_or_default();
+            bail!("clamd ended: {}", said.trim())
+        }
+        Err(error) => {
+            process.stop()?;
+            Err(error)
+        }
+    }
 }
 
 fn connect(folder: &Path) -> Result<UnixStream> {

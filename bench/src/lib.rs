@@ -16,6 +16,7 @@
 //! | [`processes`], [`wire`], [`machine`] | what the kernel counts |
 //! | [`limits`] | what the machine could do at best |
 //! | [`bench`], [`measures`] | what every measure works with; the measures |
+//! | [`interrupt`] | a run that is interrupted leaves nothing behind |
 //! | [`stats`], [`report`] | medians, spread, ratios, targets |
 //!
 //! Nothing is asserted about time here: a target that is missed is said, not an error.
@@ -26,6 +27,7 @@ pub mod bench;
 pub mod clamd;
 pub mod client;
 pub mod corpus;
+pub mod interrupt;
 pub mod limits;
 pub mod machine;
 pub mod measures;

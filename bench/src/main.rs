@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use palisade_bench::bench::Bench;
+use palisade_bench::interrupt::Interrupt;
 use palisade_bench::machine::{self, Load, Machine};
 use palisade_bench::measures::{ALL, Measure};
 use palisade_bench::report::Report;
@@ -77,6 +78,7 @@ fn run(cli: &Cli) -> Result<Report> {
         (_, true) => Scale::SMOKE,
         _ => Scale::FULL,
     };
+    let interrupt = Interrupt::listen()?;
     eprintln!("signatures, corpus, both sides …");
     let mut bench = Bench::prepare(scale)?;
     let chosen = if cli.names.is_empty() {
@@ -88,11 +90,12 @@ fn run(cli: &Cli) -> Result<Report> {
     for measure in chosen {
         eprintln!("{}: {} …", measure.name, measure.about);
         let measured = measure.run(&mut bench);
+        interrupt.check()?;
         eprintln!("{measured}");
         measures.push(measured);
     }
     let report = Report {
-        command: command(),
+        command: command(cli),
         date,
         scale: scale.name,
         setup: bench.setup(),
@@ -111,11 +114,17 @@ fn run(cli: &Cli) -> Result<Report> {
     Ok(report)
 }
 
-/// As it was typed, but for the folder that the program is in.
-fn command() -> String {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    ["scripts/bench".to_owned(), arguments.join(" ")]
-        .join(" ")
-        .trim()
-        .to_owned()
+/// What to type for the same run.
+fn command(cli: &Cli) -> String {
+    let names = cli.names.iter().map(|measure| measure.name);
+    let scale = [(cli.quick, "--quick"), (cli.smoke, "--smoke")];
+    let scale = scale
+        .into_iter()
+        .filter(|(given, _)| *given)
+        .map(|(_, option)| option);
+    let words: Vec<&str> = std::iter::once("scripts/bench")
+        .chain(names)
+        .chain(scale)
+        .collect();
+    words.join(" ")
 }

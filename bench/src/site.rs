@@ -60,17 +60,19 @@ impl OwnSite {
                  [definitions]\npoll_s = 3600\n[limits]\nsessions_per_agent = 64\n"
             ),
         )?;
-        for part in ["server", "scanserver"] {
-            site.start_part(part)?;
-        }
         let warm = folder.join("warm");
         fs::create_dir_all(&warm)?;
         fs::write(warm.join("small"), "a small content")?;
-        Ok(Self {
+        // From here on its end stops what has been started.
+        let own = Self {
             site,
             folder: folder.to_owned(),
             warm,
-        })
+        };
+        for part in ["server", "scanserver"] {
+            own.site.start_part(part)?;
+        }
+        Ok(own)
     }
 
     /// A new agent, enrolled.
