@@ -58,6 +58,7 @@ impl Client {
             class: ScanClass::OnAccess,
             deadline_ms: 0,
             options: ScanOptions::default(),
+            max_age_s: 0,
         });
         match self.exchange(&request).await? {
             ToAgent::Verdict(result) => Ok(result),

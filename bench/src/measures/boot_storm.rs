@@ -105,16 +105,16 @@ async fn storm(identities: &[Identity], address: SocketAddr, image: &Path) -> Re
     let started = Instant::now();
     let mut agents = JoinSet::new();
     for identity in identities {
+        let settings = settings::Scan::default();
+        let concurrency = settings.concurrency;
         let job = Job {
-            paths: vec![image.to_owned()],
-            exclude: Vec::new(),
-            concurrency: settings::Scan::default().concurrency,
             svm_wait: SVM_WAIT,
+            ..Job::new(vec![image.to_owned()], Vec::new(), &settings)
         };
         let identity = identity.clone();
         agents.spawn(async move {
             let source = Source::Static(vec![StaticSvm { id: None, address }]);
-            let scanner = Scanner::new(keep(identity, source));
+            let scanner = Scanner::new(keep(identity, source), concurrency);
             scan::run(&job, &scanner, &mut Quiet).await
         });
     }

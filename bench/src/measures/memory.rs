@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_light_agent::content::Content;
-use palisade_light_agent::scanner::{Patience, Scanner};
+use palisade_light_agent::scanner::{Scanner, Terms};
 use palisade_light_agent::selection::{Source, keep};
 use palisade_light_agent::settings::StaticSvm;
 use palisade_protocol::scan::ScanClass;
@@ -116,7 +116,7 @@ fn killed_worker(bench: &Bench) -> Result<Row> {
             .pop()
             .context("no identity")?;
         let source = Source::Static(vec![StaticSvm { id: None, address }]);
-        let scanner = Scanner::new(keep(identity, source));
+        let scanner = Scanner::new(keep(identity, source), 1);
         let mut content = Random::new("small contents");
         let mut usual = Vec::new();
         for _ in 0..USUAL {
@@ -150,18 +150,14 @@ async fn scan_small(scanner: &Scanner, content: &mut Random) -> Result<f64> {
     content.fill(&mut bytes);
     let mut file = tempfile::tempfile()?;
     file.write_all(&bytes)?;
-    let patience = Patience {
+    let terms = Terms {
+        class: ScanClass::OnAccess,
+        max_age_s: 0,
         until: None,
         without_svm: Duration::from_secs(30),
     };
     let started = Instant::now();
-    let scanned = scanner
-        .scan(
-            &Content::File(Arc::new(file)),
-            ScanClass::OnAccess,
-            patience,
-        )
-        .await;
+    let scanned = scanner.scan(&Content::File(Arc::new(file)), terms).await;
     ensure!(
         scanned.verdict == Verdict::Clean,
         "a small content is {:?}",

@@ -29,9 +29,6 @@ use crate::settings::{Folders, Settings};
 use crate::spool::{self, Spool};
 use crate::{control, status};
 
-/// Files that are hashed or looked up for each that is asked for: enough to fill
-/// batches.
-const FILES_PER_REQUEST: usize = 4;
 /// How long a kept list is tried before the Integration Server is asked.
 const LIST_GRACE: Duration = Duration::from_secs(2);
 /// Between requests for a list, and between looks at the kept one.
@@ -86,13 +83,7 @@ pub async fn run(
         ));
     }
     let scanner = Scanner::new(link.clone(), settings.scan.concurrency);
-    let job = Job {
-        paths,
-        exclude: settings.exclude.clone(),
-        concurrency: settings.scan.concurrency * FILES_PER_REQUEST,
-        max_age_s: settings.scan.max_verdict_age_s,
-        svm_wait: Duration::from_secs(settings.scan.svm_wait_s),
-    };
+    let job = Job::new(paths, settings.exclude.clone(), &settings.scan);
     let mut watching = Watching::new(tenant, output, link);
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;
     report.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);

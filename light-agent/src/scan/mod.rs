@@ -29,9 +29,13 @@ use tokio::sync::mpsc;
 
 use crate::content::Content;
 use crate::scanner::{Scanned, Scanner, Terms};
+use crate::settings;
 use report::Report;
 use walk::{Found, Opened};
 
+/// Files that are hashed or looked up for each that is asked for: enough to fill
+/// batches.
+const FILES_PER_REQUEST: usize = 4;
 /// Paths that may wait for a slot.
 const MAX_QUEUED: usize = 256;
 
@@ -51,6 +55,17 @@ pub struct Job {
 }
 
 impl Job {
+    /// A job as settings have it.
+    pub fn new(paths: Vec<PathBuf>, exclude: Vec<PathBuf>, settings: &settings::Scan) -> Self {
+        Self {
+            paths,
+            exclude,
+            concurrency: settings.concurrency * FILES_PER_REQUEST,
+            max_age_s: settings.max_verdict_age_s,
+            svm_wait: Duration::from_secs(settings.svm_wait_s),
+        }
+    }
+
     fn terms(&self) -> Terms {
         Terms {
             class: ScanClass::OnDemand,
