@@ -16,8 +16,9 @@ use palisade_worker::client::StartError;
 
 use super::DefinitionsError;
 use super::check::Check;
+use super::manifest::Manifest;
 use super::source::Listing;
-use super::store::{Copy, Manifest, Store};
+use super::store::{Copy, Store};
 use crate::cache::now_ms;
 use crate::engine::{EngineKind, Place};
 use crate::hash_lists::HashLists;

@@ -12,7 +12,7 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`source`] | what the source directory holds, and copying it |
-//! | [`store`] | generations on disk; which is active, which were before |
+//! | [`store`], [`manifest`] | generations on disk; which is active, which were before |
 //! | [`corpus`], [`check`] | what definitions must find and must not, before they serve |
 //! | [`keeper`] | the steps above |
 //! | [`desk`] | when they run: time, SIGHUP, orders; one at a time |
@@ -33,6 +33,7 @@ pub mod desk;
 pub mod error;
 pub mod keeper;
 pub mod local;
+pub mod manifest;
 pub mod source;
 pub mod store;
 
