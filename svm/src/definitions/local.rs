@@ -205,3 +205,67 @@ pub async fn ask(run: &Path, request: &LocalRequest) -> Result<LocalAnswer, AskE
         .map_err(|_| AskError::TimedOut)??
         .ok_or(AskError::Ended)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use palisade_protocol::bounded::List;
+    use palisade_protocol::codec;
+    use palisade_protocol::definitions::{
+        BrakedSignature, GenerationEntry, LastOrder, MAX_BRAKED_SHOWN, MAX_GENERATIONS, Standing,
+    };
+    use palisade_protocol::verdict::{EngineGeneration, Generation, MAX_ENGINES};
+    use proptest::prelude::*;
+
+    fn long<const MAX: usize>() -> Text<MAX> {
+        Text::cut(&"x".repeat(MAX))
+    }
+
+    #[test]
+    fn the_largest_answer_fits_its_frame() {
+        let engine = EngineGeneration {
+            engine: long(),
+            generation: Generation(u64::MAX),
+            fingerprint: [0xff; 16],
+        };
+        let entry = GenerationEntry {
+            generation: u64::MAX,
+            standing: Standing::Refused,
+            engines: List::cut(vec![engine; MAX_ENGINES]),
+            origin: long(),
+            added_ms: u64::MAX,
+            bytes: u64::MAX,
+        };
+        let braked = BrakedSignature {
+            engine: long(),
+            name: long(),
+            since_ms: u64::MAX,
+        };
+        let answer = LocalAnswer {
+            done: long(),
+            failure: Some(long()),
+            status: DefinitionsStatus {
+                generations: List::cut(vec![entry; MAX_GENERATIONS]),
+                source: long(),
+                problem: Some(long()),
+                working: Some(long()),
+                last: Some(LastOrder {
+                    number: u64::MAX,
+                    what: long(),
+                    failure: Some(long()),
+                }),
+                braked: List::cut(vec![braked; MAX_BRAKED_SHOWN]),
+            },
+        };
+        let bytes = codec::encode(&answer).unwrap();
+        assert_eq!(codec::decode::<LocalAnswer>(&bytes).unwrap(), answer);
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let _ = codec::decode::<LocalRequest>(&bytes);
+            let _ = codec::decode::<LocalAnswer>(&bytes);
+        }
+    }
+}
