@@ -15,7 +15,7 @@
 //! | [`client`] | connected agents in this process |
 //! | [`processes`], [`wire`], [`machine`] | what the kernel counts |
 //! | [`limits`] | what the machine could do at best |
-//! | [`bench`], [`measures`] | what every measure works with; the measures |
+//! | [`mod@bench`], [`measures`] | what every measure works with; the measures |
 //! | [`interrupt`] | a run that is interrupted leaves nothing behind |
 //! | [`stats`], [`report`] | medians, spread, ratios, targets |
 //!

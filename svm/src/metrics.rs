@@ -212,6 +212,8 @@ pub struct Gauges {
     pub cache_entries: u64,
     /// Verdicts that the SharedCache dropped for lack of room.
     pub cache_evicted: u64,
+    /// Contents that killed their workers twice, since the start.
+    pub poisoned: u64,
     /// Bytes that are kept for their fragments.
     pub fragment_bytes: u64,
     /// Bytes that are free for contents.
@@ -238,6 +240,7 @@ pub struct Metrics {
     busy: Gauge,
     cache_entries: Gauge,
     cache_evicted: Gauge,
+    poisoned: Gauge,
     memory: Family<UseLabel, Gauge>,
 }
 
@@ -263,6 +266,7 @@ impl Default for Metrics {
             busy: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_evicted: Gauge::default(),
+            poisoned: Gauge::default(),
             memory: Family::default(),
         };
         metrics.register();
@@ -350,6 +354,11 @@ impl Metrics {
             "Verdicts dropped for lack of room since the start",
             self.cache_evicted.clone(),
         );
+        all.register(
+            "contents_poisoned",
+            "Contents that killed their workers twice, since the start",
+            self.poisoned.clone(),
+        );
         all.register_with_unit(
             "content_memory",
             "Memory for contents that is no request's",
@@ -434,6 +443,7 @@ impl Metrics {
         set(&self.busy, gauges.busy);
         set(&self.cache_entries, gauges.cache_entries);
         set(&self.cache_evicted, gauges.cache_evicted);
+        set(&self.poisoned, gauges.poisoned);
         set(&memory(UseValue::fragments), gauges.fragment_bytes);
         set(&memory(UseValue::free), gauges.free_bytes);
         let mut text = String::new();

@@ -5,6 +5,7 @@
 //! which is the same in every daemon. Sizes are bytes, or text with a unit
 //! (`"512 MiB"`); times are seconds.
 
+mod confinement;
 mod engines;
 
 use std::fmt;
@@ -12,7 +13,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::unistd::{Uid, User};
 use palisade_daemon::settings::{self, SettingsError};
 use palisade_daemon::site::{Component, Site};
 use palisade_protocol::content::MAX_CONTENT_BYTES;
@@ -25,7 +25,7 @@ pub use engines::{Clamav, Engines};
 
 use crate::request::Bounds;
 
-use crate::engine::Confinement;
+pub use confinement::SandboxPolicy;
 
 /// The component's name in a site.
 pub const COMPONENT: Component = "scanserver";
@@ -232,70 +232,11 @@ impl Default for Scan {
     }
 }
 
-/// Least memory of a worker beyond the largest content that it scans, in bytes.
-const WORKER_MEMORY: u64 = 256 << 20;
-/// Least room for temporary files of a worker, in bytes.
-const WORKER_SCRATCH: u64 = 16 << 20;
-
-/// What happens where this machine cannot do all that confines workers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum SandboxPolicy {
-    /// Nothing is scanned, and the log names what is missing, with a remedy.
-    #[default]
-    Required,
-    /// The log names what is missing, and scans go on without it.
-    BestEffort,
-}
-
-impl SandboxPolicy {
-    /// Its name here and on the engine programs' command lines.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Required => "required",
-            Self::BestEffort => "best-effort",
-        }
-    }
-}
-
 impl Scan {
     /// Bytes that contents may take that are kept for their fragments.
     pub fn fragment_store(&self) -> ByteSize {
         self.fragment_store.unwrap_or(ByteSize(self.memory.0 / 2))
     }
-
-    /// What workers are confined by.
-    pub fn confinement(&self) -> Confinement {
-        // Checked when the settings were read; a user that was removed since then is
-        // as good as any that is not root.
-        let (uid, gid) = unprivileged(&self.worker_user).unwrap_or(NOBODY);
-        Confinement {
-            sandbox: self.sandbox,
-            uid,
-            gid,
-            memory_bytes: self.worker_memory.0,
-            scratch_bytes: self.worker_scratch.0,
-            cpu_timeout: Duration::from_secs(self.cpu_timeout_s.into()),
-        }
-    }
-}
-
-/// `nobody` and its group, on Linux.
-const NOBODY: (u32, u32) = (65534, 65534);
-
-/// User and group of a user that is not root, by name or number.
-fn unprivileged(user: &str) -> Option<(u32, u32)> {
-    let found = match user.parse::<u32>() {
-        Ok(uid) => User::from_uid(Uid::from_raw(uid))
-            .ok()
-            .flatten()
-            .map_or((uid, uid), |user| (uid, user.gid.as_raw())),
-        Err(_) => {
-            let user = User::from_name(user).ok().flatten()?;
-            (user.uid.as_raw(), user.gid.as_raw())
-        }
-    };
-    (found.0 > 0 && found.1 > 0).then_some(found)
 }
 
 /// The SharedCache.
@@ -489,25 +430,9 @@ impl Settings {
             &self.scan.memory,
             format!("it must hold the largest content that is scanned ({max})"),
         )?;
-        let least = ByteSize(max.0.saturating_add(WORKER_MEMORY));
-        bound(
-            self.scan.worker_memory >= least,
-            "scan.worker_memory",
-            &self.scan.worker_memory,
-            format!("the largest content that is scanned needs {least}"),
-        )?;
-        bound(
-            self.scan.worker_scratch.0 >= WORKER_SCRATCH,
-            "scan.worker_scratch",
-            &self.scan.worker_scratch,
-            format!("at least {WORKER_SCRATCH} bytes are needed"),
-        )?;
-        bound(
-            unprivileged(&self.scan.worker_user).is_some(),
-            "scan.worker_user",
-            &format!("{:?}", self.scan.worker_user),
-            "it must be a user of this system, by name or number, and not root".to_owned(),
-        )?;
+        for (fits, key, value, rule) in self.scan.confinement_rules() {
+            bound(fits, key, &value, rule)?;
+        }
         bound(
             self.scan.fragment_store() <= self.scan.memory,
             "scan.fragment_store",

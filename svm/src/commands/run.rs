@@ -20,7 +20,7 @@ use palisade_svm::fragments::FragmentStore;
 use palisade_svm::listener::Listener;
 use palisade_svm::metrics::{self, Metrics};
 use palisade_svm::report::{Reporter, Standing};
-use palisade_svm::request::Service;
+use palisade_svm::request::{Memory, Service};
 use palisade_svm::retro::Retro;
 use palisade_svm::scan::engines::EngineSet;
 use palisade_svm::scan::{Lanes, Scanner};
@@ -82,8 +82,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     let service = Arc::new(Service::new(
         scanner.clone(),
         cache.clone(),
-        Budget::new(settings.scan.memory.0, settings.scan.max_scan_size.0),
-        FragmentStore::new(settings.scan.fragment_store().0),
+        memory(settings),
         metrics,
         settings.bounds(),
         Retro::new(settings.retroactive.contents as usize),
@@ -144,6 +143,13 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         .context("the SharedCache's end")?;
     tracing::info!("stopped");
     Ok(())
+}
+
+fn memory(settings: &Settings) -> Memory {
+    Memory {
+        budget: Budget::new(settings.scan.memory.0, settings.scan.max_scan_size.0),
+        fragments: FragmentStore::new(settings.scan.fragment_store().0),
+    }
 }
 
 /// Serves the numbers, where settings say so.

@@ -112,6 +112,15 @@ pub struct Service {
     rechecks: Mutex<Rechecks>,
 }
 
+/// Memory for contents: one budget for those in flight and those that are kept.
+#[derive(Debug)]
+pub struct Memory {
+    /// What there is.
+    pub budget: Budget,
+    /// What was sent lately.
+    pub fragments: FragmentStore,
+}
+
 /// Who asks.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -126,8 +135,7 @@ impl Service {
     pub fn new(
         scanner: Scanner,
         cache: SharedCache,
-        budget: Budget,
-        fragments: FragmentStore,
+        memory: Memory,
         metrics: Arc<Metrics>,
         bounds: Bounds,
         retro: Retro,
@@ -136,8 +144,8 @@ impl Service {
         Self {
             scanner,
             cache,
-            budget,
-            fragments,
+            budget: memory.budget,
+            fragments: memory.fragments,
             metrics,
             bounds,
             retro,
@@ -444,6 +452,7 @@ impl Service {
             busy: self.scanner.busy() as u64,
             cache_entries: self.cache.len(),
             cache_evicted: self.cache.evicted(),
+            poisoned: self.scanner.poisoned(),
             fragment_bytes: self.fragments.bytes(),
             free_bytes: self.budget.free_bytes(),
         }

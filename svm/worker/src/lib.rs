@@ -17,7 +17,7 @@
 //! | --- | --- |
 //! | [`message`] | what is said, and how much of it |
 //! | [`ipc`] | how it is said: one packet, at most one descriptor, nothing unbounded |
-//! | [`content`] | sealed memory files, the only form in which content crosses a border |
+//! | [`content`] | sealed memory files: content on its way in, copies of what comes out |
 //! | [`zygote`] | the engine program's side: load, fork, sandbox, serve |
 //! | [`client`] | the daemon's side: start, spawn, scan, kill |
 //! | [`args`] | the engine programs' command lines |
@@ -27,7 +27,7 @@
 //!
 //! **Invariant.** Neither side trusts the other's sizes, counts or names: a packet
 //! is bounded before it is decoded, a descriptor is checked for its seals and its
-//! length before it is read.
+//! length before it is read, or copied.
 
 #![deny(unsafe_code)]
 

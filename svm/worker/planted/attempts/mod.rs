@@ -56,7 +56,7 @@ pub type Attempt = (&'static str, Outside, Run);
 use Outside::{Contained, Plain};
 
 /// All of them.
-pub const ATTEMPTS: [Attempt; 76] = [
+pub const ATTEMPTS: [Attempt; 77] = [
     ("open-passwd", Plain, files::open_passwd),
     ("open-by-parent-path", Plain, files::open_by_parent_path),
     ("read-proc-1", Plain, files::read_proc_1),
@@ -94,6 +94,11 @@ pub const ATTEMPTS: [Attempt; 76] = [
     ("signal-the-daemon", Plain, processes::signal_daemon),
     ("signal-a-thread", Plain, processes::signal_thread),
     ("signal-by-pidfd", Plain, processes::signal_by_pidfd),
+    (
+        "signal-by-descriptor",
+        Plain,
+        processes::signal_by_descriptor,
+    ),
     ("take-a-descriptor", Plain, processes::take_descriptor),
     ("compare-with-the-zygote", Plain, processes::compare),
     ("limit-the-zygote", Plain, processes::limits_of_zygote),

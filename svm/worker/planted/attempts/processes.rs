@@ -59,6 +59,12 @@ pub fn signal_by_pidfd(target: &Target) -> Result<(), Errno> {
     call(libc::SYS_pidfd_send_signal, &args).map(drop)
 }
 
+/// Whoever owns a descriptor is told by signal when it is ready.
+pub fn signal_by_descriptor(target: &Target) -> Result<(), Errno> {
+    let args = [0.into(), libc::F_SETOWN.into(), target.daemon.into()];
+    call(libc::SYS_fcntl, &args).map(drop)
+}
+
 pub fn take_descriptor(target: &Target) -> Result<(), Errno> {
     let args = [pidfd(target)?.into(), 0.into(), 0.into()];
     call(libc::SYS_pidfd_getfd, &args).map(drop)

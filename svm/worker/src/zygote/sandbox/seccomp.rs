@@ -29,16 +29,10 @@ const COMMON: &[i64] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendmsg,
     libc::SYS_close,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_statx,
-    libc::SYS_lseek,
-    libc::SYS_read,
-    libc::SYS_readv,
     libc::SYS_pread64,
-    libc::SYS_preadv,
     libc::SYS_write,
-    libc::SYS_writev,
     libc::SYS_brk,
     libc::SYS_munmap,
     libc::SYS_mremap,
@@ -51,7 +45,6 @@ const COMMON: &[i64] = &[
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
     libc::SYS_getpid,
-    libc::SYS_getppid,
     libc::SYS_gettid,
     libc::SYS_getrusage,
     libc::SYS_sysinfo,
@@ -75,6 +68,10 @@ const FILES: &[i64] = &[
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_getdents64,
+    libc::SYS_lseek,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_writev,
     libc::SYS_pwrite64,
     libc::SYS_ftruncate,
     libc::SYS_unlinkat,
@@ -107,6 +104,16 @@ const FILES_OLD: &[i64] = &[
 const COMMON_OLD: &[i64] = &[];
 #[cfg(not(target_arch = "x86_64"))]
 const FILES_OLD: &[i64] = &[];
+
+/// What may be asked of a descriptor.
+const FCNTL: [i32; 6] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_GET_SEALS,
+];
 
 /// Bits of `mmap`'s flags that say whose the memory is.
 const MAP_TYPE: u64 = 0x0f;
@@ -179,6 +186,14 @@ fn conditional(own_pid: u32) -> Result<Rules, seccompiler::BackendError> {
                 SeccompCmpOp::Eq,
                 own_pid.into(),
             )?])?],
+        ),
+        // Without the one that has signals sent to others.
+        (
+            libc::SYS_fcntl,
+            FCNTL
+                .iter()
+                .map(|command| SeccompRule::new(vec![int(1, *command as u64)?]))
+                .collect::<Result<_, _>>()?,
         ),
         // A thread names itself.
         (
