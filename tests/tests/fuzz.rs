@@ -3,8 +3,8 @@
 //! the while. The decoders alone are in `decoders.rs`.
 //!
 //! The controls: each kind of answer must have been heard, so the storm got behind the
-//! first refusal; and what `hostile.rs` of `svm/tests` shows of single streams was seen
-//! red with `frame::read`'s bound, the budget's `Drop` and `RequestPlace`'s taken away.
+//! first refusal; and with `RequestPlace` not given back in `svm/src/agents.rs` it is red:
+//! the requests stay open.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -409,7 +409,7 @@ async fn broken_streams_hurt_nobody() {
     ] {
         assert!(heard.contains_key(kind), "the storm never heard {kind}");
     }
-    assert!(verdicts >= 100, "{verdicts}");
+    assert!(verdicts >= 20, "{verdicts}");
 
     // Nothing stays taken.
     let after = wait_for("an idle Protection Server", PATIENCE, || {

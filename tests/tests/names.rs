@@ -1,8 +1,8 @@
 //! Names of files are chosen by whoever attacks: they neither forge a log line, nor
 //! drive a terminal, nor reach a shell, from the scan to the console.
 //!
-//! The control: [`tame`] refuses the names as they are; and with `PathBytes` shown
-//! unescaped each of these tests was seen red.
+//! The controls: [`tame`] refuses the names as they are; and with `PathBytes` shown
+//! unescaped both tests are red.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -93,8 +93,8 @@ async fn connect(daemon: &Daemon, identities: &[Identity]) -> Vec<Client> {
     clients
 }
 
-/// Controls: with `cache.persist` off the cache is empty after each kill; without the
-/// workers' death signal the engines of the killed ones stay.
+/// The control: with `PALISADE_SCANSERVER__CACHE__PERSIST=false` the cache is empty after
+/// each kill, and it is red.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_kill_makes_a_verdict_wrong() {
     let marker = marker();

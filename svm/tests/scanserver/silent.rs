@@ -85,8 +85,7 @@ async fn stranger(endpoint: quinn::Endpoint, daemon: SocketAddr, foreign: &Ident
     }
 }
 
-/// Controls: without the listener's HELLO deadline the sessions stay and the count of
-/// agents never falls; without its bounds on handshakes memory grows with the datagrams.
+/// The control: with an hour for the listener's `HELLO` the sessions stay, and it is red.
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_connections_that_say_nothing() {
     const HALF_OPEN: usize = 4000;
@@ -176,8 +175,8 @@ async fn a_byte_a_second(mut stream: Stream, bytes: Vec<u8>) -> ToAgent {
     panic!("256 bytes in 256 seconds were taken");
 }
 
-/// Controls: with a stall time of an hour the senders keep their memory, and the wait
-/// for it to be free again never ends.
+/// The control: with `PALISADE_SCANSERVER__LIMITS__STALL_S=3600` nobody is given up, and
+/// it is red.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_streams_of_a_byte_a_second() {
     const AGENTS: usize = 20;
