@@ -32,6 +32,7 @@
 //! | [`definitions`] | generations of signatures and rules, and orders about them |
 //! | [`brake`] | a new signature that hits many guests at once is reported only |
 //! | [`retro`] | who is told when a content that was clean is malware by newer definitions |
+//! | [`local`], [`status`] | commands of this machine; what they are told |
 //! | [`metrics`] | what is counted, for Prometheus: one table |
 //! | [`report`] | what the Integration Server is told |
 //!
@@ -58,6 +59,7 @@ pub mod flight;
 pub mod fragments;
 pub mod hash_lists;
 pub mod listener;
+pub mod local;
 pub mod metrics;
 pub mod report;
 pub mod request;
@@ -65,3 +67,4 @@ pub mod retro;
 pub mod scan;
 pub mod settings;
 pub mod state;
+pub mod status;

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`commands::run`] | `run` |
 //! | [`commands::setup`] | `check-config`, `enrol` |
+//! | [`commands::status`] | `status` |
 //! | [`commands::definitions`] | `definitions …` |
 
 #![forbid(unsafe_code)]
@@ -39,6 +40,8 @@ enum Command {
         /// input; without it, join_token_file is read
         token: Option<String>,
     },
+    /// What the running daemon does
+    Status(commands::status::Arguments),
     /// See and choose the definitions in force
     Definitions(commands::definitions::Arguments),
 }
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Run => commands::run::run(&cli.common),
         Command::CheckConfig => commands::setup::check_config(&cli.common),
         Command::Enrol { token } => commands::setup::enrol(&cli.common, token.as_deref()),
+        Command::Status(arguments) => commands::status::status(&cli.common, &arguments),
         Command::Definitions(arguments) => {
             commands::definitions::definitions(&cli.common, &arguments)
         }

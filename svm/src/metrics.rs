@@ -19,6 +19,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 
 use crate::failure::Failure;
@@ -196,7 +197,7 @@ enum UseValue {
 }
 
 /// What is looked up when somebody reads.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gauges {
     /// Connected agents.
     pub agents: u64,
@@ -218,6 +219,31 @@ pub struct Gauges {
     pub fragment_bytes: u64,
     /// Bytes that are free for contents.
     pub free_bytes: u64,
+}
+
+/// What was counted since the start, for people.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Verdicts of scans.
+    pub scanned: u64,
+    /// Verdicts of another request's scan.
+    pub coalesced: u64,
+    /// Verdicts that were known.
+    pub cached: u64,
+    /// Verdicts that were known by earlier definitions.
+    pub cached_older: u64,
+    /// Scans that found malware.
+    pub malware: u64,
+    /// Scans that found a heuristic's suspicion.
+    pub suspicious: u64,
+    /// Scans that stopped short.
+    pub not_scanned: u64,
+    /// Requests that ended without a verdict.
+    pub turned_away: u64,
+    /// Content that agents sent, in bytes.
+    pub received_bytes: u64,
+    /// Content that did not have to be sent, in bytes.
+    pub saved_bytes: u64,
 }
 
 /// The counters. Shared by all modules that count.
@@ -427,6 +453,26 @@ impl Metrics {
             .inc();
         self.wait_seconds.observe(waited_s);
         self.scan_seconds.observe(took_s);
+    }
+
+    /// The counters, for people.
+    pub fn counts(&self) -> Counts {
+        let answers = |source| self.answers.get_or_create(&SourceLabel { source }).get();
+        let scans = |verdict| self.scans.get_or_create(&EndedLabel { verdict }).get();
+        let refused = |reason| self.refused.get_or_create(&ReasonLabel { reason }).get();
+        let saved = |by| self.saved.get_or_create(&SavedLabel { by }).get();
+        Counts {
+            scanned: answers(Source::scanned),
+            coalesced: answers(Source::coalesced),
+            cached: answers(Source::cache),
+            cached_older: answers(Source::cache_older),
+            malware: scans(Ended::malware),
+            suspicious: scans(Ended::suspicious),
+            not_scanned: scans(Ended::not_scanned),
+            turned_away: Reason::ALL.map(refused).iter().sum(),
+            received_bytes: self.received.get(),
+            saved_bytes: SavedBy::ALL.map(saved).iter().sum(),
+        }
     }
 
     /// The counters in OpenMetrics text.

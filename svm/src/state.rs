@@ -7,7 +7,7 @@
 //! STATE/definitions/…   generations               (crate::definitions::store)
 //! STATE/brake.json      signatures that are reported only (crate::brake)
 //! STATE/cache/          the SharedCache's copy    (crate::cache), may be lost
-//! RUN/control.sock      orders of this machine    (crate::definitions::local)
+//! RUN/control.sock      orders of this machine    (crate::local)
 //! RUN/scratch/          workers' temporary files, emptied at start and stop
 //! ```
 

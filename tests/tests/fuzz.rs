@@ -106,7 +106,7 @@ impl Storm {
             let Some(stream) = session
                 .open()
                 .await
-                .filter(|_| index % SESSION_STREAMS != 0)
+                .filter(|_| !index.is_multiple_of(SESSION_STREAMS))
             else {
                 // A session may be ended for what its peer does; the daemon may not.
                 self.greet_badly(&mut rng, identity).await;

@@ -16,12 +16,12 @@ use palisade_protocol::definitions::{
 use palisade_svm::brake::Brake;
 use palisade_svm::definitions::Keeper;
 use palisade_svm::definitions::desk::Order;
-use palisade_svm::definitions::local::{self, AskError, LocalAnswer, LocalRequest};
+use palisade_svm::local::{self, AskError, LocalAnswer, LocalRequest};
 use palisade_svm::settings::{self, COMPONENT};
 use palisade_svm::state::{State, StateError};
 use serde::Serialize;
 
-use super::runtime;
+use super::{runtime, time};
 
 /// The command's arguments.
 #[derive(Debug, Args)]
@@ -128,7 +128,7 @@ pub fn definitions(common: &Common, arguments: &Arguments) -> anyhow::Result<()>
     let settings = settings::load(&file)?;
     let folders = settings.folders(&common.site())?;
     let request = arguments.verb.request()?;
-    let asked = runtime()?.block_on(local::ask(&folders.run, &request));
+    let asked = runtime()?.block_on(local::ask::<LocalAnswer>(&folders.run, &request));
     let (running, answer) = match asked {
         Ok(answer) => (true, answer),
         Err(AskError::NotRunning { path }) => {
@@ -348,11 +348,4 @@ fn table(status: &DefinitionsStatus) -> String {
         text += "there is no generation of definitions; set definitions.source, or import a directory\n";
     }
     text
-}
-
-fn time(ms: u64) -> String {
-    i64::try_from(ms)
-        .ok()
-        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
-        .map_or_else(|| "-".to_owned(), |time| format!("{time:.0}"))
 }

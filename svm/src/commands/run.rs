@@ -4,20 +4,23 @@
 //! settings ─► state ─► engines ─► listener ─► report ─► (definitions change)* ─► stop
 //! ```
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use palisade_daemon::cli::Common;
 use palisade_daemon::lifecycle;
+use palisade_protocol::bounded::Text;
 use palisade_svm::agents::Agents;
 use palisade_svm::brake::Brake;
 use palisade_svm::budget::Budget;
 use palisade_svm::cache::{SharedCache, now_ms};
+use palisade_svm::definitions::Keeper;
 use palisade_svm::definitions::desk::Desk;
-use palisade_svm::definitions::{Keeper, local};
 use palisade_svm::fragments::FragmentStore;
 use palisade_svm::listener::Listener;
+use palisade_svm::local;
 use palisade_svm::metrics::{self, Metrics};
 use palisade_svm::report::{Reporter, Standing};
 use palisade_svm::request::{Memory, Service};
@@ -26,6 +29,7 @@ use palisade_svm::scan::engines::EngineSet;
 use palisade_svm::scan::{Lanes, Scanner};
 use palisade_svm::settings::{self, COMPONENT, Folders, Settings};
 use palisade_svm::state::State;
+use palisade_svm::status::Status;
 use palisade_svm::{addresses, admission};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -102,7 +106,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     )?;
     let address = listener.address()?;
     let accepting = tokio::spawn(listener.clone().run());
-    let measuring = measure(settings, &service, &agents).await?;
+    let (metrics, measuring) = measure(settings, &service, &agents).await?;
 
     let standing = Standing::new(
         settings,
@@ -122,7 +126,8 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         let reporter = Arc::clone(&reporter);
         clerk.run(hangup, every, move || reporter.changed())
     });
-    let commanded = commands(state.folders(), desk);
+    let told = told(&service, &agents, &id, address, metrics);
+    let commanded = commands(state.folders(), desk, told);
 
     tracing::info!(%address, %id, workers = settings.workers(), "ready");
     lifecycle::ready();
@@ -157,9 +162,9 @@ async fn measure(
     settings: &Settings,
     service: &Arc<Service>,
     agents: &Agents<palisade_svm::listener::Handle>,
-) -> anyhow::Result<JoinHandle<()>> {
+) -> anyhow::Result<(Option<SocketAddr>, JoinHandle<()>)> {
     let Some(address) = settings.metrics.listen else {
-        return Ok(tokio::spawn(std::future::pending()));
+        return Ok((None, tokio::spawn(std::future::pending())));
     };
     let (gauges, agents) = (Arc::clone(service), agents.clone());
     let (address, serving) = metrics::serve(address, Arc::clone(&service.metrics), move || {
@@ -168,7 +173,32 @@ async fn measure(
     .await
     .with_context(|| format!("metrics.listen: {address} cannot be used"))?;
     tracing::info!(%address, "metrics");
-    Ok(tokio::spawn(serving))
+    Ok((Some(address), tokio::spawn(serving)))
+}
+
+/// What `status` is told, whenever it asks.
+fn told(
+    service: &Arc<Service>,
+    agents: &Agents<palisade_svm::listener::Handle>,
+    id: &str,
+    address: SocketAddr,
+    metrics: Option<SocketAddr>,
+) -> local::Told {
+    let (service, agents) = (Arc::clone(service), agents.clone());
+    let (id, started_ms) = (Text::cut(id), now_ms());
+    Arc::new(move || Status {
+        version: Text::cut(env!("CARGO_PKG_VERSION")),
+        id: id.clone(),
+        address,
+        metrics,
+        started_ms,
+        lanes: u32::try_from(service.scanner.lanes()).unwrap_or(u32::MAX),
+        load_permille: service.scanner.load().load_permille,
+        generations: service.scanner.generations(),
+        down: Text::cut(&service.scanner.down().join(", ")),
+        now: service.gauges(&agents),
+        since_start: service.metrics.counts(),
+    })
 }
 
 fn scanner(
@@ -226,9 +256,9 @@ async fn start(mut keeper: Keeper) -> anyhow::Result<(Keeper, Arc<EngineSet>)> {
 }
 
 /// Serves local commands. Agents are served without them, too.
-fn commands(folders: &Folders, desk: Desk) -> JoinHandle<()> {
+fn commands(folders: &Folders, desk: Desk, told: local::Told) -> JoinHandle<()> {
     match local::listen(&folders.run) {
-        Ok(listener) => tokio::spawn(local::serve(listener, desk)),
+        Ok(listener) => tokio::spawn(local::serve(listener, desk, told)),
         Err(error) => {
             let socket = local::socket(&folders.run);
             tracing::error!(socket = %socket.display(), %error, "commands of this machine are not served; set run_dir to a usable (and short) path");

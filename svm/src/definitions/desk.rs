@@ -7,7 +7,7 @@
 //!                        └──► status, readable at any time
 //! ```
 //!
-//! Orders come from the local socket ([`super::local`]) and from the Integration
+//! Orders come from the local socket ([`crate::local`]) and from the Integration
 //! Server ([`crate::report`]); both see the same answers.
 
 use std::path::PathBuf;

@@ -32,7 +32,6 @@ pub mod corpus;
 pub mod desk;
 pub mod error;
 pub mod keeper;
-pub mod local;
 pub mod manifest;
 pub mod source;
 pub mod store;

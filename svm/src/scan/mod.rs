@@ -291,6 +291,17 @@ impl Scanner {
         self.shared.state().jobs.waiting(class)
     }
 
+    /// Scans at a time.
+    pub fn lanes(&self) -> usize {
+        self.shared.lanes
+    }
+
+    /// Engines of the set in force that cannot scan now.
+    pub fn down(&self) -> Vec<&'static str> {
+        let active = self.shared.active();
+        active.as_ref().map(|set| set.down()).unwrap_or_default()
+    }
+
     /// Lanes that scan.
     pub fn busy(&self) -> usize {
         self.shared.busy.load(Ordering::Relaxed)

@@ -249,11 +249,10 @@ fn another_users_command_is_turned_away() {
     {
         let _ = std::fs::set_permissions(path, PermissionsExt::from_mode(0o777));
     }
-    let request =
-        palisade_protocol::frame::to_bytes(&palisade_svm::definitions::local::LocalRequest::Order(
-            palisade_protocol::definitions::DefinitionsOrder::Show,
-        ))
-        .unwrap();
+    let request = palisade_protocol::frame::to_bytes(&palisade_svm::local::LocalRequest::Order(
+        palisade_protocol::definitions::DefinitionsOrder::Show,
+    ))
+    .unwrap();
     let answered = |uid: u32| {
         let mut child = std::process::Command::new("python3")
             .args([

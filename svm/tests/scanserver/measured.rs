@@ -85,6 +85,35 @@ async fn fifty_agents_of_one_golden_image_have_each_content_scanned_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_status_command_says_what_the_numbers_say() {
+    let (site, daemon) = measured();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let bytes = unique(1000);
+    client.kind(&bytes).await;
+    client.kind(&bytes).await;
+    let status = site.status_json();
+    let samples = read(&daemon);
+    let number = |path: &str| status.pointer(path).and_then(|n| n.as_f64()).unwrap();
+    assert_eq!(number("/now/agents"), 1.0);
+    assert_eq!(number("/since_start/scanned"), 1.0);
+    assert_eq!(number("/since_start/cached"), 1.0);
+    for (pointer, sample) in [
+        ("/now/cache_entries", "palisade_svm_cache_entries"),
+        (
+            "/since_start/received_bytes",
+            "palisade_svm_content_received_bytes_total",
+        ),
+        (
+            "/now/free_bytes",
+            "palisade_svm_content_memory_bytes{use=\"free\"}",
+        ),
+    ] {
+        assert_eq!(number(pointer), samples[sample], "{pointer}");
+    }
+    assert_eq!(status["address"], daemon.address.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_path_content_or_tenant_is_in_the_numbers() {
     let (site, daemon) = measured();
     let client = Client::connect(&daemon, &site.ca.agent("secret-tenant")).await;

@@ -228,6 +228,17 @@ impl Site {
         serde_json::from_str(&said).unwrap()
     }
 
+    /// What `status -o json` says.
+    pub fn status_json(&self) -> serde_json::Value {
+        let output = self
+            .program()
+            .args(["status", "-o", "json"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     /// As [`Self::definitions`], for what is to fail; gives what it said.
     pub fn definitions_fail(&self, arguments: &[&str]) -> String {
         let (code, said, errors) = self.definitions(arguments);

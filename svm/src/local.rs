@@ -1,8 +1,9 @@
-//! The local control socket: `palisade-scanserver definitions …` and a running daemon.
+//! The local control socket: `palisade-scanserver definitions …` and `status`, and a
+//! running daemon.
 //!
 //! ```text
-//!  command ── LocalRequest ──► control.sock (0600, root's or the daemon's own user) ──► Desk
-//!          ◄── LocalAnswer ──
+//!  command ── LocalRequest ────────► control.sock (0600, root's or the daemon's own user) ──► Desk
+//!          ◄── LocalAnswer, Status ──
 //! ```
 //!
 //! One request a connection, in the same bounded frames as on the wire. An order goes
@@ -23,7 +24,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::desk::{Answer, Desk, Order};
+use crate::definitions::desk::{Answer, Desk, Order};
+use crate::status::Status;
 
 /// Commands at a time.
 const MAX_CLIENTS: usize = 8;
@@ -38,6 +40,8 @@ const ORDER_TIMEOUT: Duration = Duration::from_secs(3600);
 pub enum LocalRequest {
     /// What the Integration Server could ask for as well.
     Order(DefinitionsOrder),
+    /// What the daemon does: answered by a [`Status`].
+    Status,
     /// A directory of this machine.
     Import {
         /// Which; absolute.
@@ -116,8 +120,11 @@ pub fn listen(run: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Gives the daemon's state.
+pub type Told = Arc<dyn Fn() -> Status + Send + Sync>;
+
 /// Serves commands for ever.
-pub async fn serve(listener: UnixListener, desk: Desk) {
+pub async fn serve(listener: UnixListener, desk: Desk, told: Told) {
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(client) = Arc::clone(&clients).acquire_owned().await else {
@@ -128,9 +135,9 @@ pub async fn serve(listener: UnixListener, desk: Desk) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let desk = desk.clone();
+        let (desk, told) = (desk.clone(), Arc::clone(&told));
         tokio::spawn(async move {
-            if let Err(error) = converse(stream, &desk).await {
+            if let Err(error) = converse(stream, &desk, &told).await {
                 tracing::info!(%error, "a command was not answered");
             }
             drop(client);
@@ -138,14 +145,13 @@ pub async fn serve(listener: UnixListener, desk: Desk) {
     }
 }
 
-async fn converse(mut stream: UnixStream, desk: &Desk) -> Result<(), FrameError> {
+async fn converse(mut stream: UnixStream, desk: &Desk, told: &Told) -> Result<(), FrameError> {
     let peer = stream.peer_cred()?.uid();
     // The socket's mode says so too; this holds if somebody changed that.
     if peer != 0 && peer != nix::unistd::geteuid().as_raw() {
         tracing::warn!(uid = peer, "a command of another user was turned away");
         return Ok(());
     }
-    let late = |_| io::Error::from(io::ErrorKind::TimedOut);
     let Some(request) = timeout(CLIENT_TIMEOUT, frame::read::<LocalRequest>(&mut stream))
         .await
         .map_err(late)??
@@ -153,6 +159,7 @@ async fn converse(mut stream: UnixStream, desk: &Desk) -> Result<(), FrameError>
         return Ok(());
     };
     let order = match request {
+        LocalRequest::Status => return say(&mut stream, &told()).await,
         LocalRequest::Order(order) => Order::of(order),
         LocalRequest::Import {
             directory,
@@ -170,9 +177,17 @@ async fn converse(mut stream: UnixStream, desk: &Desk) -> Result<(), FrameError>
             status: desk.status(),
         },
     };
-    timeout(CLIENT_TIMEOUT, frame::write(&mut stream, &answer))
+    say(&mut stream, &answer).await
+}
+
+async fn say<M: Message>(stream: &mut UnixStream, answer: &M) -> Result<(), FrameError> {
+    timeout(CLIENT_TIMEOUT, frame::write(stream, answer))
         .await
         .map_err(late)?
+}
+
+fn late(_: tokio::time::error::Elapsed) -> io::Error {
+    io::Error::from(io::ErrorKind::TimedOut)
 }
 
 impl From<Answer> for LocalAnswer {
@@ -185,11 +200,11 @@ impl From<Answer> for LocalAnswer {
     }
 }
 
-/// Asks the daemon of a run folder.
+/// Asks the daemon of a run folder; the answer is of the kind that the request has.
 ///
 /// # Errors
 /// [`AskError`].
-pub async fn ask(run: &Path, request: &LocalRequest) -> Result<LocalAnswer, AskError> {
+pub async fn ask<M: Message>(run: &Path, request: &LocalRequest) -> Result<M, AskError> {
     let path = socket(run);
     let mut stream = UnixStream::connect(&path)
         .await

@@ -1,0 +1,120 @@
+//! `status`: what the running daemon does, on one screen.
+
+use clap::Args;
+use palisade_daemon::cli::{Common, Output};
+use palisade_svm::local::{self, LocalRequest};
+use palisade_svm::settings::{self, COMPONENT};
+use palisade_svm::status::Status;
+
+use super::{runtime, time};
+
+/// The command's arguments.
+#[derive(Debug, Args)]
+pub struct Arguments {
+    /// How results are written: text or json
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        hide_default_value = true
+    )]
+    output: Output,
+}
+
+/// Asks the daemon and prints what it says.
+///
+/// # Errors
+/// When none runs, or it cannot be asked.
+pub fn status(common: &Common, arguments: &Arguments) -> anyhow::Result<()> {
+    let settings = settings::load(&common.settings(COMPONENT))?;
+    let folders = settings.folders(&common.site())?;
+    let asked = local::ask::<Status>(&folders.run, &LocalRequest::Status);
+    let status = runtime()?.block_on(asked)?;
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
+        Output::Text => print!("{}", text(&status)),
+    }
+    Ok(())
+}
+
+fn text(status: &Status) -> String {
+    let (now, counts) = (&status.now, &status.since_start);
+    let engines = status.generations.iter();
+    let engines: Vec<String> = engines
+        .map(|used| format!("{} {}", used.engine, used.generation))
+        .collect();
+    let hits = counts.cached + counts.cached_older;
+    let asked = hits + counts.coalesced + counts.scanned;
+    let share = (hits + counts.coalesced) * 100 / asked.max(1);
+    let metrics = status.metrics.map(|address| address.to_string());
+    let lines = [
+        ("daemon", format!("{} {}", status.id, status.version)),
+        ("running", format!("since {}", time(status.started_ms))),
+        ("listens at", status.address.to_string()),
+        ("metrics at", metrics.unwrap_or_else(|| "-".to_owned())),
+        ("definitions", engines.join(", ")),
+        ("down", or_none(status.down.as_str())),
+        (
+            "load",
+            format!(
+                "{} %, {} of {} lanes busy, {} + {} waiting (on access + on demand)",
+                status.load_permille / 10,
+                now.busy,
+                status.lanes,
+                now.waiting_on_access,
+                now.waiting_on_demand
+            ),
+        ),
+        (
+            "agents",
+            format!("{} connected, {} requests open", now.agents, now.requests),
+        ),
+        (
+            "verdicts",
+            format!(
+                "{} scanned, {} coalesced, {} known, {} known by earlier definitions: {share} % without a scan",
+                counts.scanned, counts.coalesced, counts.cached, counts.cached_older
+            ),
+        ),
+        (
+            "found",
+            format!(
+                "{} malware, {} suspicious, {} not scanned, {} killed their workers",
+                counts.malware, counts.suspicious, counts.not_scanned, now.poisoned
+            ),
+        ),
+        ("turned away", counts.turned_away.to_string()),
+        (
+            "cache",
+            format!(
+                "{} verdicts, {} evicted",
+                now.cache_entries, now.cache_evicted
+            ),
+        ),
+        (
+            "content",
+            format!(
+                "{} bytes received, {} bytes not sent",
+                counts.received_bytes, counts.saved_bytes
+            ),
+        ),
+        (
+            "memory",
+            format!(
+                "{} bytes kept for their fragments, {} bytes free",
+                now.fragment_bytes, now.free_bytes
+            ),
+        ),
+    ];
+    lines
+        .map(|(name, value)| format!("{name:<12}{value}\n"))
+        .concat()
+}
+
+fn or_none(text: &str) -> String {
+    let text = if text.is_empty() { "-" } else { text };
+    text.to_owned()
+}
