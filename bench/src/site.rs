@@ -2,12 +2,13 @@
 //! and agents with identities of their own.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use palisade_daemon::enrol::enrol;
 use palisade_daemon::host;
 use palisade_protocol::control::Component;
@@ -30,6 +31,8 @@ pub struct OwnSite {
     folder: PathBuf,
     /// A small content that warms up what the first scan starts.
     warm: PathBuf,
+    /// Where the Protection Server tells its numbers.
+    metrics: SocketAddr,
 }
 
 /// An agent of the site: its settings, and a state folder with an identity.
@@ -50,6 +53,7 @@ impl OwnSite {
             protect: None,
         };
         let site = Site::open(&folder.join("site"), &plan)?;
+        let metrics = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let settings = site.dir().join("etc/scanserver.conf.d");
         fs::create_dir_all(&settings)?;
         // A restart empties the SharedCache, as it empties clamd's.
@@ -57,7 +61,8 @@ impl OwnSite {
             settings.join("bench.toml"),
             format!(
                 "[scan]\nworkers = {lanes}\n[cache]\npersist = false\n\
-                 [definitions]\npoll_s = 3600\n[limits]\nsessions_per_agent = 64\n"
+                 [definitions]\npoll_s = 3600\n[limits]\nsessions_per_agent = 64\n\
+                 [metrics]\nlisten = '{metrics}'\n"
             ),
         )?;
         let warm = folder.join("warm");
@@ -68,6 +73,7 @@ impl OwnSite {
             site,
             folder: folder.to_owned(),
             warm,
+            metrics,
         };
         for part in ["server", "scanserver"] {
             own.site.start_part(part)?;
@@ -205,6 +211,28 @@ impl OwnSite {
         self.site
             .process("scanserver")?
             .context("the Protection Server does not run")
+    }
+
+    /// Contents that the Protection Server's engines scanned since it started, by its
+    /// own count.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn scans(&self) -> Result<u64> {
+        let mut stream =
+            TcpStream::connect(self.metrics).context("the Protection Server's metrics")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let counts = text
+            .lines()
+            .filter(|line| line.starts_with("palisade_svm_scans_total{"))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        ensure!(
+            text.contains("palisade_svm_scans"),
+            "no such metric: {text}"
+        );
+        Ok(counts.sum())
     }
 
     /// Where the Protection Server listens.
