@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use palisade_protocol::bounded::Text;
 use palisade_protocol::content::ContentId;
 use palisade_protocol::endpoint::{self, Bounds};
@@ -52,18 +52,28 @@ impl Client {
     /// # Errors
     /// When another answer comes than a verdict.
     pub async fn ask(&self, content: ContentId, size: u64) -> Result<ScanResult> {
-        let request = ToSvm::Scan(ScanRequest {
-            content,
-            size,
-            class: ScanClass::OnAccess,
-            deadline_ms: 0,
-            options: ScanOptions::default(),
-            max_age_s: 0,
-        });
-        match self.exchange(&request).await? {
+        match self.exchange(&request(content, size)).await? {
             ToAgent::Verdict(result) => Ok(result),
             other => bail!("a verdict is expected, not {other:?}"),
         }
+    }
+
+    /// Asks for a verdict of a content that is not known, and sends nothing of it.
+    ///
+    /// # Errors
+    /// When another answer comes than that content is needed.
+    pub async fn is_asked_for(&self, content: ContentId, size: u64) -> Result<()> {
+        let (mut send, mut receive) = self.connection.open_bi().await?;
+        frame::write(&mut send, &request(content, size)).await?;
+        let answer = frame::read::<ToAgent>(&mut receive).await?;
+        // The request is given up.
+        send.reset(0_u32.into())?;
+        receive.stop(0_u32.into())?;
+        ensure!(
+            matches!(answer, Some(ToAgent::Need(_))),
+            "content is expected to be asked for: {answer:?}"
+        );
+        Ok(())
     }
 
     async fn exchange(&self, message: &ToSvm) -> Result<ToAgent> {
@@ -74,6 +84,17 @@ impl Client {
             .await?
             .context("the stream ended without an answer")
     }
+}
+
+fn request(content: ContentId, size: u64) -> ToSvm {
+    ToSvm::Scan(ScanRequest {
+        content,
+        size,
+        class: ScanClass::OnAccess,
+        deadline_ms: 0,
+        options: ScanOptions::default(),
+        max_age_s: 0,
+    })
 }
 
 /// An endpoint for such sessions.

@@ -12,7 +12,7 @@
 //! | [`random`], [`signatures`], [`corpus`] | what is scanned with what: the same each time |
 //! | [`clamd`], [`site`] | the two sides |
 //! | [`pass`] | one scan by one side; whether both found the same |
-//! | [`client`] | connected agents in this process |
+//! | [`client`], [`agents`] | connected agents in this process: what they ask, and how |
 //! | [`processes`], [`wire`], [`machine`] | what the kernel counts |
 //! | [`limits`] | what the machine could do at best |
 //! | [`mod@bench`], [`measures`] | what every measure works with; the measures |
@@ -23,6 +23,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agents;
 pub mod bench;
 pub mod clamd;
 pub mod client;

@@ -29,6 +29,8 @@ pub struct Scale {
     pub span: Duration,
     /// Files that are opened.
     pub opens: usize,
+    /// Pairs of probes for another tenant's contents.
+    pub probes: usize,
     /// Workers that are killed.
     pub kills: usize,
 }
@@ -52,6 +54,7 @@ impl Scale {
         rate: 10_000,
         span: Duration::from_secs(10),
         opens: 500,
+        probes: 10_000,
         kills: 10,
     };
     /// The same in less than five minutes.
@@ -65,6 +68,7 @@ impl Scale {
         sessions: 200,
         span: Duration::from_secs(4),
         opens: 200,
+        probes: 2_000,
         kills: 3,
         ..Self::FULL
     };
@@ -86,6 +90,7 @@ impl Scale {
         rate: 200,
         span: Duration::from_secs(1),
         opens: 20,
+        probes: 100,
         kills: 1,
     };
 }

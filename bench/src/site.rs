@@ -111,13 +111,17 @@ impl OwnSite {
         Ok(agent)
     }
 
-    /// Identities of `count` more agents, for clients within this process.
+    /// Identities of `count` more agents, of the default tenant or a named one, for
+    /// clients within this process.
     ///
     /// # Errors
     /// When they cannot be had.
-    pub async fn identities(&self, count: usize) -> Result<Vec<Identity>> {
+    pub async fn identities(&self, tenant: Option<&str>, count: usize) -> Result<Vec<Identity>> {
         let uses = count.to_string();
-        let arguments = ["token", "create", "--component", "agent", "--uses", &uses];
+        let mut arguments = vec!["token", "create", "--component", "agent", "--uses", &uses];
+        if let Some(tenant) = tenant {
+            arguments.extend(["--tenant", tenant]);
+        }
         let finished = self
             .site
             .run("palisade", &arguments, ENROL_TIMEOUT)?

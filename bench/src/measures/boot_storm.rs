@@ -28,7 +28,9 @@ const MOST: f64 = 1.3;
 
 pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let agents = bench.scale.agents;
-    let identities = bench.runtime.block_on(bench.site.identities(agents))?;
+    let identities = bench
+        .runtime
+        .block_on(bench.site.identities(None, agents))?;
     let address = bench.site.scan_address()?;
     bench.site.restart(&bench.first)?;
     let one = bench

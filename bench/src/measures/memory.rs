@@ -3,21 +3,15 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use palisade_light_agent::content::Content;
-use palisade_light_agent::scanner::{Scanner, Terms};
-use palisade_light_agent::selection::{Source, keep};
-use palisade_light_agent::settings::StaticSvm;
-use palisade_protocol::scan::ScanClass;
-use palisade_protocol::verdict::Verdict;
 use palisade_tests::command::wait_for;
 
+use crate::agents::{scan_small, scanner, small_content};
 use crate::bench::{Bench, LANES};
 use crate::clamd::Way;
 use crate::processes::{self, Process};
@@ -33,8 +27,6 @@ const LOOK: Duration = Duration::from_millis(20);
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(180);
 /// Small scans before and after a worker is killed, for comparison.
 const USUAL: usize = 20;
-/// Bytes of a small content.
-const SMALL_BYTES: usize = 4096;
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
@@ -111,26 +103,28 @@ fn killed_worker(bench: &Bench) -> Result<Row> {
     let back = bench.runtime.block_on(async {
         let identity = bench
             .site
-            .identities(1)
+            .identities(None, 1)
             .await?
             .pop()
             .context("no identity")?;
-        let source = Source::Static(vec![StaticSvm { id: None, address }]);
-        let scanner = Scanner::new(keep(identity, source), 1);
-        let mut content = Random::new("small contents");
+        let scanner = scanner(identity, address, 1);
+        let mut random = Random::new("small contents");
         let mut usual = Vec::new();
         for _ in 0..USUAL {
-            usual.push(scan_small(&scanner, &mut content).await?);
+            let content = small_content(&mut random)?;
+            usual.push(scan_small(&scanner, &content, Instant::now()).await?);
         }
         let usual = Summary::of(&usual).context("nothing was scanned")?.median;
         let mut back = Vec::new();
         for _ in 0..bench.scale.kills {
+            let content = small_content(&mut random)?;
             let workers = workers(&processes::tree(pid)?);
             ensure!(!workers.is_empty(), "there are no workers");
             for worker in workers {
                 kill(Pid::from_raw(worker), Signal::SIGKILL)?;
             }
-            back.push((scan_small(&scanner, &mut content).await? - usual).max(0.0));
+            let took = scan_small(&scanner, &content, Instant::now()).await?;
+            back.push((took - usual).max(0.0));
         }
         Ok::<_, anyhow::Error>(back)
     })?;
@@ -142,28 +136,6 @@ fn killed_worker(bench: &Bench) -> Result<Row> {
     Ok(row.target(Target::AtMost(50.0)).note(
         "all workers are killed; the next scan takes this much longer than others: fork, sandbox and canary are in it",
     ))
-}
-
-/// Scans a content that nobody has seen; in milliseconds.
-async fn scan_small(scanner: &Scanner, content: &mut Random) -> Result<f64> {
-    let mut bytes = vec![0; SMALL_BYTES];
-    content.fill(&mut bytes);
-    let mut file = tempfile::tempfile()?;
-    file.write_all(&bytes)?;
-    let terms = Terms {
-        class: ScanClass::OnAccess,
-        max_age_s: 0,
-        until: None,
-        without_svm: Duration::from_secs(30),
-    };
-    let started = Instant::now();
-    let scanned = scanner.scan(&Content::File(Arc::new(file)), terms).await;
-    ensure!(
-        scanned.verdict == Verdict::Clean,
-        "a small content is {:?}",
-        scanned.verdict
-    );
-    Ok(started.elapsed().as_secs_f64() * 1e3)
 }
 
 /// The most memory while definitions that changed are loaded, in engines.

@@ -4,9 +4,11 @@ mod boot_storm;
 mod changed_file;
 mod first_open;
 mod first_scan;
+mod flood;
 mod limits;
 mod memory;
 mod second_guest;
+mod tenants;
 mod verdicts;
 
 use std::time::Instant;
@@ -28,7 +30,7 @@ pub struct Measure {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Measure; 8] = [
+pub const ALL: [Measure; 10] = [
     Measure {
         name: "first-scan",
         about: "the corpus, nothing cached",
@@ -58,6 +60,16 @@ pub const ALL: [Measure; 8] = [
         name: "verdicts",
         about: "verdicts that the SharedCache holds, and a thousand agents",
         run: verdicts::run,
+    },
+    Measure {
+        name: "flood",
+        about: "one agent asks for ten times as much as the others",
+        run: flood::run,
+    },
+    Measure {
+        name: "tenants",
+        about: "what the time of an answer tells one tenant of another",
+        run: tenants::run,
     },
     Measure {
         name: "first-open",

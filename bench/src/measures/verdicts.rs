@@ -24,7 +24,7 @@ use crate::stats::{Summary, percentile};
 /// Known contents that are asked for in turn.
 const CONTENTS: usize = 256;
 /// Their size in bytes.
-const CONTENT_BYTES: usize = 4096;
+pub(super) const CONTENT_BYTES: usize = 4096;
 /// Identities among which the sessions are divided: an enrolment each would only
 /// measure the Integration Server's limit.
 const IDENTITIES: usize = 100;
@@ -84,7 +84,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
 }
 
 /// Small contents that the SharedCache knows after this.
-fn known(bench: &Bench) -> Result<Vec<Vec<u8>>> {
+pub(super) fn known(bench: &Bench) -> Result<Vec<Vec<u8>>> {
     let folder = bench.folder().join("known");
     fs::create_dir_all(&folder)?;
     let mut random = Random::new("known contents");
@@ -118,7 +118,10 @@ fn peer(bench: &Bench, contents: &[Vec<u8>]) -> Result<Vec<f64>> {
 }
 
 async fn connect(bench: &Bench, sessions: usize) -> Result<Vec<Client>> {
-    let identities = bench.site.identities(IDENTITIES.min(sessions)).await?;
+    let identities = bench
+        .site
+        .identities(None, IDENTITIES.min(sessions))
+        .await?;
     let address = bench.site.scan_address()?;
     let mut clients = Vec::new();
     let mut endpoint = dialler(address)?;
