@@ -182,6 +182,6 @@ fn byte_size(bytes: &[u8]) -> bool {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit());
     let number: u64 = text[..end.unwrap_or(text.len())].parse().unwrap();
-    assert!(size >= number && (size == number || size % 1024 == 0));
+    assert!(size >= number && (size == number || size.is_multiple_of(1024)));
     true
 }
