@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use palisade_daemon::cli::{Common, Output, exit};
+use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
 use crate::settings::{COMPONENT, Folders, Settings};
@@ -34,31 +34,13 @@ enum Command {
         /// What to scan
         #[arg(required = true, value_name = "PATH")]
         paths: Vec<PathBuf>,
-        /// How the result is written: text or json
-        #[arg(
-            short,
-            long,
-            value_name = "FORMAT",
-            value_enum,
-            default_value_t,
-            hide_possible_values = true,
-            hide_default_value = true
-        )]
-        output: Output,
+        #[command(flatten)]
+        format: Format,
     },
     /// Show what the running agent does
     Status {
-        /// How it is written: text or json
-        #[arg(
-            short,
-            long,
-            value_name = "FORMAT",
-            value_enum,
-            default_value_t,
-            hide_possible_values = true,
-            hide_default_value = true
-        )]
-        output: Output,
+        #[command(flatten)]
+        format: Format,
     },
     /// Check the settings
     CheckConfig,
@@ -105,11 +87,16 @@ impl Cli {
                 println!("{said}");
                 Ok(exit::FINE)
             }
-            Command::Scan { paths, output } => {
+            Command::Scan { paths, format } => {
                 let runtime = daemon::runtime()?;
-                runtime.block_on(scan::command::run(&settings, &folders, &paths, output))
+                runtime.block_on(scan::command::run(
+                    &settings,
+                    &folders,
+                    &paths,
+                    format.output,
+                ))
             }
-            Command::Status { output } => show_status(&folders, output),
+            Command::Status { format } => show_status(&folders, format.output),
             Command::CheckConfig => {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)

@@ -22,7 +22,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use palisade_daemon::cli::{Common, Output, exit};
+use palisade_daemon::cli::{Common, Format, exit};
 use uuid::Uuid;
 
 use crate::api::tokens::Component;
@@ -42,18 +42,8 @@ use target::Target;
 pub struct Arguments {
     #[command(flatten)]
     common: Common,
-    /// How results are written: text or json
-    #[arg(
-        short,
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        default_value_t,
-        hide_possible_values = true,
-        hide_default_value = true,
-        global = true
-    )]
-    output: Output,
+    #[command(flatten)]
+    format: Format,
     #[command(subcommand)]
     noun: Noun,
 }
@@ -172,7 +162,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<String> {
     let target = Target::find(&arguments.common, std::env::vars_os())?;
     let client = Client::new(target)?;
-    let output = arguments.output;
+    let output = arguments.format.output;
     match &arguments.noun {
         Noun::Status => resources::status(&client, output),
         Noun::Svm(Svms::List) => resources::svms(&client, output),

@@ -10,6 +10,7 @@ mod api;
 mod authority;
 mod command;
 mod enrolment;
+mod envelopes;
 mod inventory;
 mod libvirtd;
 mod orders;

@@ -68,6 +68,23 @@ pub struct Common {
     pub log_format: LogFormat,
 }
 
+/// The option of every command that prints a result.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Format {
+    /// How results are written: text or json
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        hide_default_value = true,
+        global = true
+    )]
+    pub output: Output,
+}
+
 impl Common {
     /// The layout in force.
     pub fn site(&self) -> Site {

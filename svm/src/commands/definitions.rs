@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use palisade_daemon::cli::{Common, Output};
+use palisade_daemon::cli::{Common, Format, Output};
 use palisade_protocol::bounded::{PathBytes, Text};
 use palisade_protocol::definitions::{
     DefinitionsOrder, DefinitionsStatus, GenerationEntry, Standing,
@@ -26,18 +26,8 @@ use super::{runtime, time};
 /// The command's arguments.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// How results are written: text or json
-    #[arg(
-        short,
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        default_value_t,
-        hide_possible_values = true,
-        hide_default_value = true,
-        global = true
-    )]
-    output: Output,
+    #[command(flatten)]
+    format: Format,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -150,7 +140,7 @@ pub fn definitions(common: &Common, arguments: &Arguments) -> anyhow::Result<()>
     if let Some(failure) = &answer.failure {
         bail!("{failure}");
     }
-    match arguments.output {
+    match arguments.format.output {
         Output::Json => println!("{}", json(&arguments.verb, running, &answer)?),
         Output::Text => print!("{}", text(&arguments.verb, running, &answer)),
     }

@@ -1,7 +1,7 @@
 //! `status`: what the running daemon does, on one screen.
 
 use clap::Args;
-use palisade_daemon::cli::{Common, Output};
+use palisade_daemon::cli::{Common, Format, Output};
 use palisade_svm::local::{self, LocalRequest};
 use palisade_svm::settings::{self, COMPONENT};
 use palisade_svm::status::Status;
@@ -11,17 +11,8 @@ use super::{runtime, time};
 /// The command's arguments.
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// How results are written: text or json
-    #[arg(
-        short,
-        long,
-        value_name = "FORMAT",
-        value_enum,
-        default_value_t,
-        hide_possible_values = true,
-        hide_default_value = true
-    )]
-    output: Output,
+    #[command(flatten)]
+    format: Format,
 }
 
 /// Asks the daemon and prints what it says.
@@ -33,7 +24,7 @@ pub fn status(common: &Common, arguments: &Arguments) -> anyhow::Result<()> {
     let folders = settings.folders(&common.site())?;
     let asked = local::ask::<Status>(&folders.run, &LocalRequest::Status);
     let status = runtime()?.block_on(asked)?;
-    match arguments.output {
+    match arguments.format.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&status)?),
         Output::Text => print!("{}", text(&status)),
     }
