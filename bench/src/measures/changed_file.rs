@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -46,7 +47,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     fs::remove_dir_all(&folder)?;
     let percent = |bytes: u64| Summary::one(bytes as f64 * 100.0 / size as f64);
     let fragments = size.div_ceil(FRAGMENT_BYTES);
-    let touched = (size / 100).div_ceil(FRAGMENT_BYTES) + 1;
+    let changed = changed(size);
+    let touched = (changed.end - 1) / FRAGMENT_BYTES - changed.start / FRAGMENT_BYTES + 1;
     let least = touched * FRAGMENT_BYTES + fragments * 32;
     Ok(vec![
         Row::new(
@@ -81,9 +83,16 @@ fn write_random(path: &Path, size: u64) -> Result<()> {
     Ok(out.flush()?)
 }
 
+/// Which bytes change.
+fn changed(size: u64) -> Range<u64> {
+    let start = size / 100 * FROM_PERCENT + 7;
+    start..start + size / 100
+}
+
 fn change(path: &Path, size: u64) -> Result<()> {
-    let mut part = vec![0; usize::try_from(size / 100)?];
+    let Range { start, end } = changed(size);
+    let mut part = vec![0; usize::try_from(end - start)?];
     Random::new("changed part").fill(&mut part);
     let file = File::options().write(true).open(path)?;
-    Ok(file.write_all_at(&part, size / 100 * FROM_PERCENT + 7)?)
+    Ok(file.write_all_at(&part, start)?)
 }
