@@ -123,7 +123,15 @@ impl Crew {
         };
         self.shared.wanted.notify_all();
         drop(unusable);
-        taken.map_or_else(|| self.shared.process.spawn_worker(), Ok)
+        taken.map_or_else(|| self.fresh(), Ok)
+    }
+
+    /// A worker that is forked now.
+    ///
+    /// # Errors
+    /// When none can be forked.
+    pub fn fresh(&self) -> Result<WorkerHandle, SpawnError> {
+        self.shared.process.spawn_worker()
     }
 
     /// Keeps a worker that has scanned the tenant's content, for its next.

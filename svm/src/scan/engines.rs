@@ -216,6 +216,21 @@ impl Engine {
     /// # Errors
     /// [`NoWorker`]; an engine whose process is gone is being started again then.
     pub fn worker(self: &Arc<Self>, tenant: &TenantId) -> Result<WorkerHandle, NoWorker> {
+        self.worker_by(|crew| crew.take(tenant))
+    }
+
+    /// A worker that was forked just now: whatever ended others has not ended it.
+    ///
+    /// # Errors
+    /// As [`Self::worker`].
+    pub fn fresh_worker(self: &Arc<Self>) -> Result<WorkerHandle, NoWorker> {
+        self.worker_by(Crew::fresh)
+    }
+
+    fn worker_by(
+        self: &Arc<Self>,
+        take: impl FnOnce(&Crew) -> Result<WorkerHandle, SpawnError>,
+    ) -> Result<WorkerHandle, NoWorker> {
         let no_worker = |detail: &dyn std::fmt::Display| NoWorker {
             engine: self.kind.name(),
             detail: detail.to_string(),
@@ -225,7 +240,7 @@ impl Engine {
             State::Down => return Err(no_worker(&"it is being started again")),
             State::Stopped => return Err(no_worker(&"it is stopped")),
         };
-        match crew.take(tenant) {
+        match take(&crew) {
             Ok(worker) => Ok(worker),
             Err(error) => {
                 tracing::error!(engine = self.kind.name(), %error, "no worker");

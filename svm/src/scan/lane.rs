@@ -12,8 +12,9 @@
 //! goes on until the channel between is full; so their memory is bounded by the
 //! worker's own bounds, and nothing is kept here.
 //!
-//! A worker that dies is replaced and the content tried once more: a death may be
-//! another's fault (memory), but two are the content's, and remembered.
+//! A worker that dies is replaced by one that is forked then, and the content tried once
+//! more: a death may be another's fault (memory, an administrator), but two are the
+//! content's, and remembered.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -210,7 +211,13 @@ impl Lane {
         let started = Instant::now();
         let mut others = Duration::ZERO;
         for attempt in 1..=ATTEMPTS {
-            let mut worker = match step.engine().worker(&step.subject.tenant) {
+            // Who kills one worker may have killed all that wait, and a process takes a
+            // moment to die: the second is one that was forked after that.
+            let taken = match attempt {
+                1 => step.engine().worker(&step.subject.tenant),
+                _ => step.engine().fresh_worker(),
+            };
+            let mut worker = match taken {
                 Ok(worker) => worker,
                 Err(no_worker) => {
                     tally.absent(no_worker);

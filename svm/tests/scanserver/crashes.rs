@@ -208,6 +208,27 @@ async fn a_worker_serves_one_tenant_and_not_for_ever() {
 /// So long it may take until a killed worker's successor has given a verdict.
 const BACK_WITHIN: std::time::Duration = std::time::Duration::from_millis(50);
 
+/// Whoever kills all workers at once, those that wait included, has killed no content's.
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_others_killed_are_no_contents_fault() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[scan]\nworkers = 1\n".to_owned();
+    let daemon = site.start();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    client.kind(&unique(100)).await;
+    for round in 0..20 {
+        // Spares are forked while nobody asks.
+        tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+        for worker in daemon.workers() {
+            let _ = kill(Pid::from_raw(worker as i32), Signal::SIGKILL);
+        }
+        // At once: they are still dying.
+        let verdict = client.verdict(&unique(101 + round)).await;
+        assert_eq!(verdict, Verdict::Clean, "round {round}");
+    }
+    assert!(!daemon.log.has("a content killed its worker twice"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_worker_is_back_at_once() {
     let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
