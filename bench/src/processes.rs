@@ -86,7 +86,18 @@ fn parse(stat: &str) -> Option<Process> {
 /// # Errors
 /// As [`tree`].
 pub fn cpu(root: i32) -> Result<Duration> {
-    let ticks: u64 = tree(root)?.iter().map(|process| process.ticks).sum();
+    of_ticks(tree(root)?.iter().map(|process| process.ticks).sum())
+}
+
+/// Processor time of this process alone, so far.
+///
+/// # Errors
+/// The kernel's.
+pub fn own_cpu() -> Result<Duration> {
+    used(UsageWho::RUSAGE_SELF)
+}
+
+fn of_ticks(ticks: u64) -> Result<Duration> {
     let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the clock's ticks")?;
     Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
 }
@@ -96,7 +107,11 @@ pub fn cpu(root: i32) -> Result<Duration> {
 /// # Errors
 /// The kernel's.
 pub fn ended_cpu() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    used(UsageWho::RUSAGE_CHILDREN)
+}
+
+fn used(who: UsageWho) -> Result<Duration> {
+    let usage = getrusage(who)?;
     let part = |time: nix::sys::time::TimeVal| {
         Duration::new(
             u64::try_from(time.tv_sec()).unwrap_or(0),

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::first_scan::elapsed;
 use crate::bench::Bench;
 use crate::clamd::Way;
+use crate::processes;
 use crate::report::{Row, Target, short};
 use crate::stats::Summary;
 use crate::wire::{Counter, Transport};
@@ -39,10 +40,13 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let hashing = hash_all(bench)?;
     let (mut took, mut scanned, mut sent, mut wire) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut agents_cpu, mut server_cpu) = (Duration::ZERO, Duration::ZERO);
     for _ in 0..bench.scale.repeats.min(2) {
         bench.site.restart(&bench.first)?;
         let counter = Counter::start(Transport::Udp, address.port());
         let before = bench.site.scans()?;
+        let server = bench.site.scanserver()?.pid;
+        let cpu = (processes::own_cpu()?, processes::cpu(server)?);
         let all = bench
             .runtime
             .block_on(storm(&identities, address, &bench.corpus.folder))?;
@@ -54,6 +58,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
             one.files,
             one.infected
         );
+        agents_cpu = processes::own_cpu()?.saturating_sub(cpu.0);
+        server_cpu = processes::cpu(server)?.saturating_sub(cpu.1);
         took.push(all.took.as_secs_f64());
         scanned.push((bench.site.scans()? - before) as f64);
         sent.push(all.sent as f64 / 1e6);
@@ -72,8 +78,10 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
             .target(Target::AtMost(most))
             .limit(format!("hashing the image {agents} times on all cores: {} s", short(hashing)))
             .note(format!(
-                "one agent: {} s; the target is {MOST} times that and the hashing; the agents share this machine's cores",
-                short(one.took.as_secs_f64())
+                "one agent: {} s; the target is {MOST} times that and the hashing; the agents share this machine's cores, of which they took {} s of processor time, the Protection Server {} s",
+                short(one.took.as_secs_f64()),
+                short(agents_cpu.as_secs_f64()),
+                short(server_cpu.as_secs_f64())
             )),
         Row::new("contents scanned", "contents", summary(&scanned)?)
             .target(Target::AtMost(bench.corpus.distinct as f64))

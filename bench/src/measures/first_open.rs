@@ -20,6 +20,9 @@ use crate::stats::{Summary, percentile};
 
 /// Bytes of a file.
 const FILE_BYTES: usize = 100 << 10;
+/// How long files rest before they are opened: a verdict is not remembered of a file
+/// that has just changed.
+const SETTLE: Duration = Duration::from_secs(3);
 /// Opens of known files after the first.
 const REPEATED: usize = 5_000;
 /// How long protection may take to begin.
@@ -103,6 +106,7 @@ impl Place {
             .with_context(|| format!("cannot mount {}", folder.display()))?;
         let place = Self(folder);
         write_files(&place.0, bench.scale.opens)?;
+        std::thread::sleep(SETTLE);
         Ok(place)
     }
 }
