@@ -16,7 +16,7 @@
 //! | [`corpus`], [`check`] | what definitions must find and must not, before they serve |
 //! | [`keeper`] | the steps above |
 //! | [`desk`] | when they run: time, SIGHUP, orders; one at a time |
-//! | [`local`] | orders from `palisade-scanserver definitions`, by a socket |
+//! | [`crate::local`] | brings orders from `palisade-scanserver definitions`, by a socket |
 //! | [`error`] | what can be wrong, and the remedy |
 //!
 //! Does not own running engines ([`crate::scan`]); it hands a set of loaded ones
