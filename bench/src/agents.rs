@@ -12,7 +12,7 @@ use palisade_light_agent::scanner::{Scanner, Terms};
 use palisade_light_agent::selection::{Source, keep};
 use palisade_light_agent::settings::StaticSvm;
 use palisade_protocol::identity::Identity;
-use palisade_protocol::scan::ScanClass;
+use palisade_protocol::scan::{ScanClass, ScanOptions};
 use palisade_protocol::verdict::Verdict;
 
 use crate::random::Random;
@@ -25,7 +25,7 @@ const SVM_WAIT: Duration = Duration::from_secs(30);
 /// A scanner with a session of its own, and at most `asking` requests at a time.
 pub fn scanner(identity: Identity, address: SocketAddr, asking: usize) -> Scanner {
     let source = Source::Static(vec![StaticSvm { id: None, address }]);
-    Scanner::new(keep(identity, source), asking)
+    Scanner::new(keep(identity, source), asking, ScanOptions::default())
 }
 
 /// A small content that nobody has seen, in a file without a name.

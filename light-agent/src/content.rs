@@ -1,20 +1,24 @@
 //! A file's content, as it is hashed and sent: always by its open descriptor.
 //!
 //! Owns reading at an offset and the outline (content id and chaining values);
-//! memory is one fragment, whatever the file's size. Everything here blocks and
-//! belongs on the blocking pool.
+//! memory is one fragment for each thread that hashes, whatever the file's size.
+//! Everything here but [`hash_at_once`] blocks and belongs on the blocking pool.
 
+use std::cell::RefCell;
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::uio::pread;
 use palisade_protocol::bounded::Text;
 use palisade_protocol::codec::CodecError;
 use palisade_protocol::content::{ContentError, FRAGMENT_BYTES, Outline, OutlineBuilder};
 use palisade_protocol::frame;
 use palisade_protocol::verdict::NotScanned;
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use crate::fanotify::event::Event;
 use crate::stamp::Stamp;
@@ -58,16 +62,88 @@ pub fn hash(content: &Content, max: u64) -> Result<Hashed, NotScanned> {
     })
 }
 
+/// Hashes a content of one fragment without waiting for storage: `None` if not all of
+/// it is in memory, if it is larger or changes, or whatever else [`hash`] has to say.
+/// An opener waits: this spares it the way to another thread and back.
+pub fn hash_at_once(content: &Content, max: u64) -> Option<Hashed> {
+    let stamp = Stamp::of(content).ok()?;
+    if stamp.size > max.min(FRAGMENT_BYTES) {
+        return None;
+    }
+    let mut builder = OutlineBuilder::new();
+    with_buffer(stamp.size, |bytes| {
+        if read_from_memory(content, bytes)? != bytes.len() {
+            return None;
+        }
+        match bytes.is_empty() {
+            true => Some(()),
+            false => builder.push(bytes).ok(),
+        }
+    })?;
+    if stamp.content_moved(&Stamp::of(content).ok()?) {
+        return None;
+    }
+    Some(Hashed {
+        outline: builder.finish(),
+        stamp,
+    })
+}
+
+/// Reads from the start what the page cache holds.
+fn read_from_memory(content: &Content, into: &mut [u8]) -> Option<usize> {
+    match preadv2(
+        content,
+        &mut [IoSliceMut::new(into)],
+        0,
+        ReadWriteFlags::NOWAIT,
+    ) {
+        Ok(read) => Some(read),
+        // It does not know the flag, and is memory throughout.
+        Err(rustix::io::Errno::OPNOTSUPP)
+            if fstatfs(content).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC) =>
+        {
+            pread(content, into, 0).ok()
+        }
+        Err(_) => None,
+    }
+}
+
+thread_local! {
+    /// A fragment's room, kept: to ask the system for it takes as long as to hash it.
+    static FRAGMENT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Room for `bytes`, at most a fragment's.
+fn with_buffer<R>(bytes: u64, body: impl FnOnce(&mut [u8]) -> R) -> R {
+    let bytes = usize::try_from(bytes.min(FRAGMENT_BYTES)).unwrap_or(0);
+    FRAGMENT.with_borrow_mut(|buffer| {
+        if buffer.len() < bytes {
+            buffer.resize(bytes, 0);
+        }
+        body(&mut buffer[..bytes])
+    })
+}
+
 fn hash_once(content: &Content, max: u64) -> Result<Hashed, NotScanned> {
     let stamp = Stamp::of(content).map_err(|error| unreadable(&error))?;
     if stamp.size > max {
         return Err(NotScanned::TooLarge { max });
     }
+    with_buffer(stamp.size.max(1), |fragment| {
+        hash_as(content, max, stamp, fragment)
+    })
+}
+
+fn hash_as(
+    content: &Content,
+    max: u64,
+    stamp: Stamp,
+    fragment: &mut [u8],
+) -> Result<Hashed, NotScanned> {
     let mut builder = OutlineBuilder::new();
-    let mut fragment = vec![0; usize::try_from(stamp.size.clamp(1, FRAGMENT_BYTES)).unwrap_or(1)];
     let mut offset = 0;
     loop {
-        let length = read_full(content, offset, &mut fragment)?;
+        let length = read_full(content, offset, fragment)?;
         if length == 0 {
             break;
         }
@@ -187,13 +263,14 @@ mod tests {
             3 * fragment + 7,
         ] {
             let bytes = pattern(length);
-            let hashed = hash(&content_of(&bytes), MAX_CONTENT_BYTES).unwrap();
-            assert_eq!(
-                hashed.outline.id(),
-                ContentId(*blake3::hash(&bytes).as_bytes()),
-                "{length}"
-            );
+            let content = content_of(&bytes);
+            let hashed = hash(&content, MAX_CONTENT_BYTES).unwrap();
+            let id = ContentId(*blake3::hash(&bytes).as_bytes());
+            assert_eq!(hashed.outline.id(), id, "{length}");
             assert_eq!(hashed.outline.size(), length as u64);
+            let at_once = hash_at_once(&content, MAX_CONTENT_BYTES).map(|hashed| hashed.outline);
+            let one_fragment = (length <= fragment).then_some(hashed.outline);
+            assert_eq!(at_once, one_fragment, "{length}");
         }
     }
 
@@ -219,6 +296,22 @@ mod tests {
         let max = 512 * 1024 * 1024;
         let reason = hash(&Content::File(Arc::new(file)), max).unwrap_err();
         assert_eq!(reason, NotScanned::TooLarge { max });
+    }
+
+    #[test]
+    fn what_is_not_in_memory_is_not_read_at_once() {
+        let file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        std::fs::write(file.path(), pattern(50_000)).unwrap();
+        let reopened = || Content::File(Arc::new(file.reopen().unwrap()));
+        let content = reopened();
+        assert!(hash_at_once(&content, MAX_CONTENT_BYTES).is_some());
+        assert!(hash_at_once(&content, 49_999).is_none(), "above the bound");
+        file.as_file().sync_all().unwrap();
+        let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&file, 0, 0, advice).unwrap();
+        assert!(hash_at_once(&reopened(), MAX_CONTENT_BYTES).is_none());
+        let hashed = hash(&reopened(), MAX_CONTENT_BYTES).unwrap();
+        assert_eq!(hashed.outline.id(), ContentId::of(&pattern(50_000)));
     }
 
     #[test]

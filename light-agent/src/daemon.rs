@@ -343,7 +343,11 @@ fn protect(
         queue,
     };
     let guard = Guard {
-        scanner: Scanner::new(parts.link.clone(), 2 * settings.scan.concurrency),
+        scanner: Scanner::new(
+            parts.link.clone(),
+            2 * settings.scan.concurrency,
+            settings.scan.options(),
+        ),
         max_age_s: settings.on_access.max_verdict_age_s,
         cache: Arc::clone(&parts.cache),
         accounts: Arc::clone(&parts.accounts),

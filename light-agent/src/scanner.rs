@@ -83,6 +83,16 @@ pub struct Scanned {
     pub recheck: bool,
 }
 
+impl Scanned {
+    /// Takes down what hashing showed.
+    fn hashed(&mut self, hashed: Hashed) -> Arc<Hashed> {
+        self.content = Some(hashed.outline.id());
+        self.size = hashed.outline.size();
+        self.stamp = Some(hashed.stamp);
+        Arc::new(hashed)
+    }
+}
+
 /// Scans files over whichever session is in force. Clones share everything.
 #[derive(Clone)]
 pub struct Scanner {
@@ -95,15 +105,16 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// A scanner over the keeper's sessions, with at most `asking` requests at a time.
-    pub fn new(state: watch::Receiver<LinkState>, asking: usize) -> Self {
+    /// A scanner over the keeper's sessions, with at most `asking` requests at a time,
+    /// each for a content that is looked into as `options` say.
+    pub fn new(state: watch::Receiver<LinkState>, asking: usize, options: ScanOptions) -> Self {
         Self {
             state,
             hashing: Arc::new(Semaphore::new(HASHING)),
             asking: Arc::new(Semaphore::new(asking)),
             lookups: Lookups::default(),
             sent: Sent::default(),
-            options: ScanOptions::default(),
+            options,
         }
     }
 
@@ -114,6 +125,16 @@ impl Scanner {
 
     /// Scans one file.
     pub async fn scan(&self, content: &Content, terms: Terms) -> Scanned {
+        self.scan_hashed(content, None, terms).await
+    }
+
+    /// Scans one file that may have been hashed just now.
+    pub async fn scan_hashed(
+        &self,
+        content: &Content,
+        hashed: Option<Hashed>,
+        terms: Terms,
+    ) -> Scanned {
         let mut result = Scanned {
             verdict: Verdict::NotScanned(NotScanned::NoSvm),
             details: Details::default(),
@@ -127,7 +148,7 @@ impl Scanner {
             older: false,
             recheck: false,
         };
-        match self.attempt(content, terms, &mut result).await {
+        match self.attempt(content, hashed, terms, &mut result).await {
             Ok(()) => {}
             Err(reason) => result.verdict = Verdict::NotScanned(reason),
         }
@@ -140,11 +161,17 @@ impl Scanner {
     async fn attempt(
         &self,
         content: &Content,
+        hashed: Option<Hashed>,
         terms: Terms,
         result: &mut Scanned,
     ) -> Result<(), NotScanned> {
         let mut link = self.link(terms.without_svm).await?;
-        let mut hashed = self.hash(content, &link, result).await?;
+        let mut hashed = match hashed {
+            Some(hashed) if hashed.outline.size() <= link.welcome.max_scan_bytes => {
+                result.hashed(hashed)
+            }
+            _ => self.hash(content, terms.class, &link, result).await?,
+        };
         if terms.class == ScanClass::OnDemand
             && let Some(in_force) = self.known_clean(&link, &hashed, terms.max_age_s).await
         {
@@ -180,13 +207,13 @@ impl Scanner {
                 Ok(Reply::Busy(after)) => wait_busy(after, terms.until).await?,
                 Ok(Reply::Unreadable(NotScanned::Changed)) if mismatches == 0 => {
                     mismatches += 1;
-                    hashed = self.hash(content, &link, result).await?;
+                    hashed = self.hash(content, terms.class, &link, result).await?;
                 }
                 Ok(Reply::Unreadable(reason)) => return Err(reason),
                 Ok(Reply::Refused(refusal)) => match refusal.code {
                     RefusalCode::ContentMismatch if mismatches == 0 => {
                         mismatches += 1;
-                        hashed = self.hash(content, &link, result).await?;
+                        hashed = self.hash(content, terms.class, &link, result).await?;
                     }
                     RefusalCode::ContentMismatch => return Err(NotScanned::Changed),
                     RefusalCode::OverLimit | RefusalCode::Unavailable => {
@@ -244,10 +271,16 @@ impl Scanner {
     async fn hash(
         &self,
         content: &Content,
+        class: ScanClass,
         link: &Link,
         result: &mut Scanned,
     ) -> Result<Arc<Hashed>, NotScanned> {
         let max = link.welcome.max_scan_bytes.min(MAX_CONTENT_BYTES);
+        if class == ScanClass::OnAccess
+            && let Some(hashed) = content::hash_at_once(content, max)
+        {
+            return Ok(result.hashed(hashed));
+        }
         let _permit = self
             .hashing
             .acquire()
@@ -263,11 +296,7 @@ impl Scanner {
             detail: Text::cut(&error.to_string()),
         })?;
         result.size = size;
-        let hashed = hashed?;
-        result.content = Some(hashed.outline.id());
-        result.size = hashed.outline.size();
-        result.stamp = Some(hashed.stamp);
-        Ok(Arc::new(hashed))
+        Ok(result.hashed(hashed?))
     }
 
     /// The session in force, or the next one within the patience.

@@ -12,6 +12,7 @@ use palisade_daemon::site::Site;
 use palisade_protocol::bounded::Text;
 use palisade_protocol::control::HostFacts;
 use palisade_protocol::ids::SvmId;
+use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
@@ -94,14 +95,37 @@ pub struct Scan {
     /// Oldest clean verdict of earlier definitions that an on-demand scan accepts, in
     /// seconds; 0 has everything scanned by the definitions in force.
     pub max_verdict_age_s: u32,
+    /// Whether to look into archives and other containers, of opens, too. Without, a
+    /// packed file is scanned as the bytes that it is.
+    pub archives: bool,
+    /// Whether heuristic findings are reported, as suspicious.
+    pub heuristics: bool,
+    /// Whether potentially unwanted applications are reported, as suspicious: where the
+    /// Protection Server loads their signatures.
+    pub pua: bool,
 }
 
 impl Default for Scan {
     fn default() -> Self {
+        let look_into = ScanOptions::default();
         Self {
             concurrency: 16,
             svm_wait_s: 300,
             max_verdict_age_s: 0,
+            archives: look_into.archives,
+            heuristics: look_into.heuristics,
+            pua: look_into.pua,
+        }
+    }
+}
+
+impl Scan {
+    /// What Protection Servers are asked to look into.
+    pub fn options(&self) -> ScanOptions {
+        ScanOptions {
+            archives: self.archives,
+            heuristics: self.heuristics,
+            pua: self.pua,
         }
     }
 }
@@ -252,8 +276,12 @@ mod tests {
                 concurrency: 16,
                 svm_wait_s: 300,
                 max_verdict_age_s: 0,
+                archives: true,
+                heuristics: true,
+                pua: false,
             }
         );
+        assert_eq!(settings.scan.options(), ScanOptions::default());
     }
 
     #[test]

@@ -13,12 +13,14 @@ mod support;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
+use palisade_protocol::content::MAX_CONTENT_BYTES;
 use serde_json::{Value, json};
 use support::agent::Agent;
 use support::site::Site;
@@ -241,6 +243,50 @@ fn a_scan_waits_for_a_killed_protection_server_and_finishes() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{report}");
     assert_eq!(counts(&report), [61, 60, 1, 0, 0, 0], "{report}");
+}
+
+/// However large a file is, the agent's memory is that of a few fragments; what no
+/// Protection Server would take is named without being read.
+#[test]
+fn large_files_take_no_memory() {
+    const MOST: u64 = 16 << 20;
+    let mib = std::env::var("PALISADE_LARGE_MIB").map_or(600, |mib| mib.parse().unwrap());
+    println!("a file of {mib} MiB (PALISADE_LARGE_MIB; 2047 in scripts/soak)");
+    let site = Site::new();
+    let svm = Svm::with_max(&site, MAX_CONTENT_BYTES);
+    let agent = Agent::new(&site, &settings(&svm));
+    let dir = tempfile::tempdir().unwrap();
+    let large = fs::File::create(dir.path().join("large")).unwrap();
+    large.set_len(mib << 20).unwrap();
+    large.write_at(b"it begins", 0).unwrap();
+    let enormous = fs::File::create(dir.path().join("enormous")).unwrap();
+    enormous.set_len(10 << 30).unwrap();
+
+    let mut scan = agent.command(&["scan", "-o", "json"]);
+    scan.arg(dir.path()).stdout(Stdio::piped());
+    let mut scan = scan.spawn().unwrap();
+    let rollup = format!("/proc/{}/smaps_rollup", scan.id());
+    let mut peak = 0;
+    while scan.try_wait().unwrap().is_none() {
+        // It may have ended between the two.
+        let text = fs::read_to_string(&rollup).unwrap_or_default();
+        let pss = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = pss.and_then(|pss| pss.trim().strip_suffix(" kB")?.parse().ok());
+        peak = peak.max(kib.unwrap_or(0_u64) << 10);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = scan.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    println!("at most {} KiB", peak >> 10);
+    assert_eq!(counts(&report), [1, 1, 0, 0, 1, 0], "{report}");
+    let finding = &report["findings"][0];
+    let path = dir.path().join("enormous");
+    assert_eq!(
+        (&finding["path"], &finding["reason"]),
+        (&json!(path), &json!("too_large"))
+    );
+    assert_eq!(svm.content_bytes(), mib << 20);
+    assert!(peak > 1 << 20 && peak <= MOST, "{} KiB", peak >> 10);
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Largest datagram's payload, in bytes: a jumbo frame of 9,000 without its IP and UDP
 /// headers. What a path really takes is probed.
 pub const MAX_UDP_PAYLOAD: u16 = 8972;
+/// The same, of what a connecting side takes: it is sent verdicts, not contents, and
+/// quinn sets room aside for 2,048 datagrams of this size.
+pub const MAX_UDP_PAYLOAD_TO_DIALLER: u16 = 1472;
 /// Bytes of datagrams that a listener's socket holds until they are read.
 pub const LISTEN_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Handshakes that a listener has open at a time.
@@ -128,10 +131,10 @@ fn enlarge(socket: &UdpSocket) {
 }
 
 /// What a datagram may hold that we receive.
-fn endpoint_config() -> Result<EndpointConfig, EndpointError> {
+fn endpoint_config(max_payload: u16) -> Result<EndpointConfig, EndpointError> {
     let mut config = EndpointConfig::default();
     config
-        .max_udp_payload_size(MAX_UDP_PAYLOAD)
+        .max_udp_payload_size(max_payload)
         .map_err(|error| EndpointError::Tls(error.to_string()))?;
     Ok(config)
 }
@@ -140,11 +143,15 @@ fn endpoint_config() -> Result<EndpointConfig, EndpointError> {
 fn bind(address: SocketAddr, server: Option<ServerConfig>) -> Result<Endpoint, EndpointError> {
     let failed = |source| EndpointError::Bind { address, source };
     let socket = UdpSocket::bind(address).map_err(failed)?;
-    if server.is_some() {
-        enlarge(&socket);
-    }
+    let max_payload = match &server {
+        Some(_) => {
+            enlarge(&socket);
+            MAX_UDP_PAYLOAD
+        }
+        None => MAX_UDP_PAYLOAD_TO_DIALLER,
+    };
     Endpoint::new(
-        endpoint_config()?,
+        endpoint_config(max_payload)?,
         server,
         socket,
         Arc::new(quinn::TokioRuntime),

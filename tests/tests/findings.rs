@@ -236,6 +236,45 @@ fn a_sites_lists_decide() {
     );
 }
 
+/// What a guest's settings leave out is left out for this guest, and for no other.
+#[test]
+fn a_guest_says_what_is_looked_into() {
+    let (packed, suspected) = (Marker::random(), Marker::random());
+    let weak = suspected.yara().replacen(" {", " : suspicious {", 1);
+    let test = TestSite::start(&[("m.ndb", packed.ndb()), ("weak.yar", weak)]);
+    let text = "nothing to see here, as so often before\n".repeat(50);
+    let inner = [text.as_bytes(), &packed.bytes].concat();
+    let folder = test.file("samples/inner", &inner).with_file_name("");
+    pack(&folder, "packed.zip", "zip", &["-q", "packed.zip", "inner"]);
+    fs::remove_file(folder.join("inner")).unwrap();
+    test.file("samples/suspected", &suspected.bytes);
+    let other = test.other_agent("other");
+    let usual = fs::read_to_string(&other).unwrap();
+    for (set, [malware, suspicious]) in [
+        ("", [1, 1]),
+        ("[scan]\narchives = false\n", [0, 1]),
+        ("[scan]\nheuristics = false\n", [1, 0]),
+        ("[scan]\narchives = false\nheuristics = false\n", [0, 0]),
+        ("[scan]\npua = true\n", [1, 1]),
+    ] {
+        fs::write(&other, format!("{usual}{set}")).unwrap();
+        let said = test.agent(&other, &["scan", "-o", "json", folder.to_str().unwrap()]);
+        let result: Value = serde_json::from_slice(&said.stdout).unwrap();
+        let found = [&result["malware"], &result["suspicious"]];
+        assert_eq!(
+            found,
+            [&Value::from(malware), &Value::from(suspicious)],
+            "{set}{result:#}"
+        );
+        assert_eq!(result["not_scanned"], 0, "{set}{result:#}");
+    }
+    let (_, result) = test.scan(&[&folder]);
+    assert_eq!(
+        (&result["malware"], &result["suspicious"]),
+        (&1.into(), &1.into())
+    );
+}
+
 #[test]
 fn a_random_clamav_signature_is_found_plain_and_packed() {
     let marker = Marker::random();

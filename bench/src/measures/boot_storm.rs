@@ -124,7 +124,7 @@ async fn storm(identities: &[Identity], address: SocketAddr, image: &Path) -> Re
         let identity = identity.clone();
         agents.spawn(async move {
             let source = Source::Static(vec![StaticSvm { id: None, address }]);
-            let scanner = Scanner::new(keep(identity, source), concurrency);
+            let scanner = Scanner::new(keep(identity, source), concurrency, settings.options());
             scan::run(&job, &scanner, &mut Quiet).await
         });
     }

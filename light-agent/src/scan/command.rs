@@ -82,7 +82,8 @@ pub async fn run(
             link.clone(),
         ));
     }
-    let scanner = Scanner::new(link.clone(), settings.scan.concurrency);
+    let asking = settings.scan.concurrency;
+    let scanner = Scanner::new(link.clone(), asking, settings.scan.options());
     let job = Job::new(paths, settings.exclude.clone(), &settings.scan);
     let mut watching = Watching::new(tenant, output, link);
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;

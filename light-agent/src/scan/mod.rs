@@ -23,11 +23,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use palisade_protocol::content::MAX_CONTENT_BYTES;
 use palisade_protocol::scan::ScanClass;
 use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::mpsc;
 
-use crate::content::Content;
+use crate::content::{self, Content};
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::settings;
 use report::Report;
@@ -140,13 +141,21 @@ pub async fn run(
 
 async fn scan_file(path: PathBuf, scanner: &Scanner, terms: Terms) -> (PathBuf, Done) {
     let at = path.clone();
-    let opened = tokio::task::spawn_blocking(move || walk::open(&at)).await;
-    let done = match opened {
-        Ok(Ok(Opened::Regular(file))) => {
+    // A small file in memory is hashed on the way: that spares another hop.
+    let opened = tokio::task::spawn_blocking(move || match walk::open(&at)? {
+        Opened::Regular(file) => {
             let content = Content::File(Arc::new(file));
-            Done::Scanned(Box::new(scanner.scan(&content, terms).await))
+            let hashed = content::hash_at_once(&content, MAX_CONTENT_BYTES);
+            Ok(Some((content, hashed)))
         }
-        Ok(Ok(Opened::Other)) => Done::Skipped,
+        Opened::Other => Ok::<_, std::io::Error>(None),
+    });
+    let done = match opened.await {
+        Ok(Ok(Some((content, hashed)))) => {
+            let scanned = scanner.scan_hashed(&content, hashed, terms).await;
+            Done::Scanned(Box::new(scanned))
+        }
+        Ok(Ok(None)) => Done::Skipped,
         Ok(Err(error)) => Done::Failed(format!("cannot be read: {error}")),
         Err(error) => Done::Failed(error.to_string()),
     };
