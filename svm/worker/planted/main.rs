@@ -1,9 +1,9 @@
 //! An engine that does what it is told by the content that it scans: the tests'
 //! stand-in for an engine that crashes, hangs, or has been taken over.
 //!
-//! Content is a command: `clean`, `find NAME`, `crash`, `hang`, `spin`, `exit N`,
-//! `members N SIZE`, `error`, `limit`, `pid`, `fds`, `grow BYTES`, `lie KIND REQUEST`,
-//! `escape ATTEMPT TARGET…`. `--load fail|exit|hang|threads` and `--canary miss|late`
+//! Content is a command: `clean`, `find NAME`, `crash`, `hang …`, `spin`, `exit N`,
+//! `sleep MILLISECONDS …`, `members N SIZE`, `error`, `limit`, `pid`, `fds`,
+//! `grow BYTES`, `lie KIND REQUEST`, `escape ATTEMPT TARGET…`. `--load fail|exit|hang|threads` and `--canary miss|late`
 //! misbehave earlier; `--early "ATTEMPT TARGET…"` makes an attempt in the warm-up,
 //! when all of the sandbox but seccomp is there.
 //!
@@ -78,9 +78,13 @@ impl Engine for Planted {
             }
             ["crash"] => std::process::abort(),
             ["exit", code] => std::process::exit(code.parse().unwrap_or(1)),
-            ["hang"] => loop {
+            ["hang", ..] => loop {
                 std::thread::sleep(Duration::from_secs(1));
             },
+            ["sleep", millis, ..] => {
+                std::thread::sleep(Duration::from_millis(millis.parse().unwrap_or(0)));
+                Outcome::Clean
+            }
             ["spin"] => loop {
                 std::hint::spin_loop();
             },

@@ -24,7 +24,7 @@ pub use crate::message::{
     ScanOptions, WorkerExit, WorkerId,
 };
 pub use process::{EngineCommand, EngineProcess};
-pub use worker::{Member, WorkerHandle};
+pub use worker::{KillSwitch, Member, WorkerHandle};
 
 use std::io;
 use std::path::PathBuf;

@@ -43,6 +43,21 @@ pub struct WorkerHandle {
     dead: bool,
 }
 
+/// Kills a worker in the midst of its scan, which then ends in [`WorkerError::Died`].
+/// Names are used once, so that it harms no other when its worker is gone already.
+#[derive(Debug, Clone)]
+pub struct KillSwitch {
+    engine: Arc<Shared>,
+    worker: WorkerId,
+}
+
+impl KillSwitch {
+    /// Kills it. Does not wait for its end.
+    pub fn kill(&self) {
+        self.engine.kill(self.worker);
+    }
+}
+
 /// What a scan has handed over so far.
 #[derive(Debug, Default)]
 struct Handed {
@@ -144,6 +159,14 @@ impl WorkerHandle {
     /// What ended the worker, if it is known to have ended.
     pub fn exit(&self) -> Option<WorkerExit> {
         self.engine.exit_of(self.worker, Duration::ZERO)
+    }
+
+    /// What ends it from another thread.
+    pub fn kill_switch(&self) -> KillSwitch {
+        KillSwitch {
+            engine: Arc::clone(&self.engine),
+            worker: self.worker,
+        }
     }
 
     /// Scans one content. Members, if the options ask for them, are handed to
