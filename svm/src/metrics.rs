@@ -166,6 +166,20 @@ impl SavedBy {
     const ALL: [Self; 3] = [Self::cache, Self::flight, Self::fragments];
 }
 
+/// What became of a long scan for which others waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+pub enum GaveWay {
+    /// It went on on a side lane.
+    moved,
+    /// It was stopped, and its content queued again.
+    stopped,
+}
+
+impl GaveWay {
+    const ALL: [Self; 2] = [Self::moved, Self::stopped];
+}
+
 macro_rules! labels {
     ($($set:ident { $field:ident: $of:ty })*) => {$(
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -178,6 +192,7 @@ labels! {
     EndedLabel { verdict: Ended }
     ReasonLabel { reason: Reason }
     SavedLabel { by: SavedBy }
+    GaveWayLabel { how: GaveWay }
     ClassLabel { class: ClassValue }
     UseLabel { r#use: UseValue }
 }
@@ -187,6 +202,7 @@ labels! {
 enum ClassValue {
     on_access,
     on_demand,
+    long,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -207,8 +223,12 @@ pub struct Gauges {
     pub waiting_on_access: u64,
     /// On-demand contents that wait for a worker.
     pub waiting_on_demand: u64,
+    /// Contents that gave way and wait for a side lane.
+    pub waiting_long: u64,
     /// Lanes that scan.
     pub busy: u64,
+    /// Long scans on side lanes.
+    pub aside: u64,
     /// Verdicts in the SharedCache.
     pub cache_entries: u64,
     /// Verdicts that the SharedCache dropped for lack of room.
@@ -238,6 +258,10 @@ pub struct Counts {
     pub suspicious: u64,
     /// Scans that stopped short.
     pub not_scanned: u64,
+    /// Long scans that went on on a side lane, because others waited.
+    pub moved_aside: u64,
+    /// Long scans that were stopped and queued again, because others waited.
+    pub stopped: u64,
     /// Requests that ended without a verdict.
     pub turned_away: u64,
     /// Content that agents sent, in bytes.
@@ -258,12 +282,14 @@ pub struct Metrics {
     received: Counter,
     saved: Family<SavedLabel, Counter>,
     scans: Family<EndedLabel, Counter>,
+    gave_way: Family<GaveWayLabel, Counter>,
     scan_seconds: Histogram,
     wait_seconds: Histogram,
     agents: Gauge,
     requests: Gauge,
     waiting: Family<ClassLabel, Gauge>,
     busy: Gauge,
+    aside: Gauge,
     cache_entries: Gauge,
     cache_evicted: Gauge,
     poisoned: Gauge,
@@ -284,12 +310,14 @@ impl Default for Metrics {
             received: Counter::default(),
             saved: Family::default(),
             scans: Family::default(),
+            gave_way: Family::default(),
             scan_seconds: seconds(),
             wait_seconds: seconds(),
             agents: Gauge::default(),
             requests: Gauge::default(),
             waiting: Family::default(),
             busy: Gauge::default(),
+            aside: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_evicted: Gauge::default(),
             poisoned: Gauge::default(),
@@ -346,15 +374,20 @@ impl Metrics {
             "Contents that the engines scanned",
             self.scans.clone(),
         );
+        all.register(
+            "scans_gave_way",
+            "Long scans that gave way to on-access contents that waited",
+            self.gave_way.clone(),
+        );
         all.register_with_unit(
             "scan_duration",
-            "How long a content kept its lane",
+            "How long a content was scanned, the last time if it was stopped",
             Unit::Seconds,
             self.scan_seconds.clone(),
         );
         all.register_with_unit(
             "queue_wait",
-            "How long a content waited for a lane",
+            "How long a content waited for its first lane",
             Unit::Seconds,
             self.wait_seconds.clone(),
         );
@@ -370,6 +403,11 @@ impl Metrics {
             self.waiting.clone(),
         );
         all.register("lanes_busy", "Lanes that scan", self.busy.clone());
+        all.register(
+            "side_lanes_busy",
+            "Side lanes that scan",
+            self.aside.clone(),
+        );
         all.register(
             "cache_entries",
             "Verdicts in the SharedCache",
@@ -404,6 +442,9 @@ impl Metrics {
         }
         for by in SavedBy::ALL {
             self.saved.get_or_create_owned(&SavedLabel { by });
+        }
+        for how in GaveWay::ALL {
+            self.gave_way.get_or_create_owned(&GaveWayLabel { how });
         }
         for verdict in Ended::ALL {
             self.scans.get_or_create_owned(&EndedLabel { verdict });
@@ -455,11 +496,17 @@ impl Metrics {
         self.scan_seconds.observe(took_s);
     }
 
+    /// A long scan gave way.
+    pub fn gave_way(&self, how: GaveWay) {
+        self.gave_way.get_or_create(&GaveWayLabel { how }).inc();
+    }
+
     /// The counters, for people.
     pub fn counts(&self) -> Counts {
         let answers = |source| self.answers.get_or_create(&SourceLabel { source }).get();
         let scans = |verdict| self.scans.get_or_create(&EndedLabel { verdict }).get();
         let refused = |reason| self.refused.get_or_create(&ReasonLabel { reason }).get();
+        let gave_way = |how| self.gave_way.get_or_create(&GaveWayLabel { how }).get();
         let saved = |by| self.saved.get_or_create(&SavedLabel { by }).get();
         Counts {
             scanned: answers(Source::scanned),
@@ -469,6 +516,8 @@ impl Metrics {
             malware: scans(Ended::malware),
             suspicious: scans(Ended::suspicious),
             not_scanned: scans(Ended::not_scanned),
+            moved_aside: gave_way(GaveWay::moved),
+            stopped: gave_way(GaveWay::stopped),
             turned_away: Reason::ALL.map(refused).iter().sum(),
             received_bytes: self.received.get(),
             saved_bytes: SavedBy::ALL.map(saved).iter().sum(),
@@ -486,7 +535,9 @@ impl Metrics {
         set(&self.requests, gauges.requests);
         set(&waiting(ClassValue::on_access), gauges.waiting_on_access);
         set(&waiting(ClassValue::on_demand), gauges.waiting_on_demand);
+        set(&waiting(ClassValue::long), gauges.waiting_long);
         set(&self.busy, gauges.busy);
+        set(&self.aside, gauges.aside);
         set(&self.cache_entries, gauges.cache_entries);
         set(&self.cache_evicted, gauges.cache_evicted);
         set(&self.poisoned, gauges.poisoned);

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 pub use engines::{Clamav, Engines};
 
+use crate::admission::Layout;
 use crate::request::Bounds;
 
 pub use confinement::SandboxPolicy;
@@ -202,6 +203,9 @@ pub struct Scan {
     pub timeout_s: u32,
     /// Seconds of processor time that each engine may take over one content.
     pub cpu_timeout_s: u32,
+    /// Milliseconds on its lane after which a scan gives way to an on-access content of
+    /// another agent, if no lane is free for that.
+    pub give_way_ms: u32,
     /// Contents after which a worker is replaced.
     pub recycle_after: u32,
     /// What happens where this machine cannot do all that confines workers.
@@ -223,6 +227,7 @@ impl Default for Scan {
             fragment_store: None,
             timeout_s: 120,
             cpu_timeout_s: 120,
+            give_way_ms: 1000,
             recycle_after: 1000,
             sandbox: SandboxPolicy::Required,
             worker_user: "nobody".to_owned(),
@@ -494,6 +499,7 @@ impl Settings {
             ),
             ("scan.timeout_s", self.scan.timeout_s),
             ("scan.cpu_timeout_s", self.scan.cpu_timeout_s),
+            ("scan.give_way_ms", self.scan.give_way_ms),
             ("scan.recycle_after", self.scan.recycle_after),
             ("limits.sessions", self.limits.sessions),
             ("limits.sessions_per_agent", self.limits.sessions_per_agent),
@@ -541,6 +547,12 @@ impl Settings {
             max_verdict_age: Duration::from_secs(self.cache.max_verdict_age_s.into()),
             stall: self.limits.stall(),
         }
+    }
+
+    /// How many scans run at a time, and which give way.
+    pub fn layout(&self) -> Layout {
+        let give_way = Duration::from_millis(self.scan.give_way_ms.into());
+        Layout::new(self.workers(), give_way)
     }
 
     /// Time that each engine may take over one content.
@@ -601,6 +613,7 @@ mod tests {
         assert!(said("[scan]\nmemory = 1").contains("scan.memory"));
         assert!(said("[limits]\nrequests_per_agent = 1000").contains("requests_per_agent"));
         assert!(said("[limits]\nqueue = 0").contains("limits.queue"));
+        assert!(said("[scan]\ngive_way_ms = 0").contains("scan.give_way_ms"));
         assert!(said("[scan]\nworker_memory = '512 MiB'").contains("scan.worker_memory"));
         assert!(said("[scan]\nworker_scratch = 0").contains("scan.worker_scratch"));
         for user in ["root", "0", "no-such-user"] {

@@ -1,157 +1,114 @@
-//! Which content is scanned next, and which is turned away: pure policy.
+//! Which content is scanned next, which is turned away, and which scan gives way: pure
+//! policy.
 //!
 //! ```text
-//!            push ──► on-access  [tenant T: [agent A: …] [agent B: …]] [tenant U: …]  ─┐ round robin over
-//!  (or Busy) push ──► on-demand  [tenant T: [agent A: …]] [tenant V: [agent C: …]]    ─┤ tenants, then agents
-//!                                                                                      ▼
-//!                                                                    pop: on-access first
+//!          push ─► on-access [tenant T: [agent A: …] [agent B: …]] [tenant U: …] ─┐ who used least
+//! (or Busy) push ─► on-demand [tenant T: [agent A: …]] [tenant V: [agent C: …]]  ─┤ lane time goes next
+//!                                                                                 ▼ on-access first
+//!                   long [tenant …] ◄──────────── stopped ────────────────────── lanes ──► end
+//!                     │                                                            │ moved
+//!                     └────────────────────────────────────────────────────► side lanes ─► end
 //! ```
 //!
-//! Owns the order and the bounds; does not own threads, locks or a clock: the
-//! time is an argument, in milliseconds from any fixed moment. [`crate::scan`]
-//! drives it; [`ring`] is the taking of turns.
+//! Owns the order, the bounds and the meters; does not own threads, locks or a clock: the
+//! time is an argument, in microseconds from any fixed moment. [`crate::scan`] drives it;
+//! [`shares`] is who is next, [`class`] what waits, [`running`] what runs, [`terms`] what it
+//! is asked and answers.
 //!
-//! - Within a class tenants take turns, and within a tenant its agents: a flood of one
-//!   agent costs each other at most one place in each of its turns, and a tenant of a
-//!   hundred guests no more than a tenant of one.
-//! - On-access goes before on-demand, but every [`ON_DEMAND_TURN`]th place is
-//!   on-demand's, so that a busy day does not stop a task for ever.
+//! - **By time.** Within a class whoever used least lane time goes next: tenants among
+//!   each other, and within a tenant its agents. A scan is charged an average one when it
+//!   starts, what it has taken so far whenever somebody is chosen, and what it took when
+//!   it ends. Of two that both have something waiting all the while, neither gets more
+//!   than the other by more than what the lanes had begun for it. A tenant of a hundred
+//!   guests gets no more than a tenant of one, and slow contents no more than quick ones.
+//! - On-access goes before on-demand, but one part in [`ON_DEMAND_TURN`] of the lanes'
+//!   time is on-demand's, so that a busy day does not stop a task for ever.
+//! - **No scan keeps an on-access content waiting for long.** A scan that has had its time
+//!   on a lane ([`Layout::give_way_us`]) gives way when no lane is free for an on-access
+//!   content of another agent (one that is on-demand: of any): it goes on on a side lane,
+//!   if one is free, and nothing is lost. If none is, it is stopped and waits for a side
+//!   lane, where it is not stopped again: it costs its own time twice at the most.
+//! - An agent is given no lane while it has as many scans as there are lanes (and at least
+//!   two), those on side lanes included: while one of its long ones is aside, a lane is left
+//!   to others. What is on-demand does not count against its own on-access contents, to
+//!   which it gives way.
 //! - An entry past its deadline has nobody waiting in `open` any more: it is
 //!   still scanned (a late verdict still acts), as on-demand.
 //! - On-demand may fill [`ON_DEMAND_PERMILLE`] of the queue; the rest is kept for
 //!   on-access.
 //! - What cannot be served before its deadline is turned away at once; what waits for
-//!   its own turn only is not turned away for another's flood.
+//!   its own turn only is not turned away for another's flood. Lanes are expected to be
+//!   free when the scan on them is an average one; no scan moves that average by more
+//!   than it may keep its lane from others.
 
-mod ring;
+mod class;
+mod running;
+mod shares;
+mod terms;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::hash::Hash;
 
 use palisade_protocol::scan::ScanClass;
 
-use ring::{Holds as _, Ring};
+use class::{Class, Entry};
+use running::{Kind, Run, Running};
 
-/// Every so many places one goes to on-demand, if on-access is waiting too.
+pub use running::Ticket;
+pub use terms::{Ask, Bounds, Busy, GiveWay, Layout, Start};
+
+/// One part in so many of the lanes' time goes to on-demand, if on-access is waiting too.
 pub const ON_DEMAND_TURN: u32 = 16;
 /// Thousandths of the queue that on-demand may fill.
 pub const ON_DEMAND_PERMILLE: usize = 750;
+/// A scan's length before any was measured, in microseconds.
+const FIRST_GUESS_US: u32 = 20_000;
+/// How much a new measurement moves the average: one part in so many.
+const AVERAGE_OVER: u64 = 16;
 
-/// How much may wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Entries in all.
-    pub total: usize,
-    /// Entries of one tenant.
-    pub per_tenant: usize,
-    /// Entries of one agent.
-    pub per_agent: usize,
-}
-
-/// How fast the queue empties, as measured by its driver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pace {
-    /// Scans at a time.
-    pub lanes: usize,
-    /// Milliseconds that a scan takes on average.
-    pub scan_ms: u32,
-}
-
-impl Pace {
-    /// Milliseconds that `waiting` entries take to be served.
-    pub fn wait_ms(self, waiting: usize) -> u32 {
-        let rounds = waiting as u64 / self.lanes.max(1) as u64;
-        u32::try_from(rounds.saturating_mul(self.scan_ms.into())).unwrap_or(u32::MAX)
-    }
-}
-
-/// Turned away; worth trying again after this many milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Busy {
-    /// Milliseconds.
-    pub retry_after_ms: u32,
-}
-
-/// What an entry asks for. `T` names tenants, `A` agents.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask<T, A> {
-    /// Whose guest it is.
-    pub tenant: T,
-    /// Which agent's it is.
-    pub agent: A,
-    /// How urgent.
-    pub class: ScanClass,
-    /// When the answer is of no more use, in milliseconds; `None` for never.
-    pub deadline_ms: Option<u64>,
-}
-
-/// The queue.
+/// The queue, and what of it runs.
 #[derive(Debug)]
 pub struct Queue<T, A, I> {
     bounds: Bounds,
+    layout: Layout,
     on_access: Class<T, A, I>,
     on_demand: Class<T, A, I>,
+    long: Class<T, A, I>,
+    running: Running<T, A>,
     per_tenant: HashMap<T, usize>,
     per_agent: HashMap<A, usize>,
-    /// On-access places since the last on-demand one.
-    since_on_demand: u32,
-}
-
-type Class<T, A, I> = Ring<T, Ring<A, VecDeque<Entry<I>>>>;
-
-#[derive(Debug)]
-struct Entry<I> {
-    deadline_ms: Option<u64>,
-    item: I,
-}
-
-/// Puts an entry to its tenant's agent.
-fn enqueue<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I>(
-    class: &mut Class<T, A, I>,
-    tenant: &T,
-    agent: A,
-    entry: Entry<I>,
-) {
-    class.put(tenant, |agents| {
-        agents.put(&agent, |entries| entries.push_back(entry));
-    });
-}
-
-/// Entries of the class that are served before a new one of this asker.
-fn ahead<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I>(
-    class: &Class<T, A, I>,
-    tenant: &T,
-    agent: A,
-) -> usize {
-    let of_tenant = match class.of(tenant) {
-        Some(agents) => {
-            let own = agents.of(&agent).map_or(0, VecDeque::len);
-            agents.ahead_of(&agent, own + 1)
-        }
-        None => 0,
-    };
-    class.ahead_of(tenant, of_tenant + 1)
+    /// Lane time that on-access has until it is on-demand's turn, in microseconds; less
+    /// than none if that was overrun.
+    until_on_demand_us: i64,
+    /// Average time that a scan keeps its lane from others, in microseconds.
+    average_us: u64,
 }
 
 impl<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I> Queue<T, A, I> {
     /// An empty queue.
-    pub fn new(bounds: Bounds) -> Self {
+    pub fn new(bounds: Bounds, layout: Layout) -> Self {
         Self {
             bounds,
-            on_access: Ring::default(),
-            on_demand: Ring::default(),
+            layout,
+            on_access: Class::default(),
+            on_demand: Class::default(),
+            long: Class::default(),
+            running: Running::default(),
             per_tenant: HashMap::new(),
             per_agent: HashMap::new(),
-            since_on_demand: 0,
+            until_on_demand_us: i64::from(FIRST_GUESS_US) * i64::from(ON_DEMAND_TURN - 1),
+            average_us: FIRST_GUESS_US.into(),
         }
     }
 
     /// Entries that wait.
     pub fn len(&self) -> usize {
-        self.on_access.count() + self.on_demand.count()
+        self.on_access.count() + self.on_demand.count() + self.long.count()
     }
 
-    /// Entries of a class that wait.
+    /// Entries of a class that wait for a lane.
     pub fn waiting(&self, class: ScanClass) -> usize {
         match class {
             ScanClass::OnAccess => self.on_access.count(),
@@ -159,21 +116,47 @@ impl<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I> Queue<T, A, I> {
         }
     }
 
+    /// Entries that gave way and wait for a side lane.
+    pub fn waiting_long(&self) -> usize {
+        self.long.count()
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Scans on lanes.
+    pub fn on_lanes(&self) -> usize {
+        self.running.on_lanes()
+    }
+
+    /// Scans on side lanes.
+    pub fn aside(&self) -> usize {
+        self.running.aside()
+    }
+
+    /// How much may run.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// Milliseconds that a new on-access entry waits, at the most.
-    pub fn wait_ms(&self, pace: Pace) -> u32 {
-        pace.wait_ms(self.on_access.count())
+    pub fn wait_ms(&self) -> u32 {
+        self.served_in_ms(self.on_access.count())
+    }
+
+    /// Milliseconds that so many entries take to be served.
+    fn served_in_ms(&self, waiting: usize) -> u32 {
+        let rounds = waiting as u64 / self.layout.lanes.max(1) as u64;
+        u32::try_from(rounds.saturating_mul(self.average_us).div_ceil(1000)).unwrap_or(u32::MAX)
     }
 
     /// Whether an entry would be taken now.
     ///
     /// # Errors
     /// [`Busy`] when the queue is over a bound, or longer than the deadline.
-    pub fn check(&self, ask: &Ask<T, A>, now_ms: u64, pace: Pace) -> Result<(), Busy> {
+    pub fn check(&self, ask: &Ask<T, A>, now_us: u64) -> Result<(), Busy> {
         let total = match ask.class {
             ScanClass::OnAccess => self.bounds.total,
             ScanClass::OnDemand => self.bounds.total * ON_DEMAND_PERMILLE / 1000,
@@ -182,7 +165,7 @@ impl<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I> Queue<T, A, I> {
         let of_agent = self.per_agent.get(&ask.agent).copied().unwrap_or(0);
         let busy = |waiting| {
             Err(Busy {
-                retry_after_ms: pace.wait_ms(waiting),
+                retry_after_ms: self.served_in_ms(waiting),
             })
         };
         if self.len() >= total.max(1) {
@@ -194,16 +177,18 @@ impl<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I> Queue<T, A, I> {
         if of_agent >= self.bounds.per_agent {
             return busy(of_agent);
         }
-        let Some(deadline) = ask.deadline_ms else {
+        let Some(deadline) = ask.deadline_us else {
             return Ok(());
         };
+        let (tenant, agent, scan_us) = (&ask.tenant, &ask.agent, self.average_us);
         let ahead = match ask.class {
-            ScanClass::OnAccess => ahead(&self.on_access, &ask.tenant, ask.agent),
+            ScanClass::OnAccess => self.on_access.ahead(tenant, agent, scan_us),
             ScanClass::OnDemand => {
-                self.on_access.count() + ahead(&self.on_demand, &ask.tenant, ask.agent)
+                self.on_access.count() + self.on_demand.ahead(tenant, agent, scan_us)
             }
         };
-        if now_ms.saturating_add(pace.wait_ms(ahead).into()) > deadline {
+        let wait_us = u64::from(self.served_in_ms(ahead)) * 1000;
+        if now_us.saturating_add(wait_us) > deadline {
             return busy(ahead);
         }
         Ok(())
@@ -213,65 +198,224 @@ impl<T: Clone + Eq + Hash, A: Copy + Eq + Hash, I> Queue<T, A, I> {
     ///
     /// # Errors
     /// The item comes back with [`Busy`], as [`Self::check`] says.
-    pub fn push(
-        &mut self,
-        ask: Ask<T, A>,
-        item: I,
-        now_ms: u64,
-        pace: Pace,
-    ) -> Result<(), (Busy, I)> {
-        if let Err(busy) = self.check(&ask, now_ms, pace) {
+    pub fn push(&mut self, ask: Ask<T, A>, item: I, now_us: u64) -> Result<(), (Busy, I)> {
+        if let Err(busy) = self.check(&ask, now_us) {
             return Err((busy, item));
         }
-        *self.per_tenant.entry(ask.tenant.clone()).or_insert(0) += 1;
-        *self.per_agent.entry(ask.agent).or_insert(0) += 1;
-        let entry = Entry {
-            deadline_ms: ask.deadline_ms,
-            item,
+        let kind = match ask.class {
+            ScanClass::OnAccess => Kind::OnAccess,
+            ScanClass::OnDemand => Kind::OnDemand,
         };
-        let class = match ask.class {
-            ScanClass::OnAccess => &mut self.on_access,
-            ScanClass::OnDemand => &mut self.on_demand,
-        };
-        enqueue(class, &ask.tenant, ask.agent, entry);
+        self.enqueue(kind, &ask.tenant, ask.agent, ask.deadline_us, item);
         Ok(())
     }
 
-    /// Gives the entry that is scanned next.
-    pub fn pop(&mut self, now_ms: u64) -> Option<(A, I)> {
-        let turn_of_on_demand =
-            self.since_on_demand + 1 >= ON_DEMAND_TURN && !self.on_demand.is_empty();
-        let urgent = if turn_of_on_demand {
-            None
-        } else {
-            self.pop_urgent(now_ms)
-        };
-        let (tenant, (agent, entry)) = match urgent {
-            Some(popped) => {
-                self.since_on_demand += 1;
-                popped
-            }
-            None => {
-                self.since_on_demand = 0;
-                self.on_demand.take()?
-            }
-        };
-        leave(&mut self.per_tenant, &tenant);
-        leave(&mut self.per_agent, &agent);
-        Some((agent, entry.item))
+    fn enqueue(&mut self, kind: Kind, tenant: &T, agent: A, deadline_us: Option<u64>, item: I) {
+        *self.per_tenant.entry(tenant.clone()).or_insert(0) += 1;
+        *self.per_agent.entry(agent).or_insert(0) += 1;
+        let entry = Entry { deadline_us, item };
+        self.class(kind).put(tenant, agent, entry);
     }
 
-    /// The next on-access entry in time; those past their deadline move over.
-    fn pop_urgent(&mut self, now_ms: u64) -> Option<(T, (A, Entry<I>))> {
-        while let Some((tenant, (agent, entry))) = self.on_access.take() {
-            match entry.deadline_ms {
-                Some(deadline) if deadline < now_ms => {
-                    enqueue(&mut self.on_demand, &tenant, agent, entry);
-                }
-                _ => return Some((tenant, (agent, entry))),
-            }
+    fn class(&mut self, kind: Kind) -> &mut Class<T, A, I> {
+        match kind {
+            Kind::OnAccess => &mut self.on_access,
+            Kind::OnDemand => &mut self.on_demand,
+            Kind::Long => &mut self.long,
+        }
+    }
+
+    /// Starts the scan that is next, if there is a lane for it.
+    pub fn next(&mut self, now_us: u64) -> Option<Start<I>> {
+        self.charge_running(now_us);
+        if self.running.on_lanes() < self.layout.lanes
+            && let Some(start) = self.next_on_lane(now_us)
+        {
+            return Some(start);
+        }
+        if self.running.aside() < self.layout.side_lanes {
+            let (tenant, agent) = self.long.next(|_| true)?;
+            return self.start(Kind::Long, false, tenant, agent, now_us);
         }
         None
+    }
+
+    fn next_on_lane(&mut self, now_us: u64) -> Option<Start<I>> {
+        let urgent = self.urgent(now_us);
+        let patient = match urgent {
+            Some(_) if self.until_on_demand_us > 0 => None,
+            _ => {
+                let (running, layout) = (&self.running, self.layout);
+                self.on_demand
+                    .next(|agent| running.has_room(agent, Kind::OnDemand, layout))
+            }
+        };
+        if patient.is_none() {
+            // Turns that nobody wants are not saved up.
+            self.until_on_demand_us = self.until_on_demand_us.max(0);
+        }
+        let by_turn = urgent.is_some();
+        match (patient, urgent) {
+            (Some((tenant, agent)), _) => {
+                self.start(Kind::OnDemand, by_turn, tenant, agent, now_us)
+            }
+            (None, Some((tenant, agent))) => {
+                self.start(Kind::OnAccess, false, tenant, agent, now_us)
+            }
+            (None, None) => None,
+        }
+    }
+
+    /// Whose on-access entry in time is next; those past their deadline move over.
+    fn urgent(&mut self, now_us: u64) -> Option<(T, A)> {
+        loop {
+            let (running, layout) = (&self.running, self.layout);
+            let (tenant, agent) = self
+                .on_access
+                .next(|agent| running.has_room(agent, Kind::OnAccess, layout))?;
+            match self.on_access.deadline_us(&tenant, &agent) {
+                Some(deadline) if deadline < now_us => {
+                    let late = self.on_access.withdraw(&tenant, &agent)?;
+                    self.on_demand.put(&tenant, agent, late);
+                }
+                _ => return Some((tenant, agent)),
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        kind: Kind,
+        by_turn: bool,
+        tenant: T,
+        agent: A,
+        now_us: u64,
+    ) -> Option<Start<I>> {
+        let Entry { item, .. } = self.class(kind).begin(&tenant, &agent)?;
+        leave(&mut self.per_tenant, &tenant);
+        leave(&mut self.per_agent, &agent);
+        let mut run = Run {
+            tenant,
+            agent,
+            kind,
+            by_turn,
+            started_us: now_us,
+            charged_us: 0,
+            aside: kind == Kind::Long,
+            leaving: false,
+        };
+        let estimate = self.average_us;
+        self.charge(&mut run, estimate);
+        let ticket = self.running.begin(run);
+        Some(Start { ticket, item })
+    }
+
+    /// A scan ended, with or without a verdict.
+    pub fn end(&mut self, ticket: Ticket, now_us: u64) {
+        self.finish(ticket, now_us);
+    }
+
+    /// A scan was stopped to give way: its content waits for a side lane.
+    pub fn put_back(&mut self, ticket: Ticket, item: I, now_us: u64) {
+        if let Some(run) = self.finish(ticket, now_us) {
+            self.enqueue(Kind::Long, &run.tenant, run.agent, None, item);
+        }
+    }
+
+    fn finish(&mut self, ticket: Ticket, now_us: u64) -> Option<Run<T, A>> {
+        let mut run = self.running.end(ticket)?;
+        let took = now_us.saturating_sub(run.started_us);
+        if !run.aside {
+            self.measured(took);
+        }
+        self.charge(&mut run, took);
+        self.class(run.kind).end(&run.tenant, &run.agent);
+        Some(run)
+    }
+
+    /// Which scan gives way now. To be asked whenever something changed, and at the time
+    /// that the last answer named, until nobody does.
+    pub fn give_way(&mut self, now_us: u64) -> GiveWay {
+        self.charge_running(now_us);
+        if self.running.on_lanes() < self.layout.lanes {
+            return GiveWay::Nobody;
+        }
+        let Some((_, agent)) = self.urgent(now_us) else {
+            return GiveWay::Nobody;
+        };
+        if self.running.leaving() >= self.on_access.count() {
+            return GiveWay::Nobody;
+        }
+        // Those that wait for a side lane come first, or they would wait for ever.
+        let moves = self.running.aside() < self.layout.side_lanes && self.long.count() == 0;
+        match self.running.victim(&agent, self.layout, now_us, moves) {
+            Some(ticket) if moves => {
+                self.running.move_aside(ticket);
+                self.measured(self.layout.give_way_us);
+                GiveWay::Moved(ticket)
+            }
+            Some(ticket) => {
+                self.running.tell(ticket);
+                GiveWay::Stop(ticket)
+            }
+            None => match self.running.next_victim_us(&agent, self.layout) {
+                Some(at) => GiveWay::NotBefore(at),
+                None => GiveWay::Nobody,
+            },
+        }
+    }
+
+    /// Whether on-access waits and no lane is free: somebody may have to give way.
+    pub fn is_crowded(&self) -> bool {
+        self.on_access.count() > 0 && self.running.on_lanes() >= self.layout.lanes
+    }
+
+    /// Drops what waits.
+    pub fn clear(&mut self) {
+        self.on_access = Class::default();
+        self.on_demand = Class::default();
+        self.long = Class::default();
+        self.per_tenant.clear();
+        self.per_agent.clear();
+    }
+
+    /// Charges what runs for the time that it has run.
+    fn charge_running(&mut self, now_us: u64) {
+        let mut running = std::mem::take(&mut self.running);
+        for run in running.iter_mut() {
+            let so_far = now_us.saturating_sub(run.started_us).max(run.charged_us);
+            self.charge(run, so_far);
+        }
+        self.running = running;
+    }
+
+    /// Charges a scan `micros` in all.
+    fn charge(&mut self, run: &mut Run<T, A>, micros: u64) {
+        let more =
+            i64::try_from(i128::from(micros) - i128::from(run.charged_us)).unwrap_or(i64::MAX);
+        if more == 0 {
+            return;
+        }
+        run.charged_us = micros;
+        self.class(run.kind).charge(&run.tenant, &run.agent, more);
+        if run.aside {
+            return;
+        }
+        let turn = i64::from(ON_DEMAND_TURN - 1);
+        let until = &mut self.until_on_demand_us;
+        match run.kind {
+            Kind::OnAccess => *until = until.saturating_sub(more),
+            Kind::OnDemand if run.by_turn => {
+                *until = until.saturating_add(more.saturating_mul(turn));
+            }
+            Kind::OnDemand | Kind::Long => {}
+        }
+    }
+
+    /// A scan kept its lane for so long, and from others no longer than it may.
+    fn measured(&mut self, micros: u64) {
+        let kept = micros.min(self.layout.give_way_us);
+        self.average_us = self.average_us - self.average_us / AVERAGE_OVER + kept / AVERAGE_OVER;
     }
 }
 
@@ -280,320 +424,6 @@ fn leave<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
         *count -= 1;
         if *count == 0 {
             counts.remove(key);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const BOUNDS: Bounds = Bounds {
-        total: 16,
-        per_tenant: 14,
-        per_agent: 6,
-    };
-    const PACE: Pace = Pace {
-        lanes: 2,
-        scan_ms: 10,
-    };
-
-    fn ask(agent: u8, class: ScanClass) -> Ask<u8, u8> {
-        Ask {
-            tenant: 0,
-            agent,
-            class,
-            deadline_ms: None,
-        }
-    }
-
-    fn drain<I>(queue: &mut Queue<u8, u8, I>, now_ms: u64) -> Vec<(u8, I)> {
-        std::iter::from_fn(|| queue.pop(now_ms)).collect()
-    }
-
-    #[test]
-    fn a_flood_of_one_does_not_delay_another() {
-        let mut queue = Queue::new(BOUNDS);
-        for n in 0..6 {
-            queue.push(ask(1, ScanClass::OnAccess), n, 0, PACE).unwrap();
-        }
-        assert!(queue.push(ask(1, ScanClass::OnAccess), 6, 0, PACE).is_err());
-        queue
-            .push(ask(2, ScanClass::OnAccess), 100, 0, PACE)
-            .unwrap();
-        let order: Vec<u8> = drain(&mut queue, 0)
-            .into_iter()
-            .map(|(agent, _)| agent)
-            .collect();
-        assert_eq!(order, [1, 2, 1, 1, 1, 1, 1]);
-    }
-
-    #[test]
-    fn on_access_first_yet_on_demand_never_starves() {
-        let bounds = Bounds {
-            total: 1000,
-            per_tenant: 1000,
-            per_agent: 1000,
-        };
-        let mut queue = Queue::new(bounds);
-        for n in 0..100 {
-            queue.push(ask(1, ScanClass::OnDemand), n, 0, PACE).unwrap();
-            queue.push(ask(2, ScanClass::OnAccess), n, 0, PACE).unwrap();
-        }
-        let order: Vec<u8> = drain(&mut queue, 0)
-            .into_iter()
-            .map(|(agent, _)| agent)
-            .collect();
-        assert!(order[..15].iter().all(|agent| *agent == 2));
-        assert_eq!(order[15], 1);
-        assert_eq!(order[..32].iter().filter(|agent| **agent == 1).count(), 2);
-    }
-
-    #[test]
-    fn on_demand_leaves_room_for_on_access() {
-        let mut queue = Queue::new(BOUNDS);
-        let taken = (0..16)
-            .filter(|n| {
-                queue
-                    .push(ask(*n, ScanClass::OnDemand), (), 0, PACE)
-                    .is_ok()
-            })
-            .count();
-        assert_eq!(taken, 12);
-        queue
-            .push(ask(20, ScanClass::OnAccess), (), 0, PACE)
-            .unwrap();
-    }
-
-    #[test]
-    fn past_its_deadline_an_entry_waits_behind_those_in_time() {
-        let mut queue = Queue::new(BOUNDS);
-        let late = Ask {
-            deadline_ms: Some(5),
-            ..ask(1, ScanClass::OnAccess)
-        };
-        queue.push(late, "late", 0, PACE).unwrap();
-        queue
-            .push(ask(2, ScanClass::OnAccess), "in time", 0, PACE)
-            .unwrap();
-        assert_eq!(queue.pop(10), Some((2, "in time")));
-        assert_eq!(queue.pop(10), Some((1, "late")));
-    }
-
-    #[test]
-    fn what_cannot_be_served_in_time_is_turned_away() {
-        let mut queue = Queue::new(BOUNDS);
-        for agent in 0..8 {
-            queue
-                .push(ask(agent, ScanClass::OnAccess), (), 0, PACE)
-                .unwrap();
-        }
-        let tight = Ask {
-            deadline_ms: Some(30),
-            ..ask(9, ScanClass::OnAccess)
-        };
-        assert_eq!(
-            queue.check(&tight, 0, PACE),
-            Err(Busy { retry_after_ms: 40 })
-        );
-        let loose = Ask {
-            deadline_ms: Some(41),
-            ..tight
-        };
-        assert_eq!(queue.check(&loose, 0, PACE), Ok(()));
-    }
-
-    #[test]
-    fn a_tenant_of_many_costs_no_more_than_a_tenant_of_one() {
-        let bounds = Bounds {
-            total: 1000,
-            per_tenant: 1000,
-            per_agent: 1000,
-        };
-        let mut queue = Queue::new(bounds);
-        for agent in 0..100 {
-            queue
-                .push(ask(agent, ScanClass::OnAccess), (), 0, PACE)
-                .unwrap();
-        }
-        let small = |agent| Ask {
-            tenant: 1,
-            ..ask(agent, ScanClass::OnAccess)
-        };
-        for agent in [200, 201, 202] {
-            queue.push(small(agent), (), 0, PACE).unwrap();
-        }
-        let order: Vec<u8> = drain(&mut queue, 0)
-            .into_iter()
-            .map(|(agent, ())| agent)
-            .collect();
-        assert_eq!(order[..6], [0, 200, 1, 201, 2, 202]);
-    }
-
-    #[test]
-    fn a_tenant_cannot_fill_the_queue() {
-        let mut queue = Queue::new(BOUNDS);
-        let of = |tenant, agent| Ask {
-            tenant,
-            ..ask(agent, ScanClass::OnAccess)
-        };
-        let taken = (0..16).filter(|agent| queue.push(of(0, *agent), (), 0, PACE).is_ok());
-        assert_eq!(taken.count(), BOUNDS.per_tenant);
-        queue.push(of(1, 20), (), 0, PACE).unwrap();
-    }
-
-    #[test]
-    fn nobody_is_turned_away_for_a_flood_that_does_not_delay_him() {
-        let bounds = Bounds {
-            total: 1000,
-            per_tenant: 1000,
-            per_agent: 1000,
-        };
-        let mut queue = Queue::new(bounds);
-        for _ in 0..500 {
-            queue
-                .push(ask(1, ScanClass::OnAccess), (), 0, PACE)
-                .unwrap();
-        }
-        let tight = |agent| Ask {
-            deadline_ms: Some(30),
-            ..ask(agent, ScanClass::OnAccess)
-        };
-        assert!(queue.check(&tight(1), 0, PACE).is_err(), "the flood itself");
-        assert_eq!(queue.check(&tight(2), 0, PACE), Ok(()));
-    }
-
-    /// The proving test of fairness, in simulated time: one agent asks ten times as
-    /// fast as the lanes can scan; seven others together use half of what there is.
-    /// Served without turns (the control), the others wait for the flood.
-    #[test]
-    fn under_a_tenfold_flood_the_others_keep_their_share() {
-        let worst = |turns: bool| {
-            let bounds = Bounds {
-                total: 1024,
-                per_tenant: 1024,
-                per_agent: if turns { 64 } else { 1024 },
-            };
-            let mut queue = Queue::new(bounds);
-            let mut worst_ms = 0;
-            let mut refused = 0;
-            for now_ms in 0..20_000u64 {
-                // Two lanes, 10 ms a scan: one place every 5 ms.
-                for _ in 0..2 {
-                    let flood = ask(0, ScanClass::OnAccess);
-                    let _ = queue.push(flood, (0, now_ms), now_ms, PACE);
-                }
-                if now_ms % 10 == 0 {
-                    let other = 1 + (now_ms / 10 % 7) as u8;
-                    let asker = if turns { other } else { 0 };
-                    let ask = ask(asker, ScanClass::OnAccess);
-                    refused += u32::from(queue.push(ask, (other, now_ms), now_ms, PACE).is_err());
-                }
-                if now_ms % 5 == 0
-                    && let Some((_, (who, since))) = queue.pop(now_ms)
-                    && who != 0
-                {
-                    worst_ms = worst_ms.max(now_ms - since);
-                }
-            }
-            (worst_ms, refused)
-        };
-        let (fair_ms, refused) = worst(true);
-        assert!(
-            fair_ms <= 8 * 5,
-            "{fair_ms} ms: more than one turn of everybody"
-        );
-        assert_eq!(refused, 0);
-        let (unfair_ms, refused) = worst(false);
-        assert!(
-            unfair_ms > 1000 || refused > 100,
-            "the control is fair, too"
-        );
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Push {
-            agent: u8,
-            on_access: bool,
-            deadline: Option<u64>,
-        },
-        Pop,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let push = (0u8..5, any::<bool>(), proptest::option::of(0u64..300)).prop_map(
-            |(agent, on_access, deadline)| Step::Push {
-                agent,
-                on_access,
-                deadline,
-            },
-        );
-        proptest::collection::vec(prop_oneof![3 => push, 2 => Just(Step::Pop)], 0..200)
-    }
-
-    proptest! {
-        /// Nothing is lost, doubled or over a bound; one agent's entries of one
-        /// class that did not expire keep their order.
-        #[test]
-        fn what_goes_in_comes_out_once_and_within_bounds(steps in steps()) {
-            let mut queue = Queue::new(BOUNDS);
-            let (mut pushed, mut popped) = (Vec::new(), Vec::new());
-            for (now, step) in steps.into_iter().enumerate() {
-                let now = now as u64;
-                match step {
-                    Step::Push { agent, on_access, deadline } => {
-                        let class =
-                            if on_access { ScanClass::OnAccess } else { ScanClass::OnDemand };
-                        let ask = Ask { tenant: agent % 2, agent, class, deadline_ms: deadline };
-                        let item = (now, on_access, deadline);
-                        if queue.push(ask, item, now, PACE).is_ok() {
-                            pushed.push((agent, item));
-                        }
-                    }
-                    Step::Pop => popped.extend(queue.pop(now)),
-                }
-                prop_assert!(queue.len() <= BOUNDS.total);
-                prop_assert!(queue.per_agent.values().all(|own| *own <= BOUNDS.per_agent));
-                prop_assert!(queue.per_tenant.values().all(|own| *own <= BOUNDS.per_tenant));
-            }
-            popped.extend(drain(&mut queue, 1000));
-            prop_assert!(queue.is_empty() && queue.per_agent.is_empty() && queue.per_tenant.is_empty());
-            for agent in 0..5 {
-                for on_access in [true, false] {
-                    let lasting = |entry: &&(u8, (u64, bool, Option<u64>))| {
-                        entry.0 == agent && entry.1.1 == on_access && entry.1.2.is_none()
-                    };
-                    let went: Vec<_> = pushed.iter().filter(lasting).collect();
-                    let came: Vec<_> = popped.iter().filter(lasting).collect();
-                    prop_assert_eq!(went, came);
-                }
-            }
-            let (mut went, mut came) = (pushed, popped);
-            went.sort();
-            came.sort();
-            prop_assert_eq!(went, came);
-        }
-
-        /// Between two places of a waiting agent, no other of its class has two.
-        #[test]
-        fn agents_take_turns(counts in proptest::collection::vec(1usize..6, 2..5)) {
-            let mut queue = Queue::new(Bounds { total: 100, per_tenant: 100, per_agent: 100 });
-            for (agent, count) in counts.iter().enumerate() {
-                for _ in 0..*count {
-                    queue.push(ask(agent as u8, ScanClass::OnAccess), (), 0, PACE).unwrap();
-                }
-            }
-            let mut served = vec![0usize; counts.len()];
-            while let Some((agent, ())) = queue.pop(0) {
-                served[agent as usize] += 1;
-                for (a, served_a) in served.iter().enumerate() {
-                    let waits = *served_a < counts[a];
-                    prop_assert!(!waits || served.iter().all(|other| *other <= served_a + 1));
-                }
-            }
-            prop_assert_eq!(served, counts);
         }
     }
 }

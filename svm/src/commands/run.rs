@@ -213,8 +213,8 @@ fn scanner(
         per_agent: settings.limits.queue_per_agent as usize,
     };
     let recycle_after = settings.scan.recycle_after.into();
-    let (lanes, timeout) = (settings.workers(), settings.scan_timeout());
-    Scanner::start(lanes, timeout, recycle_after, bounds, metrics, engines)
+    let (layout, timeout) = (settings.layout(), settings.scan_timeout());
+    Scanner::start(layout, timeout, recycle_after, bounds, metrics, engines)
         .context("the scan threads cannot be started")
 }
 

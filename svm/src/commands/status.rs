@@ -60,6 +60,13 @@ fn text(status: &Status) -> String {
             ),
         ),
         (
+            "long scans",
+            format!(
+                "{} aside, {} waiting; {} moved aside and {} stopped since the start, for others",
+                now.aside, now.waiting_long, counts.moved_aside, counts.stopped
+            ),
+        ),
+        (
             "agents",
             format!("{} connected, {} requests open", now.agents, now.requests),
         ),

@@ -15,6 +15,10 @@
 //! A worker that dies is replaced by one that is forked then, and the content tried once
 //! more: a death may be another's fault (memory, an administrator), but two are the
 //! content's, and remembered.
+//!
+//! A scan that is stopped to give way ([`Stop`]) has no verdict, unless one was decided:
+//! its content goes back to the queue. The workers that are killed for it are nobody's
+//! deaths.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,15 +30,18 @@ use palisade_worker::client::{
     WorkerHandle,
 };
 
+use crate::admission::{Start, Ticket};
 use crate::digest::Digests;
 use crate::engine::EngineKind;
 use crate::hash_lists::HashLists;
+use crate::metrics::GaveWay;
 
 use super::engines::{Engine, EngineSet, NoWorker, PoisonKey};
 use super::pool;
 use super::rerun::Task;
+use super::stop::Stop;
 use super::tally::Tally;
-use super::{Done, Shared, Waiting, rerun};
+use super::{Done, Job, Shared, Waiting, rerun};
 
 /// How often a content is given to an engine whose worker died of it.
 const ATTEMPTS: u32 = 2;
@@ -45,38 +52,75 @@ const POLITE_PERMILLE: u128 = 900;
 /// The lane's whole life.
 pub(super) fn run(shared: &Shared) {
     let mut lane = Lane::new(shared.lane.clone());
-    while let Some(Waiting { job, since }) = next(shared, &mut lane) {
-        let waited = since.elapsed();
-        let _request = job.span.enter();
-        shared.busy.fetch_add(1, Ordering::Relaxed);
+    while let Some(turn) = next(shared, &mut lane) {
+        let Turn {
+            ticket,
+            stop,
+            waiting,
+        } = turn;
+        let Waiting { job, since, waited } = waiting;
+        let waited = waited.unwrap_or_else(|| since.elapsed());
+        let span = job.span.clone();
+        let _request = span.enter();
         let started = Instant::now();
         let set = shared.active().clone();
         shared.retire(lane.adopt(set));
         let subject = PoisonKey {
-            tenant: job.tenant,
+            tenant: job.tenant.clone(),
             content: job.content,
             options: job.options,
         };
-        let done = lane.scan(&subject, job.bytes, job.clean_by.as_ref());
+        let scanned = lane.scan(&subject, job.bytes, job.clean_by.as_ref(), &stop);
         let took = started.elapsed();
-        shared.busy.fetch_sub(1, Ordering::Relaxed);
-        shared.measured(&done.end, waited, took);
-        tracing::debug!(content = %job.content, took_ms = took.as_millis(), end = ?done.end, "scanned");
-        // Whoever asked may be gone.
-        let _ = job.reply.send(done);
+        let (content, took_ms) = (job.content, took.as_millis());
+        match scanned {
+            Scanned::Done(done) => {
+                shared.ended(ticket);
+                shared.measured(&done.end, waited, took);
+                tracing::debug!(%content, took_ms, end = ?done.end, "scanned");
+                // Whoever asked may be gone.
+                let _ = job.reply.send(*done);
+            }
+            Scanned::GaveWay(bytes) => {
+                shared.metrics.gave_way(GaveWay::stopped);
+                tracing::debug!(%content, took_ms, "stopped to give way");
+                let waiting = Waiting {
+                    job: Job { bytes, ..job },
+                    since,
+                    waited: Some(waited),
+                };
+                shared.put_back(ticket, waiting);
+            }
+        }
     }
+}
+
+/// A scan that is this lane's.
+struct Turn {
+    ticket: Ticket,
+    stop: Arc<Stop>,
+    waiting: Waiting,
 }
 
 /// Waits for a job; `None` to stop. An idle lane does not hold on to a set that is
 /// no longer in force.
-fn next(shared: &Shared, lane: &mut Lane) -> Option<Waiting> {
+fn next(shared: &Shared, lane: &mut Lane) -> Option<Turn> {
     let mut state = shared.state();
     loop {
         if state.stopping {
             return None;
         }
-        if let Some((_, waiting)) = state.jobs.pop(shared.now_ms()) {
-            return Some(waiting);
+        if let Some(Start { ticket, item }) = state.jobs.next(shared.now_us()) {
+            let stop = Arc::new(Stop::default());
+            state.stops.insert(ticket, Arc::clone(&stop));
+            if state.jobs.is_crowded() {
+                shared.crowded.notify_one();
+            }
+            return Some(Turn {
+                ticket,
+                stop,
+                waiting: item,
+            });
         }
         if lane.is_outdated(shared) {
             drop(state);
@@ -88,6 +132,30 @@ fn next(shared: &Shared, lane: &mut Lane) -> Option<Waiting> {
             .ready
             .wait(state)
             .unwrap_or_else(std::sync::PoisonError::into_inner);
+    }
+}
+
+impl Shared {
+    /// A scan ended: somebody else may have its place, besides who is next on its lane.
+    fn ended(&self, ticket: Ticket) {
+        let mut state = self.state();
+        state.stops.remove(&ticket);
+        state.jobs.end(ticket, self.now_us());
+        self.tell(state);
+    }
+
+    /// A scan gave way: its content waits again.
+    fn put_back(&self, ticket: Ticket, waiting: Waiting) {
+        let mut state = self.state();
+        state.stops.remove(&ticket);
+        let now_us = self.now_us();
+        if state.stopping {
+            // Dropped, as is all that waits.
+            state.jobs.end(ticket, now_us);
+        } else {
+            state.jobs.put_back(ticket, waiting, now_us);
+        }
+        self.tell(state);
     }
 }
 
@@ -105,6 +173,15 @@ pub(super) struct Bounds {
 pub(super) struct Lane {
     bounds: Bounds,
     set: Option<Arc<EngineSet>>,
+}
+
+/// What became of a content on a lane.
+#[derive(Debug)]
+pub(super) enum Scanned {
+    /// Its scan ended.
+    Done(Box<Done>),
+    /// Its scan was stopped: nothing is known of it. The content comes back.
+    GaveWay(SealedContent),
 }
 
 impl Lane {
@@ -138,7 +215,8 @@ impl Lane {
         subject: &PoisonKey,
         bytes: SealedContent,
         clean_by: Option<&Generations>,
-    ) -> Done {
+        stop: &Stop,
+    ) -> Scanned {
         let mut tally = Tally::new();
         let mut sha256 = None;
         match &self.set {
@@ -155,12 +233,16 @@ impl Lane {
                         let kinds = set.engines().iter().map(|engine| engine.kind());
                         let archives = subject.options.archives;
                         let plan = rerun::plan(kinds, set.generations(), clean_by, archives);
-                        self.ask_all(set, subject, &bytes, &plan, &mut tally);
+                        self.ask_all(set, subject, &bytes, &plan, stop, &mut tally);
                     }
                 }
             }
         }
-        Done {
+        // Whatever was not asked in the meantime is in no tally.
+        if stop.is_stopped() && !tally.is_decided() {
+            return Scanned::GaveWay(bytes);
+        }
+        Scanned::Done(Box::new(Done {
             end: tally.end(),
             generations: self
                 .set
@@ -169,7 +251,7 @@ impl Lane {
                 .unwrap_or_default(),
             bytes,
             sha256,
-        }
+        }))
     }
 
     /// Has one engine after the other scan the content, until nothing can change the
@@ -180,10 +262,11 @@ impl Lane {
         subject: &PoisonKey,
         bytes: &SealedContent,
         plan: &[Task],
+        stop: &Stop,
         tally: &mut Tally,
     ) {
         for (index, task) in plan.iter().enumerate() {
-            if tally.is_decided() {
+            if tally.is_decided() || stop.is_stopped() {
                 break;
             }
             let members = match *task {
@@ -197,6 +280,7 @@ impl Lane {
                 members,
                 subject,
                 part: "",
+                stop,
             };
             self.ask(&step, bytes, tally);
         }
@@ -224,13 +308,19 @@ impl Lane {
                     break;
                 }
             };
+            if !step.stop.enter(&worker) {
+                break;
+            }
             let left = step.deadline.saturating_duration_since(Instant::now());
             let result = worker.scan(bytes, step.worker_options(left), left, &mut |member| {
                 others += self.ask_about_member(step, &member, tally);
             });
+            let is_whole = step.stop.leave();
             match result {
                 Ok(done) => {
-                    self.put_back(step, worker, &done);
+                    if is_whole {
+                        self.put_back(step, worker, &done);
+                    }
                     tally.said(engine, &done.outcome, step.part);
                     if done.members_truncated {
                         tally.limit(engine, "members");
@@ -240,6 +330,8 @@ impl Lane {
                     }
                     break;
                 }
+                // It was killed for others.
+                Err(_) if !is_whole => break,
                 Err(error @ (WorkerError::TimedOut | WorkerError::OutOfCpuTime)) => {
                     tracing::warn!(%content, engine = engine.name(), %error, "timed out");
                     tally.timed_out(engine);
@@ -311,6 +403,7 @@ struct Step<'a> {
     subject: &'a PoisonKey,
     /// The part of the content that is scanned; empty for the content itself.
     part: &'a str,
+    stop: &'a Stop,
 }
 
 impl Step<'_> {

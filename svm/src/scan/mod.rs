@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  submit ──► admission queue ──► lane 1 ──┬─ a worker of each engine ──► End
-//!                            └──► lane 2 ──┘
+//!                  ▲         └──► lane 2 ──┘         │
+//!                  └───────── stopped to give way ───┘
 //! ```
 //!
 //! | module | owns |
@@ -11,6 +12,7 @@
 //! | [`crew`] | one process' workers: idle ones by tenant, spares |
 //! | [`pool`] | which idle worker may take which content, and how long it lives (pure) |
 //! | [`lane`] | one thread, one content at a time through all engines |
+//! | [`warden`], [`stop`] | long scans give way: when it is time, and how |
 //! | [`rerun`] | which engines a content needs (pure) |
 //! | [`poison`] | contents that killed twice (pure) |
 //! | [`tally`] | from what engines say to one verdict (pure) |
@@ -26,10 +28,13 @@ mod lane;
 pub mod poison;
 pub mod pool;
 mod rerun;
+mod stop;
 pub mod tally;
 pub mod trial;
+mod warden;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -42,16 +47,12 @@ use palisade_worker::client::SealedContent;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use crate::admission::{Ask, Bounds, Pace, Queue};
+use crate::admission::{Ask, Bounds, Layout, Queue, Ticket};
 use crate::failure::Failure;
 use crate::metrics::{Ended, Metrics};
 use engines::{EngineSet, NoWorker};
+use stop::Stop;
 use tally::End;
-
-/// A scan's length before any was measured, in milliseconds.
-const FIRST_GUESS_MS: u64 = 20;
-/// How much a new measurement moves the average: one part in so many.
-const AVERAGE_OVER: u64 = 16;
 
 /// One content to scan.
 #[derive(Debug)]
@@ -107,13 +108,13 @@ pub struct Scanner {
 #[derive(Debug)]
 struct Shared {
     started: Instant,
-    lanes: usize,
+    layout: Layout,
     lane: lane::Bounds,
     queue: Mutex<State>,
+    /// Something can be started, or a lane has something else to do.
     ready: Condvar,
-    busy: AtomicUsize,
-    /// Average length of a scan in microseconds.
-    average_us: AtomicU64,
+    /// On-access waits, and no lane is free: the warden's.
+    crowded: Condvar,
     metrics: Arc<Metrics>,
     active: Mutex<Option<Arc<EngineSet>>>,
     /// Every set that a lane may still use, so that a stop reaches them all.
@@ -122,16 +123,19 @@ struct Shared {
     retired: Mutex<Option<mpsc::Sender<Arc<EngineSet>>>>,
 }
 
-/// A job, and since when it waits.
+/// A job, since when there is one, and how long it waited for its first lane.
 #[derive(Debug)]
 struct Waiting {
     job: Job,
     since: Instant,
+    waited: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct State {
     jobs: Queue<TenantId, AgentId, Waiting>,
+    /// One for each scan that runs.
+    stops: HashMap<Ticket, Arc<Stop>>,
     stopping: bool,
 }
 
@@ -139,19 +143,20 @@ struct State {
 #[derive(Debug)]
 pub struct Lanes {
     lanes: Vec<JoinHandle<()>>,
+    warden: JoinHandle<()>,
     /// Lets go of sets that lanes have done with: the last one that does waits until
     /// the engines' processes have ended, which no scan must do.
     retiring: JoinHandle<()>,
 }
 
 impl Scanner {
-    /// Starts `lanes` lanes, each of which gives each engine `timeout` for one
+    /// Starts the lanes, each of which gives each engine `timeout` for one
     /// content, and each worker `recycle_after` contents.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(
-        lanes: usize,
+        layout: Layout,
         timeout: Duration,
         recycle_after: u64,
         bounds: Bounds,
@@ -164,34 +169,42 @@ impl Scanner {
             .spawn(move || retired.into_iter().for_each(drop))?;
         let shared = Arc::new(Shared {
             started: Instant::now(),
-            lanes: lanes.max(1),
+            layout,
             lane: lane::Bounds {
                 timeout,
                 recycle_after,
                 poisoned: Arc::default(),
             },
             queue: Mutex::new(State {
-                jobs: Queue::new(bounds),
+                jobs: Queue::new(bounds, layout),
+                stops: HashMap::new(),
                 stopping: false,
             }),
             ready: Condvar::new(),
-            busy: AtomicUsize::new(0),
-            average_us: AtomicU64::new(FIRST_GUESS_MS * 1000),
+            crowded: Condvar::new(),
             metrics,
             sets: Mutex::new(vec![Arc::downgrade(&first)]),
             active: Mutex::new(Some(first)),
             retired: Mutex::new(Some(retire)),
         });
         let mut threads = Vec::new();
-        for number in 0..shared.lanes {
+        // A thread is no lane: which of them is on which is the queue's to say.
+        for number in 0..layout.all() {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
                 .name(format!("lane-{number}"))
                 .spawn(move || lane::run(&shared))?;
             threads.push(thread);
         }
+        let warden = std::thread::Builder::new()
+            .name("warden".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || warden::run(&shared)
+            })?;
         let lanes = Lanes {
             lanes: threads,
+            warden,
             retiring,
         };
         Ok((Self { shared }, lanes))
@@ -242,11 +255,8 @@ impl Scanner {
         if state.stopping {
             return Err(Failure::Stopping);
         }
-        let (ask, now_ms) = self.shared.ask(asker);
-        state
-            .jobs
-            .check(&ask, now_ms, self.shared.pace())
-            .map_err(Failure::from)
+        let (ask, now_us) = self.shared.ask(asker);
+        state.jobs.check(&ask, now_us).map_err(Failure::from)
     }
 
     /// Queues a content.
@@ -258,28 +268,28 @@ impl Scanner {
         if state.stopping {
             return Err(Failure::Stopping);
         }
-        let (ask, now_ms) = self.shared.ask(asker);
+        let (ask, now_us) = self.shared.ask(asker);
         let waiting = Waiting {
             job,
             since: Instant::now(),
+            waited: None,
         };
         state
             .jobs
-            .push(ask, waiting, now_ms, self.shared.pace())
+            .push(ask, waiting, now_us)
             .map_err(|(busy, _)| busy)?;
-        drop(state);
-        self.shared.ready.notify_one();
+        self.shared.tell(state);
         Ok(())
     }
 
     /// Load at this moment.
     pub fn load(&self) -> LoadHint {
-        let (waiting, wait_ms) = {
-            let state = self.shared.state();
-            (state.jobs.len(), state.jobs.wait_ms(self.shared.pace()))
+        let (work, wait_ms) = {
+            let jobs = &self.shared.state().jobs;
+            let running = jobs.on_lanes() + jobs.aside();
+            (running + jobs.len(), jobs.wait_ms())
         };
-        let work = self.shared.busy.load(Ordering::Relaxed) + waiting;
-        let permille = (work * 1000).div_ceil(self.shared.lanes);
+        let permille = (work * 1000).div_ceil(self.lanes());
         LoadHint {
             load_permille: u16::try_from(permille).unwrap_or(u16::MAX),
             queue_wait_ms: wait_ms,
@@ -291,9 +301,14 @@ impl Scanner {
         self.shared.state().jobs.waiting(class)
     }
 
-    /// Scans at a time.
+    /// Contents that gave way and wait for a side lane.
+    pub fn waiting_long(&self) -> usize {
+        self.shared.state().jobs.waiting_long()
+    }
+
+    /// Scans at a time, but for those on side lanes.
     pub fn lanes(&self) -> usize {
-        self.shared.lanes
+        self.shared.layout.lanes.max(1)
     }
 
     /// Engines of the set in force that cannot scan now.
@@ -304,7 +319,12 @@ impl Scanner {
 
     /// Lanes that scan.
     pub fn busy(&self) -> usize {
-        self.shared.busy.load(Ordering::Relaxed)
+        self.shared.state().jobs.on_lanes()
+    }
+
+    /// Long scans on side lanes.
+    pub fn aside(&self) -> usize {
+        self.shared.state().jobs.aside()
     }
 
     /// Contents that killed their worker twice, since the start.
@@ -335,10 +355,10 @@ impl Scanner {
     pub fn stop(&self) {
         let mut state = self.shared.state();
         state.stopping = true;
-        let now_ms = self.shared.now_ms();
-        while state.jobs.pop(now_ms).is_some() {}
+        state.jobs.clear();
         drop(state);
         self.shared.ready.notify_all();
+        self.shared.crowded.notify_all();
     }
 
     /// Waits for the lanes; after `patience` the engines are killed. Nothing runs
@@ -360,6 +380,9 @@ impl Scanner {
             if lane.join().is_err() {
                 tracing::error!("a lane panicked");
             }
+        }
+        if lanes.warden.join().is_err() {
+            tracing::error!("the thread that has long scans give way panicked");
         }
         drop(active);
         self.shared.close_retirement();
@@ -406,32 +429,35 @@ impl Shared {
         );
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    /// Wakes who has something to do now.
+    fn tell(&self, state: MutexGuard<'_, State>) {
+        let crowded = state.jobs.is_crowded();
+        drop(state);
+        if crowded {
+            self.crowded.notify_one();
+        } else {
+            self.ready.notify_one();
+        }
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
     fn ask(&self, asker: &Asker) -> (Ask<TenantId, AgentId>, u64) {
-        let deadline_ms = asker.deadline.map(|deadline| {
+        let deadline_us = asker.deadline.map(|deadline| {
             let from_start = deadline.saturating_duration_since(self.started);
-            u64::try_from(from_start.as_millis()).unwrap_or(u64::MAX)
+            u64::try_from(from_start.as_micros()).unwrap_or(u64::MAX)
         });
         (
             Ask {
                 tenant: asker.tenant.clone(),
                 agent: asker.agent,
                 class: asker.class,
-                deadline_ms,
+                deadline_us,
             },
-            self.now_ms(),
+            self.now_us(),
         )
-    }
-
-    fn pace(&self) -> Pace {
-        let scan_ms = self.average_us.load(Ordering::Relaxed).div_ceil(1000);
-        Pace {
-            lanes: self.lanes,
-            scan_ms: u32::try_from(scan_ms).unwrap_or(u32::MAX),
-        }
     }
 
     /// A scan ended after this long in the queue and in its lane.
@@ -442,11 +468,6 @@ impl Shared {
         };
         self.metrics
             .scanned(ended, waited.as_secs_f64(), took.as_secs_f64());
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let average = self.average_us.load(Ordering::Relaxed);
-        // Two lanes at once may lose one measurement, which an average survives.
-        let moved = average - average / AVERAGE_OVER + took / AVERAGE_OVER;
-        self.average_us.store(moved, Ordering::Relaxed);
     }
 }
 

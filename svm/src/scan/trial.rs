@@ -12,7 +12,8 @@ use palisade_protocol::scan::ScanOptions;
 use palisade_worker::client::SealedContent;
 
 use super::engines::{EngineSet, NoWorker, PoisonKey};
-use super::lane::{Bounds, Lane};
+use super::lane::{Bounds, Lane, Scanned};
+use super::stop::Stop;
 use super::tally::End;
 
 /// A lane of its own for one set.
@@ -50,6 +51,12 @@ impl Trial {
             engine: "engines",
             detail: format!("no memory for a content: {error}"),
         })?;
-        self.0.scan(&subject, sealed, None).end
+        match self.0.scan(&subject, sealed, None, &Stop::default()) {
+            Scanned::Done(done) => done.end,
+            Scanned::GaveWay(_) => Err(NoWorker {
+                engine: "engines",
+                detail: "a check was stopped".to_owned(),
+            }),
+        }
     }
 }

@@ -22,6 +22,7 @@
 //! | [`silent`] | thousands that say nothing, or too little |
 //! | [`bombs`] | archives that unpack to more than there is |
 //! | [`stored`] | what a scan must come to before anything is stored |
+//! | [`slow`] | contents that take long, and those who wait meanwhile |
 //! | [`neighbours`] | another tenant's contents, another agent's flood |
 //! | [`reports`] | what the Integration Server hears |
 //!
@@ -57,6 +58,7 @@ mod retro;
 mod sandbox;
 mod silent;
 mod site;
+mod slow;
 mod stored;
 mod swaps;
 mod verdicts;
