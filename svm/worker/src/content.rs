@@ -12,12 +12,12 @@
 //! out both, and [`SealedContent::verify`] rules out a sender that did not seal.
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 pub use crate::sys::Mapped;
 
@@ -96,6 +96,26 @@ impl MemFile {
             ));
         }
         self.file.write_all_at(bytes, offset)
+    }
+
+    /// Fills `buffer` from `offset` (bytes).
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    /// Gives the memory of `length` bytes at `offset` back to the kernel, as far as it is
+    /// whole pages; they read as zeros then.
+    pub fn give_back(&self, offset: u64, length: u64) -> io::Result<()> {
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let offset = i64::try_from(offset).map_err(io::Error::other)?;
+        let length = i64::try_from(length).map_err(io::Error::other)?;
+        Ok(fallocate(&self.file, hole, offset, length)?)
+    }
+
+    /// Memory that the file takes (bytes).
+    pub fn held_bytes(&self) -> io::Result<u64> {
+        // The kernel counts blocks of 512 bytes, whatever the file system's.
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 
     /// Seals the content: from here on nobody can change it.
@@ -235,6 +255,20 @@ mod tests {
         assert!(sealed.file.set_len(1).is_err());
         let fd = sealed.as_fd().try_clone_to_owned().unwrap();
         assert_eq!(SealedContent::verify(fd, 6).unwrap().size(), 6);
+    }
+
+    #[test]
+    fn memory_that_is_given_back_is_none_and_reads_as_zeros() {
+        let file = MemFile::create(1 << 40).unwrap();
+        assert_eq!(file.held_bytes().unwrap(), 0, "a length is no memory");
+        let offset = (1 << 40) - 3 * 4096;
+        file.write_at(&[7; 3 * 4096], offset).unwrap();
+        file.give_back(offset + 4096, 4096).unwrap();
+        assert_eq!(file.held_bytes().unwrap(), 2 * 4096);
+        let mut bytes = [1; 3 * 4096];
+        file.read_exact_at(&mut bytes, offset).unwrap();
+        let expected = [[7; 4096], [0; 4096], [7; 4096]].concat();
+        assert_eq!(bytes, *expected);
     }
 
     #[test]
