@@ -8,7 +8,7 @@ use palisade_protocol::notice::Notice;
 use palisade_protocol::verdict::VerdictKind;
 
 use crate::client::{Client, unique};
-use crate::site::{PATIENCE, Site, marker, rule};
+use crate::site::{PATIENCE, Site, marker, rule, wait_until};
 
 /// The next notice.
 async fn notice(client: &Client) -> Vec<ContentId> {
@@ -158,6 +158,11 @@ async fn a_new_signature_that_hits_many_guests_is_reported_only() {
         (&"New".into(), &"yara-x".into())
     );
 
+    // What it is written by may still be on its way, and the daemon is killed.
+    let kept = site.state().join("brake.json");
+    wait_until("what is braked is written", || {
+        std::fs::read_to_string(&kept).is_ok_and(|text| text.contains("New"))
+    });
     // A restart changes nothing about it, and neither do others' looks.
     drop(daemon);
     let daemon = site.start();
