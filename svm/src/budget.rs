@@ -2,7 +2,7 @@
 //!
 //! A content's whole size is taken before a byte of it is asked for, so that
 //! contents in the making cannot wait for each other; it is given back with the
-//! memory file. Contents that are kept for their fragments ([`crate::fragments`]) hold
+//! memory file. Contents that are kept when they were scanned ([`crate::fragments`]) hold
 //! shares of the same budget, which are nobody's. Owns the counting; who waits for how
 //! long is named here too.
 
@@ -21,12 +21,13 @@ pub const WAIT: Duration = Duration::from_secs(2);
 /// What an agent is told to wait when there was none, in milliseconds.
 const RETRY_AFTER_MS: u32 = 1_000;
 /// Bytes that are counted as one: tmpfs takes whole pages.
-const UNIT_BYTES: u64 = 4096;
+pub const UNIT_BYTES: u64 = 4096;
 
 /// The budget. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Budget {
     units: Arc<Semaphore>,
+    total: u32,
     /// Units that one agent may hold: half of all, so that two agents at the
     /// least can work, and always one content of the largest size.
     per_agent: u32,
@@ -37,11 +38,16 @@ pub struct Budget {
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
 pub struct Share {
-    _units: OwnedSemaphorePermit,
+    units: OwnedSemaphorePermit,
     agent: Option<AgentShare>,
 }
 
 impl Share {
+    /// How much of the budget it is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.units.num_permits() as u64 * UNIT_BYTES
+    }
+
     /// The same memory, held on no agent's account any more.
     pub fn of_nobody(mut self) -> Self {
         self.agent = None;
@@ -78,6 +84,7 @@ impl Budget {
         let total = units(bytes.max(largest));
         Self {
             units: Arc::new(Semaphore::new(total as usize)),
+            total,
             per_agent: (total / 2).max(units(largest)),
             held: Arc::default(),
             waiting: Arc::default(),
@@ -98,12 +105,25 @@ impl Budget {
         let units = Arc::clone(&self.units).acquire_many_owned(wanted);
         match tokio::time::timeout(WAIT, units).await {
             Ok(Ok(units)) => Ok(Share {
-                _units: units,
+                units,
                 agent: Some(own),
             }),
             // The semaphore is never closed; either way there is no memory.
             Ok(Err(_)) | Err(_) => Err(busy),
         }
+    }
+
+    /// Takes `bytes` for nobody, if they are free at this moment: whoever waits for memory
+    /// goes first.
+    pub fn spare(&self, bytes: u64) -> Option<Share> {
+        if self.is_wanted() {
+            return None;
+        }
+        let units = Arc::clone(&self.units).try_acquire_many_owned(units(bytes));
+        Some(Share {
+            units: units.ok()?,
+            agent: None,
+        })
     }
 
     fn count(&self, agent: AgentId, units: u32) -> Option<AgentShare> {
@@ -129,6 +149,11 @@ impl Budget {
     pub fn lacking(&self, bytes: u64) -> u64 {
         let free = self.units.available_permits() as u64;
         u64::from(units(bytes)).saturating_sub(free) * UNIT_BYTES
+    }
+
+    /// Bytes that there are.
+    pub fn total_bytes(&self) -> u64 {
+        u64::from(self.total) * UNIT_BYTES
     }
 
     /// Bytes that are free.
@@ -172,6 +197,23 @@ mod tests {
         drop(second);
         assert_eq!(budget.free_bytes(), 4 * MIB);
         assert!(budget.held.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_spare_is_nobodys_and_leaves_the_first_place_to_who_waits() {
+        let budget = Budget::new(4 * MIB, MIB);
+        let own = budget.spare(3 * MIB).unwrap();
+        assert_eq!((own.bytes(), budget.free_bytes()), (3 * MIB, MIB));
+        assert!(budget.held.lock().unwrap().is_empty());
+        assert!(budget.spare(2 * MIB).is_none());
+        let (other, agent) = (budget.clone(), AgentId::random());
+        let waiting = tokio::spawn(async move { other.take(agent, 2 * MIB).await.is_ok() });
+        tokio::task::yield_now().await;
+        assert!(budget.spare(1).is_none(), "a request waits");
+        drop(own);
+        assert!(waiting.await.unwrap());
+        assert_eq!(budget.spare(1).unwrap().bytes(), UNIT_BYTES);
+        assert_eq!(budget.free_bytes(), budget.total_bytes());
     }
 
     #[tokio::test(start_paused = true)]

@@ -95,6 +95,31 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
         }
     }
 
+    /// Begins the key's flight and leads it; none when there is one already.
+    pub fn lead_new(&self, key: K) -> Option<(Seat<K, W, R>, OwnedMutexGuard<W>)> {
+        let mut open = self.open();
+        if open.contains_key(&key) {
+            return None;
+        }
+        let flight = Arc::new(Flight {
+            work: Arc::default(),
+            landed: watch::Sender::new(None),
+        });
+        // Nobody else has it yet.
+        let work = Arc::clone(&flight.work).try_lock_owned().ok()?;
+        let place = Place {
+            flight: Arc::clone(&flight),
+            seats: 1,
+        };
+        open.insert(key.clone(), place);
+        let seat = Seat {
+            flights: self.clone(),
+            key,
+            flight,
+        };
+        Some((seat, work))
+    }
+
     /// Flights in the table.
     pub fn len(&self) -> usize {
         self.open().len()
@@ -245,6 +270,25 @@ mod tests {
         drop(work);
         drop(first);
         assert_eq!(waiting.await.unwrap(), [7], "the work is kept");
+        assert!(flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_new_flight_has_one_leader_and_takes_followers() {
+        let flights = Table::default();
+        let (leader, work) = flights.lead_new(1).unwrap();
+        assert!(flights.lead_new(1).is_none(), "one is under way");
+        let follower = flights.enter(1);
+        leader.land("done");
+        drop(work);
+        assert!(matches!(follower.turn().await, Turn::Landed("done")));
+        drop((leader, follower));
+        // Given up, it is whose turn is next.
+        let (leader, work) = flights.lead_new(1).unwrap();
+        let follower = flights.enter(1);
+        drop((leader, work));
+        assert!(matches!(follower.turn().await, Turn::Lead(_)));
+        drop(follower);
         assert!(flights.is_empty());
     }
 

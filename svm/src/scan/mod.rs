@@ -99,6 +99,17 @@ pub struct Asker {
     pub deadline: Option<Instant>,
 }
 
+/// What the lanes do and what waits for them, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Lanes that there are.
+    pub lanes: usize,
+    /// Lanes that scan.
+    pub busy: usize,
+    /// Contents that wait for one.
+    pub waiting: usize,
+}
+
 /// The scanner. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Scanner {
@@ -264,9 +275,26 @@ impl Scanner {
     /// # Errors
     /// As [`Self::check`].
     pub fn submit(&self, asker: &Asker, job: Job) -> Result<(), Failure> {
+        self.submit_if(asker, job, |_| true).map(|_| ())
+    }
+
+    /// Queues a content if `fits` says so, which sees the lanes and the queue as they are
+    /// when the content would join it; gives whether it did.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn submit_if(
+        &self,
+        asker: &Asker,
+        job: Job,
+        fits: impl FnOnce(&Occupancy) -> bool,
+    ) -> Result<bool, Failure> {
         let mut state = self.shared.state();
         if state.stopping {
             return Err(Failure::Stopping);
+        }
+        if !fits(&self.shared.occupancy(&state)) {
+            return Ok(false);
         }
         let (ask, now_us) = self.shared.ask(asker);
         let waiting = Waiting {
@@ -279,7 +307,12 @@ impl Scanner {
             .push(ask, waiting, now_us)
             .map_err(|(busy, _)| busy)?;
         self.shared.tell(state);
-        Ok(())
+        Ok(true)
+    }
+
+    /// What the lanes do at this moment.
+    pub fn occupancy(&self) -> Occupancy {
+        self.shared.occupancy(&self.shared.state())
     }
 
     /// Load at this moment.
@@ -395,6 +428,14 @@ impl Scanner {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn occupancy(&self, state: &State) -> Occupancy {
+        Occupancy {
+            lanes: self.layout.lanes.max(1),
+            busy: state.jobs.on_lanes(),
+            waiting: state.jobs.len(),
+        }
     }
 
     fn active(&self) -> MutexGuard<'_, Option<Arc<EngineSet>>> {
