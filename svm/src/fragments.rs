@@ -1,8 +1,11 @@
-//! Fragments of contents that were scanned lately: what a changed file need not
-//! send again.
+//! Contents that were scanned lately: what a changed file need not send again, and what
+//! new definitions can be tried on unasked.
 //!
 //! ```text
-//!  scan done ──keep──► contents, most recently used last ──find──► pieces of a new content
+//!                 ┌─ more than one fragment: its memory file ─┐──find──► pieces of a new
+//!  scan done ─keep┤   at most MAX_CONTENTS (descriptors)      │          content
+//!                 └─ one fragment: packed, without descriptor ┘──lend──► a scan by new
+//!                     at most MAX_SMALL and `small` bytes                definitions
 //!                        │
 //!                        └─ make_room: the memory is wanted for contents in flight
 //! ```
@@ -13,21 +16,42 @@
 //! chaining value; the chaining value is that of a place, so what moved within a file
 //! is not found, and what was changed in place is.
 //!
+//! A content of one fragment saves nobody a byte, but most malware is so small: it is
+//! kept for [`crate::retro::rescan`] alone. In a [`pack`], it costs a copy of at most 256
+//! KiB and no descriptor; a bound of its own keeps a scan of many small files from
+//! displacing what saves sending, and it is forgotten last, because all of them take
+//! little.
+//!
+//! What is on loan or being copied is not forgotten to make room, since that would give
+//! nothing back ([`kept`]).
+//!
 //! **Invariant:** a tenant is never asked for less because of what another holds.
-//! **Invariant:** every byte here was verified against its chaining value before it
-//! was sealed.
+//! **Invariant:** every byte here was verified against its chaining value, or the
+//! content's id, before it was sealed. **Invariant:** memory is counted until its last
+//! user is done.
+
+mod kept;
+mod pack;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use palisade_protocol::content::{ChainingValue, Outline, has_outline};
+use palisade_protocol::content::{ChainingValue, ContentId, Outline, has_outline};
 use palisade_protocol::ids::TenantId;
+use palisade_protocol::scan::ScanOptions;
 use palisade_worker::client::SealedContent;
 
 use crate::budget::Share;
+use crate::cache::Key;
 
-/// Contents that are kept at the most: each holds a descriptor.
-const MAX_CONTENTS: usize = 512;
+pub use kept::{Kept, Loan};
+use pack::Pack;
+
+/// Contents of more than one fragment that are kept at the most: each holds a
+/// descriptor.
+pub const MAX_CONTENTS: usize = 512;
+/// Contents of one fragment that are kept at the most.
+pub const MAX_SMALL: usize = 16_384;
 
 /// Where a fragment of a new content can be copied from.
 #[derive(Debug, Clone)]
@@ -35,69 +59,136 @@ pub struct Piece {
     /// Which fragment of the new content.
     pub index: u32,
     /// Holds its bytes.
-    pub source: Arc<SealedContent>,
+    pub source: Arc<Kept>,
     /// Where, in bytes: the same offset in the old content as in the new one.
     pub offset: u64,
     /// How many bytes.
     pub length: u64,
 }
 
+/// How much is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// Bytes in all; 0 keeps nothing.
+    pub bytes: u64,
+    /// Bytes of contents of one fragment; 0 keeps none of them.
+    pub small: u64,
+}
+
 /// The store. Clones share it.
 #[derive(Debug, Clone)]
 pub struct FragmentStore {
     inner: Arc<Mutex<Inner>>,
+    /// Where contents of one fragment are, if any are kept.
+    pack: Option<Arc<Pack>>,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Most bytes that are kept; 0 keeps nothing.
-    bound: u64,
-    bytes: u64,
+    bounds: Bounds,
     contents: HashMap<u64, Held>,
-    /// Least recently used first: tick → content.
-    order: BTreeMap<u64, u64>,
+    large: Shelf,
+    small: Shelf,
     places: HashMap<TenantId, HashMap<ChainingValue, u64>>,
+    ids: HashMap<(TenantId, ContentId), u64>,
     /// Counts up: names contents, and orders their uses.
     tick: u64,
+}
+
+/// Contents that make room for each other.
+#[derive(Debug, Default)]
+struct Shelf {
+    /// What they take of the budget.
+    bytes: u64,
+    /// Least recently used first: tick → content.
+    order: BTreeMap<u64, u64>,
 }
 
 #[derive(Debug)]
 struct Held {
     tenant: TenantId,
     outline: Outline,
-    bytes: Arc<SealedContent>,
+    /// The options under which it was found clean when it was scanned last.
+    clean_with: Vec<ScanOptions>,
+    kept: Arc<Kept>,
     used: u64,
     /// Fragments that are found here, and not in a newer content.
     found_here: usize,
-    /// Given back to the budget when the content is forgotten.
-    _share: Share,
+}
+
+impl Held {
+    fn is_large(&self) -> bool {
+        has_outline(self.outline.size())
+    }
+
+    /// Whether forgetting it gives its memory back. Users come under the store's lock.
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.kept) == 1
+    }
+
+    fn scanned(&mut self, options: ScanOptions, clean: bool) {
+        self.clean_with.retain(|with| *with != options);
+        if clean {
+            self.clean_with.push(options);
+        }
+    }
 }
 
 impl FragmentStore {
-    /// A store of at most `bound` bytes; 0 keeps nothing.
-    pub fn new(bound: u64) -> Self {
+    /// A store with these bounds.
+    pub fn new(bounds: Bounds) -> Self {
+        let pack = match (bounds.small > 0).then(Pack::new).transpose() {
+            Ok(pack) => pack.map(Arc::new),
+            Err(error) => {
+                tracing::error!(%error, "small contents are not kept for re-scans");
+                None
+            }
+        };
         Self {
+            pack,
             inner: Arc::new(Mutex::new(Inner {
-                bound,
+                bounds,
                 ..Inner::default()
             })),
         }
     }
 
-    /// Keeps a content that was verified and scanned. Contents of one fragment are not
-    /// worth a descriptor, and those above the bound have no room.
-    pub fn keep(&self, tenant: &TenantId, outline: Outline, bytes: SealedContent, share: Share) {
-        let mut inner = self.inner();
+    /// Keeps a content that was verified and scanned, and whether it was found clean.
+    /// What is above the bounds has no room.
+    pub fn keep(
+        &self,
+        key: &Key,
+        clean: bool,
+        outline: Outline,
+        bytes: SealedContent,
+        share: Share,
+    ) {
         let size = outline.size();
-        if !has_outline(size) || size > inner.bound || bytes.size() != size {
+        if size == 0 || bytes.size() != size || outline.id() != key.content {
             return;
         }
-        let wanted = size.saturating_sub(inner.bound - inner.bytes);
-        inner.forget_bytes(wanted);
-        while inner.contents.len() >= MAX_CONTENTS {
-            inner.forget_oldest();
+        if has_outline(size) {
+            let mut inner = self.inner();
+            if inner.makes_room_for_large(share.bytes()) {
+                inner.insert(key, clean, outline, Kept::file(bytes, share));
+            }
+            return;
         }
-        inner.insert(tenant, outline, bytes, share.of_nobody());
+        let Some(pack) = &self.pack else {
+            return;
+        };
+        if self.inner().used_again(key, clean) {
+            return;
+        }
+        match Kept::packed(pack, &bytes, share) {
+            Ok(packed) => {
+                let mut inner = self.inner();
+                if inner.makes_room_for_small(packed.held_bytes()) {
+                    inner.insert(key, clean, outline, packed);
+                }
+            }
+            Err(error) => tracing::error!(%error, "a small content is not kept"),
+        }
     }
 
     /// The fragments of `outline` that can be copied from what this tenant sent before.
@@ -118,7 +209,7 @@ impl FragmentStore {
             {
                 found.push(Piece {
                     index,
-                    source: Arc::clone(&held.bytes),
+                    source: Arc::clone(&held.kept),
                     offset,
                     length,
                 });
@@ -133,15 +224,41 @@ impl FragmentStore {
         found
     }
 
-    /// Forgets the least recently used contents, until `bytes` are given back or none
-    /// is left.
+    /// What was found clean when it was scanned last, the most recently used first: at
+    /// most a name for each way in which each content was scanned.
+    pub fn called_clean(&self) -> Vec<Key> {
+        let inner = self.inner();
+        let mut held: Vec<&Held> = inner.contents.values().collect();
+        held.sort_unstable_by_key(|held| std::cmp::Reverse(held.used));
+        let names = held.iter().flat_map(|held| {
+            held.clean_with.iter().map(|options| Key {
+                tenant: held.tenant.clone(),
+                content: held.outline.id(),
+                size: held.outline.size(),
+                options: *options,
+            })
+        });
+        names.collect()
+    }
+
+    /// Lends a content, if it is still here. That is no use of it: it is forgotten no
+    /// later.
+    pub fn lend(&self, key: &Key) -> Option<Loan> {
+        let inner = self.inner();
+        let number = inner.ids.get(&(key.tenant.clone(), key.content))?;
+        let held = inner.contents.get(number)?;
+        (held.outline.size() == key.size).then(|| Loan::new(&held.kept))
+    }
+
+    /// Forgets contents, until `bytes` are given back or none is left that would give
+    /// any: the least recently used first, and those of one fragment last.
     pub fn make_room(&self, bytes: u64) {
         self.inner().forget_bytes(bytes);
     }
 
-    /// Bytes that are kept.
+    /// Bytes of the budget that are kept.
     pub fn bytes(&self) -> u64 {
-        self.inner().bytes
+        self.inner().bytes()
     }
 
     /// Contents that are kept.
@@ -155,27 +272,89 @@ impl FragmentStore {
 }
 
 impl Inner {
-    fn insert(&mut self, tenant: &TenantId, outline: Outline, bytes: SealedContent, share: Share) {
-        self.tick += 1;
-        let number = self.tick;
-        let places = self.places.entry(tenant.clone()).or_default();
-        let mut superseded: HashMap<u64, usize> = HashMap::new();
-        for value in outline.chaining_values() {
-            if let Some(before) = places.insert(*value, number) {
-                *superseded.entry(before).or_default() += 1;
+    fn bytes(&self) -> u64 {
+        self.large.bytes + self.small.bytes
+    }
+
+    fn shelf(&mut self, large: bool) -> &mut Shelf {
+        if large {
+            &mut self.large
+        } else {
+            &mut self.small
+        }
+    }
+
+    fn makes_room_for_large(&mut self, bytes: u64) -> bool {
+        if bytes > self.bounds.bytes {
+            return false;
+        }
+        while self.large.order.len() >= MAX_CONTENTS {
+            if self.forget_oldest(true).is_none() {
+                return false;
             }
         }
-        self.bytes += outline.size();
-        self.order.insert(number, number);
-        let held = Held {
-            tenant: tenant.clone(),
+        let free = self.bounds.bytes.saturating_sub(self.bytes());
+        self.forget_bytes(bytes.saturating_sub(free))
+    }
+
+    fn makes_room_for_small(&mut self, bytes: u64) -> bool {
+        if bytes > self.bounds.small.min(self.bounds.bytes) {
+            return false;
+        }
+        while self.small.order.len() >= MAX_SMALL || self.small.bytes + bytes > self.bounds.small {
+            if self.forget_oldest(false).is_none() {
+                return false;
+            }
+        }
+        let free = self.bounds.bytes.saturating_sub(self.bytes());
+        self.forget_bytes(bytes.saturating_sub(free))
+    }
+
+    /// A content that is here was scanned again.
+    fn used_again(&mut self, key: &Key, clean: bool) -> bool {
+        let Some(number) = self.ids.get(&(key.tenant.clone(), key.content)).copied() else {
+            return false;
+        };
+        if let Some(held) = self.contents.get_mut(&number) {
+            held.scanned(key.options, clean);
+        }
+        self.touch(number);
+        true
+    }
+
+    fn insert(&mut self, key: &Key, clean: bool, outline: Outline, kept: Kept) {
+        let id = (key.tenant.clone(), key.content);
+        let before = self.ids.get(&id).copied();
+        let clean_with = before.and_then(|before| self.contents.get(&before));
+        let clean_with = clean_with.map_or_else(Vec::new, |held| held.clean_with.clone());
+        if let Some(before) = before {
+            self.forget(before);
+        }
+        self.tick += 1;
+        let number = self.tick;
+        let mut superseded: HashMap<u64, usize> = HashMap::new();
+        if has_outline(outline.size()) {
+            let places = self.places.entry(key.tenant.clone()).or_default();
+            for value in outline.chaining_values() {
+                if let Some(before) = places.insert(*value, number) {
+                    *superseded.entry(before).or_default() += 1;
+                }
+            }
+        }
+        let mut held = Held {
+            tenant: key.tenant.clone(),
             found_here: outline.fragments(),
             outline,
-            bytes: Arc::new(bytes),
+            clean_with,
+            kept: Arc::new(kept),
             used: number,
-            _share: share,
         };
+        held.scanned(key.options, clean);
+        let shelf = self.shelf(held.is_large());
+        shelf.bytes += held.kept.held_bytes();
+        shelf.order.insert(number, number);
         self.contents.insert(number, held);
+        self.ids.insert(id, number);
         for (before, fragments) in superseded {
             let worthless = match self.contents.get_mut(&before) {
                 Some(held) => {
@@ -193,32 +372,51 @@ impl Inner {
 
     fn touch(&mut self, number: u64) {
         self.tick += 1;
-        if let Some(held) = self.contents.get_mut(&number) {
-            self.order.remove(&held.used);
-            held.used = self.tick;
-            self.order.insert(held.used, number);
-        }
-    }
-
-    fn forget_bytes(&mut self, bytes: u64) {
-        let until = self.bytes.saturating_sub(bytes);
-        while self.bytes > until {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some((_, number)) = self.order.first_key_value() {
-            self.forget(*number);
-        }
-    }
-
-    fn forget(&mut self, number: u64) {
-        let Some(held) = self.contents.remove(&number) else {
+        let tick = self.tick;
+        let Some(held) = self.contents.get_mut(&number) else {
             return;
         };
-        self.order.remove(&held.used);
-        self.bytes = self.bytes.saturating_sub(held.outline.size());
+        let (before, large) = (held.used, held.is_large());
+        held.used = tick;
+        let order = &mut self.shelf(large).order;
+        order.remove(&before);
+        order.insert(tick, number);
+    }
+
+    /// Whether so many bytes went back.
+    fn forget_bytes(&mut self, bytes: u64) -> bool {
+        let mut left = bytes;
+        while left > 0 {
+            let forgotten = self.forget_oldest(true);
+            let Some(given) = forgotten.or_else(|| self.forget_oldest(false)) else {
+                return false;
+            };
+            left = left.saturating_sub(given);
+        }
+        true
+    }
+
+    /// Forgets the least recently used content of a shelf that nobody uses now; gives
+    /// how many bytes went back.
+    fn forget_oldest(&mut self, large: bool) -> Option<u64> {
+        let shelf = if large { &self.large } else { &self.small };
+        let is_idle = |number: &u64| self.contents.get(number).is_some_and(Held::is_idle);
+        let oldest = shelf.order.values().copied().find(is_idle)?;
+        Some(self.forget(oldest))
+    }
+
+    fn forget(&mut self, number: u64) -> u64 {
+        let Some(held) = self.contents.remove(&number) else {
+            return 0;
+        };
+        let bytes = held.kept.held_bytes();
+        let shelf = self.shelf(held.is_large());
+        shelf.order.remove(&held.used);
+        shelf.bytes = shelf.bytes.saturating_sub(bytes);
+        let id = (held.tenant.clone(), held.outline.id());
+        if self.ids.get(&id) == Some(&number) {
+            self.ids.remove(&id);
+        }
         if let Some(places) = self.places.get_mut(&held.tenant) {
             for value in held.outline.chaining_values() {
                 if places.get(value) == Some(&number) {
@@ -229,151 +427,9 @@ impl Inner {
                 self.places.remove(&held.tenant);
             }
         }
+        bytes
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::budget::Budget;
-    use palisade_protocol::content::{FRAGMENT_BYTES, OutlineBuilder};
-    use palisade_protocol::ids::AgentId;
-    use proptest::prelude::*;
-
-    const FRAGMENT: usize = FRAGMENT_BYTES as usize;
-
-    /// A content whose fragments are named by numbers; the last has `tail` bytes.
-    fn content(names: &[u8], tail: usize) -> Vec<u8> {
-        let mut bytes: Vec<u8> = names
-            .iter()
-            .flat_map(|name| vec![*name; FRAGMENT])
-            .collect();
-        bytes.truncate((names.len() - 1) * FRAGMENT + tail);
-        bytes
-    }
-
-    fn outline(bytes: &[u8]) -> Outline {
-        let mut builder = OutlineBuilder::new();
-        for part in bytes.chunks(FRAGMENT) {
-            builder.push(part).unwrap();
-        }
-        builder.finish()
-    }
-
-    fn tenant(name: &str) -> TenantId {
-        name.parse().unwrap()
-    }
-
-    async fn keep(store: &FragmentStore, budget: &Budget, owner: &str, bytes: &[u8]) {
-        let share = budget
-            .take(AgentId::random(), bytes.len() as u64)
-            .await
-            .unwrap();
-        let sealed = SealedContent::from_bytes(bytes).unwrap();
-        store.keep(&tenant(owner), outline(bytes), sealed, share);
-    }
-
-    fn indices(store: &FragmentStore, owner: &str, bytes: &[u8]) -> Vec<u32> {
-        let found = store.find(&tenant(owner), &outline(bytes));
-        for piece in &found {
-            let mut copy = vec![0; piece.length as usize];
-            piece.source.read_exact_at(&mut copy, piece.offset).unwrap();
-            let start = piece.offset as usize;
-            assert_eq!(
-                copy,
-                bytes[start..start + copy.len()],
-                "another fragment's bytes"
-            );
-        }
-        found.iter().map(|piece| piece.index).collect()
-    }
-
-    #[tokio::test]
-    async fn what_stayed_in_its_place_is_found_by_its_own_tenant_alone() {
-        let (store, budget) = (
-            FragmentStore::new(64 << 20),
-            Budget::new(64 << 20, 64 << 20),
-        );
-        keep(&store, &budget, "a", &content(&[1, 2, 3, 4], 100)).await;
-        assert_eq!(
-            indices(&store, "a", &content(&[1, 9, 3, 4], 100)),
-            [0, 2, 3]
-        );
-        assert_eq!(indices(&store, "a", &content(&[1, 9, 3, 4], 99)), [0, 2]);
-        assert_eq!(indices(&store, "a", &content(&[2, 1, 3, 4], 100)), [2, 3]);
-        assert!(indices(&store, "b", &content(&[1, 2, 3, 4], 100)).is_empty());
-    }
-
-    #[tokio::test]
-    async fn the_newest_version_takes_the_place_of_the_one_before() {
-        let (store, budget) = (
-            FragmentStore::new(64 << 20),
-            Budget::new(64 << 20, 64 << 20),
-        );
-        keep(&store, &budget, "a", &content(&[1, 2, 3, 4], FRAGMENT)).await;
-        keep(&store, &budget, "a", &content(&[1, 9, 3, 4], FRAGMENT)).await;
-        assert_eq!(store.contents(), 1);
-        assert_eq!(
-            indices(&store, "a", &content(&[1, 2, 3, 4], FRAGMENT)),
-            [0, 2, 3]
-        );
-    }
-
-    #[tokio::test]
-    async fn memory_that_is_wanted_is_given_back_oldest_first() {
-        let size = 2 * FRAGMENT_BYTES;
-        let budget = Budget::new(4 * size, size);
-        let store = FragmentStore::new(3 * size);
-        for name in [1, 3, 5, 7] {
-            keep(&store, &budget, "a", &content(&[name, name + 1], FRAGMENT)).await;
-        }
-        assert_eq!((store.contents(), store.bytes()), (3, 3 * size));
-        assert!(indices(&store, "a", &content(&[1, 2], FRAGMENT)).is_empty());
-        // Its use makes the content with 3 the newest.
-        assert_eq!(indices(&store, "a", &content(&[3, 4], FRAGMENT)), [0, 1]);
-        store.make_room(1);
-        assert!(indices(&store, "a", &content(&[5, 6], FRAGMENT)).is_empty());
-        assert_eq!(indices(&store, "a", &content(&[3, 4], FRAGMENT)), [0, 1]);
-        store.make_room(u64::MAX);
-        assert_eq!((store.contents(), store.bytes()), (0, 0));
-        assert_eq!(budget.free_bytes(), 4 * size, "every share came back");
-        assert!(store.inner().places.is_empty() && store.inner().order.is_empty());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(32))]
-        /// Whatever comes: the bounds hold, the indices agree, the bytes are the right ones.
-        #[test]
-        fn it_stays_within_its_bound_and_true(
-            steps in prop::collection::vec(
-                (0..2_usize, prop::collection::vec(0..4_u8, 2..5), 1..FRAGMENT),
-                1..12,
-            ),
-        ) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-            runtime.block_on(async {
-                let budget = Budget::new(64 << 20, 64 << 20);
-                let bound = 10 * FRAGMENT_BYTES;
-                let store = FragmentStore::new(bound);
-                for (owner, names, tail) in steps {
-                    let owner = ["a", "b"][owner];
-                    let bytes = content(&names, tail);
-                    indices(&store, owner, &bytes);
-                    keep(&store, &budget, owner, &bytes).await;
-                    let all = (0..bytes.chunks(FRAGMENT).count() as u32).collect::<Vec<_>>();
-                    assert_eq!(indices(&store, owner, &bytes), all);
-                    let inner = store.inner();
-                    assert!(inner.bytes <= bound);
-                    assert_eq!(inner.order.len(), inner.contents.len());
-                    let sum: u64 = inner.contents.values().map(|held| held.outline.size()).sum();
-                    assert_eq!(inner.bytes, sum);
-                    for (tenant, places) in &inner.places {
-                        for content in places.values() {
-                            assert_eq!(&inner.contents[content].tenant, tenant);
-                        }
-                    }
-                }
-            });
-        }
-    }
-}
+mod tests;

@@ -19,7 +19,7 @@ use palisade_protocol::bounded::Text;
 use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::{AgentId, TenantId};
-use palisade_protocol::scan::{ALPN, ToAgent, ToSvmRef, Welcome};
+use palisade_protocol::scan::{ALPN, ScanRequest, ToAgent, ToSvmRef, Welcome};
 use palisade_protocol::spiffe::{Role, SpiffeId};
 use palisade_protocol::tls::{self, Accept, Peer as TlsPeer};
 use palisade_protocol::trust::Trust;
@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use crate::agents::{Agents, Close};
-use crate::cache::now_ms;
+use crate::cache::{Key, now_ms};
 use crate::failure::Failure;
 use crate::request::{Caller, Peer, Service};
 
@@ -305,13 +305,16 @@ async fn serve(
             );
             let served = shared.service.serve(caller, &request, peer);
             let mut result = served.instrument(span).await?;
-            let Service { retro, brake, .. } = &*shared.service;
-            match result.verdict {
-                Verdict::Clean => retro.saw(caller.agent, &caller.tenant, request.content),
-                Verdict::Malware { .. } => retro.turned_bad(&caller.tenant, request.content),
+            let service = &shared.service;
+            let generations = &result.generations;
+            match &result.verdict {
+                Verdict::Clean => service.called_clean(caller.agent, &key(caller, &request)),
+                bad @ Verdict::Malware { .. } => {
+                    service.turned_bad(&caller.tenant, request.content, bad, generations);
+                }
                 Verdict::Suspicious { .. } | Verdict::NotScanned(_) => {}
             }
-            let (generations, now_ms) = (&result.generations, now_ms());
+            let (brake, now_ms) = (&service.brake, now_ms());
             result.verdict = brake.judge(caller.agent, result.verdict, generations, now_ms);
             Ok(ToAgent::Verdict(result))
         }
@@ -319,5 +322,15 @@ async fn serve(
         _ => Err(Failure::Protocol(
             "a Scan or a Lookup is expected".to_owned(),
         )),
+    }
+}
+
+/// What the SharedCache knows the content of a request by.
+fn key(caller: &Caller, request: &ScanRequest) -> Key {
+    Key {
+        tenant: caller.tenant.clone(),
+        content: request.content,
+        size: request.size,
+        options: request.options,
     }
 }

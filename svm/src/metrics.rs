@@ -180,6 +180,54 @@ impl GaveWay {
     const ALL: [Self; 2] = [Self::moved, Self::stopped];
 }
 
+/// What became of a kept content that was to be scanned anew, unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+pub enum Rescanned {
+    /// See [`VerdictKind::Clean`].
+    clean,
+    /// See [`VerdictKind::Malware`].
+    malware,
+    /// See [`VerdictKind::Suspicious`].
+    suspicious,
+    /// See [`VerdictKind::NotScanned`].
+    not_scanned,
+    /// No engine could be asked, or the kernel gave no memory.
+    failed,
+    /// Its memory was given back before its turn.
+    gone,
+    /// It would leave no room for a guest's content.
+    no_room,
+}
+
+impl Rescanned {
+    const ALL: [Self; 7] = [
+        Self::clean,
+        Self::malware,
+        Self::suspicious,
+        Self::not_scanned,
+        Self::failed,
+        Self::gone,
+        Self::no_room,
+    ];
+
+    /// Whether engines were asked.
+    pub fn is_scan(self) -> bool {
+        !matches!(self, Self::failed | Self::gone | Self::no_room)
+    }
+}
+
+impl From<VerdictKind> for Rescanned {
+    fn from(kind: VerdictKind) -> Self {
+        match kind {
+            VerdictKind::Clean => Self::clean,
+            VerdictKind::Malware => Self::malware,
+            VerdictKind::Suspicious => Self::suspicious,
+            VerdictKind::NotScanned => Self::not_scanned,
+        }
+    }
+}
+
 macro_rules! labels {
     ($($set:ident { $field:ident: $of:ty })*) => {$(
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -195,6 +243,7 @@ labels! {
     GaveWayLabel { how: GaveWay }
     ClassLabel { class: ClassValue }
     UseLabel { r#use: UseValue }
+    RescannedLabel { outcome: Rescanned }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -239,6 +288,8 @@ pub struct Gauges {
     pub fragment_bytes: u64,
     /// Bytes that are free for contents.
     pub free_bytes: u64,
+    /// Kept contents that new definitions have still to look at.
+    pub rescans_left: u64,
 }
 
 /// What was counted since the start, for people.
@@ -279,6 +330,7 @@ pub struct Metrics {
     cache_misses: Counter,
     lookups: Counter,
     rechecks: Counter,
+    rescans: Family<RescannedLabel, Counter>,
     received: Counter,
     saved: Family<SavedLabel, Counter>,
     scans: Family<EndedLabel, Counter>,
@@ -294,6 +346,7 @@ pub struct Metrics {
     cache_evicted: Gauge,
     poisoned: Gauge,
     memory: Family<UseLabel, Gauge>,
+    rescans_left: Gauge,
 }
 
 impl Default for Metrics {
@@ -307,6 +360,7 @@ impl Default for Metrics {
             cache_misses: Counter::default(),
             lookups: Counter::default(),
             rechecks: Counter::default(),
+            rescans: Family::default(),
             received: Counter::default(),
             saved: Family::default(),
             scans: Family::default(),
@@ -322,6 +376,7 @@ impl Default for Metrics {
             cache_evicted: Gauge::default(),
             poisoned: Gauge::default(),
             memory: Family::default(),
+            rescans_left: Gauge::default(),
         };
         metrics.register();
         metrics.begin();
@@ -356,6 +411,11 @@ impl Metrics {
             "rechecks",
             "Older verdicts that an agent was asked to have scanned anew",
             self.rechecks.clone(),
+        );
+        all.register(
+            "rescans",
+            "Kept contents that new definitions were to look at",
+            self.rescans.clone(),
         );
         all.register_with_unit(
             "content_received",
@@ -429,6 +489,11 @@ impl Metrics {
             Unit::Bytes,
             self.memory.clone(),
         );
+        all.register(
+            "rescans_left",
+            "Kept contents that new definitions have still to look at",
+            self.rescans_left.clone(),
+        );
     }
 
     /// Every series exists from the start: a rate over one that appears later would miss
@@ -448,6 +513,10 @@ impl Metrics {
         }
         for verdict in Ended::ALL {
             self.scans.get_or_create_owned(&EndedLabel { verdict });
+        }
+        for outcome in Rescanned::ALL {
+            self.rescans
+                .get_or_create_owned(&RescannedLabel { outcome });
         }
     }
 
@@ -475,6 +544,13 @@ impl Metrics {
     /// An agent was asked for a re-check.
     pub fn recheck(&self) {
         self.rechecks.inc();
+    }
+
+    /// A kept content had its turn.
+    pub fn rescanned(&self, outcome: Rescanned) {
+        self.rescans
+            .get_or_create(&RescannedLabel { outcome })
+            .inc();
     }
 
     /// So many bytes of content came.
@@ -543,6 +619,7 @@ impl Metrics {
         set(&self.poisoned, gauges.poisoned);
         set(&memory(UseValue::fragments), gauges.fragment_bytes);
         set(&memory(UseValue::free), gauges.free_bytes);
+        set(&self.rescans_left, gauges.rescans_left);
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = encode(&mut text, &self.registry);

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use engines::{Clamav, Engines};
 
 use crate::admission::Layout;
+use crate::fragments;
 use crate::request::Bounds;
 
 pub use confinement::SandboxPolicy;
@@ -193,10 +194,12 @@ pub struct Scan {
     pub workers: u32,
     /// Larger contents are not scanned.
     pub max_scan_size: ByteSize,
-    /// Memory for contents: those in flight, and those that are kept for their fragments.
+    /// Memory for contents: those in flight, and those that are kept when they were
+    /// scanned.
     pub memory: ByteSize,
     /// How much of it contents may take that were scanned, so that of a changed file
-    /// only what changed is sent; given back when it is wanted. Half of it if unset, 0
+    /// only what changed is sent, and new definitions can look at them
+    /// (`retroactive.rescan`); given back when it is wanted. Half of it if unset, 0
     /// keeps none.
     pub fragment_store: Option<ByteSize>,
     /// Seconds that each engine may take over one content.
@@ -244,6 +247,10 @@ impl Scan {
     }
 }
 
+/// Thousandths of `scan.fragment_store` that contents of one fragment may take, which
+/// are kept for re-scans alone.
+const SMALL_PERMILLE: u64 = 250;
+
 /// The SharedCache.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -278,6 +285,11 @@ pub struct Retroactive {
     /// A new signature (for a day) that hits more guests than this within ten minutes
     /// is reported only, until it is confirmed; 0 to let all act.
     pub brake_guests: u32,
+    /// Whether contents that were clean, and are still kept (`scan.fragment_store`), are
+    /// scanned anew, unasked, when definitions come into force: the most recently used
+    /// first, one at a time, while nothing of the guests waits. A content is left out if
+    /// `scan.memory` is not larger than `scan.max_scan_size` by as much as it has.
+    pub rescan: bool,
 }
 
 impl Default for Retroactive {
@@ -285,6 +297,7 @@ impl Default for Retroactive {
         Self {
             contents: 200_000,
             brake_guests: 5,
+            rescan: true,
         }
     }
 }
@@ -553,6 +566,18 @@ impl Settings {
     pub fn layout(&self) -> Layout {
         let give_way = Duration::from_millis(self.scan.give_way_ms.into());
         Layout::new(self.workers(), give_way)
+    }
+
+    /// How much is kept of contents that were scanned.
+    pub fn kept(&self) -> fragments::Bounds {
+        let bytes = self.scan.fragment_store().0;
+        fragments::Bounds {
+            bytes,
+            small: match self.retroactive.rescan {
+                true => bytes / 1000 * SMALL_PERMILLE,
+                false => 0,
+            },
+        }
     }
 
     /// Time that each engine may take over one content.

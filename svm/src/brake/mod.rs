@@ -10,6 +10,11 @@
 //!  Malware{signature} ──► policy ──► Malware, or Suspicious with the same name
 //! ```
 //!
+//! A guest is hit when it is told of a signature, or when what it holds turns out to be
+//! malware by it ([`crate::retro`]): it is about to ask, and with many of them the brake
+//! is to hold before the first does. Whether a guest that held it has deleted it since is
+//! not known, and it counts.
+//!
 //! A suspicion is reported and, by default, blocks nothing. The cache and the notices
 //! of [`crate::retro`] keep what the engines said: a confirmation needs no new scan.
 //! What is braked and what was confirmed outlives a restart.

@@ -164,6 +164,12 @@ impl SharedCache {
         entry.is_clean_by_engines().then_some(entry.generations)
     }
 
+    /// The last verdict of a content, whatever the definitions that gave it: to be judged,
+    /// never to be answered.
+    pub fn last(&self, key: &Key) -> Option<Entry> {
+        self.entries.get(key)
+    }
+
     /// Entries that were dropped for lack of room since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)

@@ -24,7 +24,7 @@ use palisade_svm::local;
 use palisade_svm::metrics::{self, Metrics};
 use palisade_svm::report::{Reporter, Standing};
 use palisade_svm::request::{Memory, Service};
-use palisade_svm::retro::Retro;
+use palisade_svm::retro::{Retro, rescan};
 use palisade_svm::scan::engines::EngineSet;
 use palisade_svm::scan::{Lanes, Scanner};
 use palisade_svm::settings::{self, COMPONENT, Folders, Settings};
@@ -123,9 +123,14 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     let reporting = tokio::spawn(Arc::clone(&reporter).run(membership));
     let every = Duration::from_secs(settings.definitions.poll_s.into());
     let watching = tokio::spawn({
-        let reporter = Arc::clone(&reporter);
-        clerk.run(hangup, every, move || reporter.changed())
+        let (reporter, rescans) = (Arc::clone(&reporter), service.rescans.clone());
+        let changed = move || {
+            reporter.changed();
+            rescans.due();
+        };
+        clerk.run(hangup, every, changed)
     });
+    let rescanning = rescan(settings, &service);
     let told = told(&service, &agents, &id, address, metrics);
     let commanded = commands(state.folders(), desk, told);
 
@@ -136,6 +141,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     tracing::info!("stopping");
     lifecycle::stopping();
     watching.abort();
+    rescanning.abort();
     commanded.abort();
     listener.drain();
     reporter.drain(LAST_REPORT).await;
@@ -150,10 +156,18 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     Ok(())
 }
 
+/// Scans kept contents anew when definitions change, where settings let it.
+fn rescan(settings: &Settings, service: &Arc<Service>) -> JoinHandle<()> {
+    match settings.retroactive.rescan {
+        true => tokio::spawn(rescan::run(Arc::clone(service))),
+        false => tokio::spawn(std::future::ready(())),
+    }
+}
+
 fn memory(settings: &Settings) -> Memory {
     Memory {
         budget: Budget::new(settings.scan.memory.0, settings.scan.max_scan_size.0),
-        fragments: FragmentStore::new(settings.scan.fragment_store().0),
+        fragments: FragmentStore::new(settings.kept()),
     }
 }
 

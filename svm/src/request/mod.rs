@@ -17,24 +17,27 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`gather`] | reading outline and fragments, verifying each |
-//! | this | the order of the steps, and what may be stored |
+//! | [`ending`] | what a scan comes to: what may be stored, who is told |
+//! | [`again`] | a kept content's scan by newer definitions, without a peer |
+//! | this | the order of the steps |
 //!
 //! **Invariant:** nothing is stored but a lasting verdict over bytes of which every
 //! fragment verified.
 
+mod again;
+mod ending;
 mod gather;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use palisade_protocol::bounded::List;
-use palisade_protocol::content::{ContentId, Outline};
+use palisade_protocol::content::ContentId;
 use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::scan::{Known, Lookup, ScanClass, ScanRequest, ScanResult, VerdictSource};
 use palisade_protocol::verdict::{
     Details, EngineRuns, Generations, NotScanned, Verdict, VerdictKind,
 };
-use palisade_worker::client::SealedContent;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedMutexGuard, oneshot};
 use tracing::{Instrument as _, Span};
@@ -44,14 +47,15 @@ use crate::brake::Brake;
 use crate::budget::{Budget, Share};
 use crate::cache::recheck::Rechecks;
 use crate::cache::{self, SharedCache};
-use crate::digest::{Digests, Wanted};
 use crate::failure::Failure;
 use crate::flight::{Flights, Seat, Turn};
 use crate::fragments::FragmentStore;
 use crate::metrics::{Gauges, Metrics, SavedBy, Source};
 use crate::retro::Retro;
-use crate::scan::{Asker, Done, Job, Scanner};
+use crate::retro::rescan::Rescans;
+use crate::scan::{Asker, Job, Scanner};
 
+pub use again::Again;
 use gather::Gathered;
 pub use gather::{Gathering, Peer};
 
@@ -108,6 +112,8 @@ pub struct Service {
     pub retro: Retro,
     /// Which signatures are reported only.
     pub brake: Brake,
+    /// What wakes the re-scans of kept contents.
+    pub rescans: Rescans,
     flights: Table,
     rechecks: Mutex<Rechecks>,
 }
@@ -150,6 +156,7 @@ impl Service {
             bounds,
             retro,
             brake,
+            rescans: Rescans::default(),
             flights: Table::default(),
             rechecks: Mutex::default(),
         }
@@ -260,7 +267,7 @@ impl Service {
                         && !(known.older && self.wants_recheck(&key)) =>
                 {
                     self.count_hit(&known, key.size);
-                    self.retro.saw(caller.agent, &caller.tenant, named.content);
+                    self.called_clean(caller.agent, &key);
                     true
                 }
                 _ => false,
@@ -391,57 +398,6 @@ impl Service {
         Ok(())
     }
 
-    /// Waits for the engines, stores what may be stored.
-    async fn conclude(
-        &self,
-        done: oneshot::Receiver<Done>,
-        key: cache::Key,
-        outline: Outline,
-        share: Share,
-    ) -> Result<Landed, Failure> {
-        let Done {
-            end,
-            generations,
-            bytes,
-            sha256: known,
-        } = done.await.map_err(|_| Failure::Stopping)?;
-        let end = end.map_err(|no_worker| Failure::NoEngine(no_worker.to_string()))?;
-        let sha256 = match end.verdict.kind() {
-            VerdictKind::Malware | VerdictKind::Suspicious => match known {
-                Some(known) => Some(known),
-                None => sha256(&bytes).await,
-            },
-            VerdictKind::Clean | VerdictKind::NotScanned => None,
-        };
-        if !self.budget.is_wanted() {
-            self.fragments.keep(&key.tenant, outline, bytes, share);
-        }
-        let landed = Landed {
-            verdict: end.verdict,
-            details: end.details,
-            engines: end.runs,
-            sha256,
-            generations,
-            older: false,
-        };
-        if landed.verdict.kind() == VerdictKind::Malware {
-            tracing::info!(content = %key.content, tenant = %key.tenant, verdict = ?landed.verdict, "malware");
-            self.retro.turned_bad(&key.tenant, key.content);
-        }
-        audit(&key, &landed);
-        if end.lasting {
-            let entry = cache::Entry {
-                verdict: landed.verdict.clone(),
-                details: landed.details.clone(),
-                sha256: landed.sha256,
-                generations: landed.generations.clone(),
-                scanned_ms: cache::now_ms(),
-            };
-            self.cache.put(key, entry);
-        }
-        Ok(landed)
-    }
-
     /// What is read of it at this moment.
     pub fn gauges<S: Close>(&self, agents: &Agents<S>) -> Gauges {
         Gauges {
@@ -457,6 +413,7 @@ impl Service {
             poisoned: self.scanner.poisoned(),
             fragment_bytes: self.fragments.bytes(),
             free_bytes: self.budget.free_bytes(),
+            rescans_left: self.rescans.left() as u64,
         }
     }
 
@@ -475,34 +432,5 @@ impl Service {
             recheck: false,
             load: self.scanner.load(),
         }
-    }
-}
-
-/// A list overruled every engine: this is to be found again, whoever looks.
-fn audit(key: &cache::Key, landed: &Landed) {
-    if landed.verdict == Verdict::Clean
-        && let Some(list) = landed.details.metadata.first()
-    {
-        tracing::info!(
-            target: "audit", content = %key.content, tenant = %key.tenant, size = key.size,
-            list = list.value.as_str(), "audit: allowed by a list"
-        );
-    }
-}
-
-/// SHA-256 of verified bytes; `None` only if the memory file cannot be read.
-async fn sha256(bytes: &SealedContent) -> Option<[u8; 32]> {
-    let bytes = bytes.try_clone().ok()?;
-    let wanted = Wanted {
-        sha256: true,
-        md5: false,
-    };
-    match tokio::task::spawn_blocking(move || Digests::of(&bytes, wanted)).await {
-        Ok(Ok(digests)) => digests.sha256,
-        Ok(Err(error)) => {
-            tracing::error!(%error, "content in memory cannot be hashed");
-            None
-        }
-        Err(_) => None,
     }
 }

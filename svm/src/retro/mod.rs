@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!  a Clean answer ──► saw ──► Holders
-//!                                │ a scan of the same content finds malware
+//!                                │ a scan of the same content finds malware: somebody
+//!                                │ asked for it, or new definitions came and it was kept
 //!                                ▼
 //!                           Pending ──► a Notice on each holder's session, now or when
 //!                                       it is back
@@ -13,6 +14,7 @@
 //! | --- | --- |
 //! | [`holders`] | which agents hold what (pure) |
 //! | [`pending`] | what each is still to be told (pure) |
+//! | [`rescan`] | contents that are kept are scanned anew by new definitions, unasked |
 //! | this | both under their locks, and waking whoever tells |
 //!
 //! A notice is no verdict: the agent looks the content up, hashes its file again, and
@@ -21,6 +23,7 @@
 
 pub mod holders;
 pub mod pending;
+pub mod rescan;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -80,14 +83,16 @@ impl Retro {
     }
 
     /// A content is malware: all of the tenant's agents that hold it will be told, each
-    /// once. To be called for every such verdict: who was told is forgotten.
-    pub fn turned_bad(&self, tenant: &TenantId, content: ContentId) {
+    /// once, and `first` hears of each before it is. To be called for every such verdict:
+    /// who was told is forgotten.
+    pub fn turned_bad(&self, tenant: &TenantId, content: ContentId, first: impl FnMut(AgentId)) {
         let told = lock(&self.0.holders).turned_bad(tenant, content);
         if told.holders.is_empty() {
             return;
         }
         let (holders, forgotten) = (told.holders.len(), told.forgotten);
         tracing::warn!(%content, %tenant, holders, forgotten, "called clean before, and malware now; its holders are told");
+        told.holders.iter().copied().for_each(first);
         let mut pending = lock(&self.0.pending);
         for agent in told.holders {
             pending.add(agent, content);

@@ -17,7 +17,9 @@ fn of_rules(generations: &Generations) -> EngineGeneration {
 #[tokio::test(flavor = "multi_thread")]
 async fn new_definitions_are_in_force_after_sighup() {
     let (old, new) = (marker(), marker());
-    let site = Site::new(&[("rules.yar", &rule("Old", &old))]);
+    let mut site = Site::new(&[("rules.yar", &rule("Old", &old))]);
+    // Whoever asks has it scanned, and nobody before.
+    site.settings = "[retroactive]\nrescan = false\n".to_owned();
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
     let (with_old, with_new) = (old.clone().into_bytes(), new.clone().into_bytes());

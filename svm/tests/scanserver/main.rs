@@ -18,6 +18,7 @@
 //! | [`crashes`] | killed daemons, killed workers, damaged caches, clean stops |
 //! | [`sandbox`] | what confines workers, set and told |
 //! | [`retro`] | who is told that a content is malware by newer definitions |
+//! | [`rescans`] | what new definitions find in contents that nobody asks for again |
 //! | [`kills`] | killed under load, again and again: no verdict is wrong |
 //! | [`silent`] | thousands that say nothing, or too little |
 //! | [`bombs`] | archives that unpack to more than there is |
@@ -54,6 +55,7 @@ mod measured;
 mod neighbours;
 mod older;
 mod reports;
+mod rescans;
 mod retro;
 mod sandbox;
 mod silent;

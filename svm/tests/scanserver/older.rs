@@ -13,6 +13,13 @@ use crate::site::{Daemon, Site, marker, ndb, rule};
 
 const DAY_S: u32 = 86_400;
 
+/// A site that leaves older verdicts to those who ask.
+fn site_of(definitions: &[(&str, &str)]) -> Site {
+    let mut site = Site::new(definitions);
+    site.settings = "[retroactive]\nrescan = false\n".to_owned();
+    site
+}
+
 /// Asks with a verdict's age allowed.
 async fn ask(client: &Client, bytes: &[u8], max_age_s: u32) -> ScanResult {
     let mut asked = request(ContentId::of(bytes), bytes.len() as u64);
@@ -50,7 +57,7 @@ fn change(site: &Site, daemon: &Daemon, name: &str, text: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_clean_verdict_serves_until_it_is_rechecked() {
     let (old, new) = (marker(), marker());
-    let site = Site::new(&[("rules.yar", &rule("Old", &old))]);
+    let site = site_of(&[("rules.yar", &rule("Old", &old))]);
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
     let bytes = new.clone().into_bytes();
@@ -91,8 +98,8 @@ async fn an_older_clean_verdict_serves_until_it_is_rechecked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_has_the_last_word_on_the_age() {
-    let mut site = Site::new(&[("rules.yar", &rule("Old", &marker()))]);
-    site.settings = "[cache]\nmax_verdict_age_s = 0\n".to_owned();
+    let mut site = site_of(&[("rules.yar", &rule("Old", &marker()))]);
+    site.settings += "[cache]\nmax_verdict_age_s = 0\n";
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
     let new = marker();
@@ -106,7 +113,7 @@ async fn the_server_has_the_last_word_on_the_age() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lookup_tells_what_is_clean_and_nothing_else() {
     let marker = marker();
-    let site = Site::new(&[("rules.yar", &rule("Marker", &marker))]);
+    let site = site_of(&[("rules.yar", &rule("Marker", &marker))]);
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
     let (clean, unknown, malware) = (unique(100), unique(101), marker.into_bytes());
@@ -135,7 +142,7 @@ async fn a_lookup_tells_what_is_clean_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_engine_that_changed_scans_again() {
-    let site = Site::new(&[
+    let site = site_of(&[
         ("rules.yar", &rule("Old", &marker())),
         ("some.ndb", &ndb("Some", &marker())),
     ]);

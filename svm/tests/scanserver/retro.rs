@@ -1,4 +1,5 @@
-//! Who is told that a content, which was called clean, is malware by newer definitions.
+//! Who is told that a content, which was called clean, is malware by newer definitions:
+//! here, when somebody asks for it again.
 
 use std::time::Duration;
 
@@ -10,8 +11,11 @@ use palisade_protocol::verdict::VerdictKind;
 use crate::client::{Client, unique};
 use crate::site::{PATIENCE, Site, marker, rule, wait_until};
 
+/// What is kept is not looked at unasked, and the brake, which counts holders, is off.
+const ASKED_FOR: &str = "[retroactive]\nrescan = false\nbrake_guests = 0\n";
+
 /// The next notice.
-async fn notice(client: &Client) -> Vec<ContentId> {
+pub async fn notice(client: &Client) -> Vec<ContentId> {
     let heard = tokio::time::timeout(PATIENCE, async {
         let mut stream = client.connection.accept_uni().await.unwrap();
         let notice: Notice = frame::read(&mut stream).await.unwrap().unwrap();
@@ -22,7 +26,7 @@ async fn notice(client: &Client) -> Vec<ContentId> {
 }
 
 /// Whether a notice comes within a moment.
-async fn is_told(client: &Client) -> bool {
+pub async fn is_told(client: &Client) -> bool {
     let moment = Duration::from_millis(300);
     let opened = tokio::time::timeout(moment, client.connection.accept_uni()).await;
     opened.is_ok_and(|stream| stream.is_ok())
@@ -31,7 +35,8 @@ async fn is_told(client: &Client) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_holder_of_a_content_that_turned_bad_is_told_and_nobody_else() {
     let known = marker();
-    let site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    let mut site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    site.settings = ASKED_FOR.to_owned();
     let daemon = site.start();
     let [one, two, away, third, stranger, later] =
         ["a", "a", "a", "a", "b", "a"].map(|tenant| site.ca.agent(&format!("tenant-{tenant}")));
@@ -55,7 +60,7 @@ async fn every_holder_of_a_content_that_turned_bad_is_told_and_nobody_else() {
 
     let dir = site.directory("next", &[("rules.yar", &rule("Known", &known))]);
     site.definitions_json(&["import", &dir]);
-    // New definitions alone say nothing of a content that nobody shows.
+    // Without re-scans, new definitions say nothing of a content that nobody shows.
     assert!(!is_told(&one_client).await);
 
     let later_client = connect(&later).await;

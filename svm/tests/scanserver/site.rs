@@ -357,6 +357,11 @@ impl Daemon {
         self.engines().into_iter().find(is).unwrap()
     }
 
+    /// The workers' processes of the engine whose program is named.
+    pub fn workers_of(&self, program: &str) -> Vec<u32> {
+        children(self.engine(program))
+    }
+
     /// The workers' processes.
     pub fn workers(&self) -> Vec<u32> {
         self.engines().into_iter().flat_map(children).collect()
