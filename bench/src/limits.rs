@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::hint::black_box;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -26,6 +26,8 @@ const REPEATS: usize = 5;
 const OPENS: usize = 5_000;
 /// Bytes of that file.
 const OPENED_BYTES: usize = 100 << 10;
+/// Times that another thread is woken.
+const WAKES: usize = 5_000;
 
 /// What was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -42,6 +44,10 @@ pub struct Limits {
     pub open_p50: f64,
     /// The same: of a hundred, all but one are quicker.
     pub open_p99: f64,
+    /// Another thread is woken, which wakes this one: median, in microseconds.
+    pub wake_p50: f64,
+    /// The same: of a hundred, all but one are quicker.
+    pub wake_p99: f64,
 }
 
 impl Limits {
@@ -73,7 +79,7 @@ impl Limits {
             }
             Ok(started.elapsed().as_secs_f64())
         })?;
-        let opens = opens()?;
+        let (opens, wakes) = (opens()?, wakes()?);
         Ok(Self {
             blake3,
             copy,
@@ -81,6 +87,8 @@ impl Limits {
             hash_corpus,
             open_p50: percentile(&opens, 500).unwrap_or_default(),
             open_p99: percentile(&opens, 990).unwrap_or_default(),
+            wake_p50: percentile(&wakes, 500).unwrap_or_default(),
+            wake_p99: percentile(&wakes, 990).unwrap_or_default(),
         })
     }
 }
@@ -159,5 +167,27 @@ fn opens() -> Result<Vec<f64>> {
         drop(File::open(file.path())?);
         samples.push(started.elapsed().as_secs_f64() * 1e6);
     }
+    Ok(samples)
+}
+
+/// A byte to another thread and back, by pipes; each in microseconds. Whoever answers
+/// an open in another process is woken, and wakes the opener: nobody is quicker.
+fn wakes() -> Result<Vec<f64>> {
+    let (mut asked, mut ask) = std::io::pipe()?;
+    let (mut answered, mut answer) = std::io::pipe()?;
+    let other = std::thread::spawn(move || {
+        let mut byte = [0];
+        while asked.read_exact(&mut byte).is_ok() && answer.write_all(&byte).is_ok() {}
+    });
+    let mut samples = Vec::with_capacity(WAKES);
+    let mut byte = [0];
+    for _ in 0..WAKES {
+        let started = Instant::now();
+        ask.write_all(&byte)?;
+        answered.read_exact(&mut byte)?;
+        samples.push(started.elapsed().as_secs_f64() * 1e6);
+    }
+    drop(ask);
+    let _ = other.join();
     Ok(samples)
 }

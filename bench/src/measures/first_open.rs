@@ -78,9 +78,14 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
             "native: {} µs",
             crate::report::short(value(&native.first, permille)?.median)
         ));
+        let wake = match permille {
+            500 => bench.limits.wake_p50,
+            _ => bench.limits.wake_p99,
+        };
         later = later.limit(format!(
-            "native: {} µs",
-            crate::report::short(value(&native.later, permille)?.median)
+            "native: {} µs; to wake another thread and be woken: {} µs",
+            crate::report::short(value(&native.later, permille)?.median),
+            crate::report::short(wake)
         ));
         if permille == 500 {
             first = first.target(Target::AtMost(300.0));
