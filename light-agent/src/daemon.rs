@@ -23,6 +23,7 @@ use palisade_protocol::ids::TenantId;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use crate::accounts::Accounts;
+use crate::again::{self, Again};
 use crate::cache::Cache;
 use crate::control::Control;
 use crate::deadline::Deadlines;
@@ -33,6 +34,7 @@ use crate::fanotify::places::{self, Places};
 use crate::fanotify::reader::{self, Triage};
 use crate::guard::Guard;
 use crate::health::{Health, off};
+use crate::index::Index;
 use crate::link::Link;
 use crate::list::ListFile;
 use crate::probe::Probe;
@@ -105,6 +107,7 @@ async fn serve(
         parts.link.clone(),
         parts.health.clone(),
         Arc::clone(&parts.cache),
+        parts.listener(settings),
         Arc::clone(&parts.max_scan_bytes),
     ));
     tracing::info!(id = %membership.identity.id(), version = crate::VERSION, "the agent runs");
@@ -126,6 +129,7 @@ struct Parts {
     accounts: Arc<Accounts>,
     health: Health,
     cache: Arc<Cache>,
+    index: Arc<Index>,
     link: watch::Receiver<LinkState>,
     spool: Spool,
     spooled: Arc<Notify>,
@@ -160,6 +164,7 @@ impl Parts {
         Self {
             tenant: tenant.unwrap_or_else(TenantId::default_tenant),
             cache: Arc::new(Cache::new(settings.on_access.cache_files)),
+            index: Arc::default(),
             link: keep(membership.identity.clone(), source),
             detections: spool::start(&spool, Arc::clone(&spooled)),
             max_scan_bytes: Arc::default(),
@@ -168,6 +173,16 @@ impl Parts {
             spool,
             spooled,
         }
+    }
+
+    /// Whoever hears of contents that turned out to be malware.
+    fn listener(&self, settings: &Settings) -> again::Listener {
+        let again = Again {
+            scanner: Scanner::new(self.link.clone(), 1, settings.scan.options()),
+            detections: self.detections.clone(),
+            tenant: self.tenant.clone(),
+        };
+        again::start(again, Arc::clone(&self.cache), Arc::clone(&self.index))
     }
 
     fn status_source(
@@ -204,6 +219,7 @@ async fn follow_link(
     mut link: watch::Receiver<LinkState>,
     health: Health,
     cache: Arc<Cache>,
+    listener: again::Listener,
     max_scan_bytes: Arc<AtomicU64>,
 ) {
     let mut noticed: Option<Arc<Link>> = None;
@@ -219,7 +235,7 @@ async fn follow_link(
                     .is_none_or(|known| !Arc::ptr_eq(known, link))
                 {
                     // Ends with its session.
-                    tokio::spawn(take_notices(Arc::clone(link), Arc::clone(&cache)));
+                    tokio::spawn(take_notices(Arc::clone(link), listener.clone()));
                     noticed = Some(Arc::clone(link));
                 }
             }
@@ -230,18 +246,10 @@ async fn follow_link(
     }
 }
 
-/// Contents that were called clean, and are malware by newer definitions: what is
-/// remembered of them is forgotten, so that their files are hashed and asked about again
-/// when they are opened. Nothing is done to a file for a notice alone.
-async fn take_notices(link: Arc<Link>, cache: Arc<Cache>) {
+/// Hears what the Protection Server says unasked, until the session ends.
+async fn take_notices(link: Arc<Link>, listener: again::Listener) {
     while let Some(notice) = link.notice().await {
-        let contents = notice.contents.len();
-        let forgotten = cache.forget(&notice.contents);
-        tracing::warn!(
-            contents,
-            forgotten,
-            "contents that were clean are malware now: their files are asked about again"
-        );
+        listener.hear(&notice);
     }
 }
 
@@ -350,6 +358,7 @@ fn protect(
         ),
         max_age_s: settings.on_access.max_verdict_age_s,
         cache: Arc::clone(&parts.cache),
+        index: Arc::clone(&parts.index),
         accounts: Arc::clone(&parts.accounts),
         detections: parts.detections.clone(),
         test_files,

@@ -32,6 +32,7 @@ use crate::deadline::Expires as _;
 use crate::decide::verdict_outcome;
 use crate::failure::{Answer, Failure};
 use crate::fanotify::reader::Asked;
+use crate::index::Index;
 use crate::lease;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::selftest::TestFiles;
@@ -47,6 +48,8 @@ pub struct Guard {
     pub scanner: Scanner,
     /// Remembers them.
     pub cache: Arc<Cache>,
+    /// Remembers which files were clean.
+    pub index: Arc<Index>,
     /// Counts what is given up.
     pub accounts: Arc<Accounts>,
     /// Takes detections; full means a counted drop.
@@ -193,6 +196,9 @@ impl Guard {
         let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else {
             return;
         };
+        if scanned.verdict == Verdict::Clean {
+            self.index.saw(content, &stamp, &asked.path);
+        }
         // What is older is asked for again, until it was scanned anew.
         if !scanned.older
             && asked.no_writer

@@ -24,6 +24,7 @@
 //! | [`link`], [`selection`] | the session with a Protection Server, and with which |
 //! | [`scanner`], [`pace`] | one file's way to a verdict, and how retries are spread |
 //! | [`guard`] | on-access scans from the queue to the answer |
+//! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
 //! | [`scan`] | on-demand scans: walk, report, command |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
@@ -36,6 +37,7 @@
 #![deny(unsafe_code)]
 
 pub mod accounts;
+pub mod again;
 pub mod cache;
 pub mod cli;
 pub mod content;
@@ -48,6 +50,7 @@ pub mod failure;
 pub mod fanotify;
 pub mod guard;
 pub mod health;
+pub mod index;
 pub mod lease;
 pub mod link;
 pub mod list;

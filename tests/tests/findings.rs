@@ -361,8 +361,9 @@ fn the_console_takes_definitions_back() {
 }
 
 /// A guest that holds a file, which was clean, is told when another guest's scan finds
-/// it malware by newer definitions: what it remembers of the file is forgotten, and the
-/// next open is answered anew.
+/// it malware by newer definitions: it hashes the file again and asks, and reports what
+/// it hears, although nobody opens the file; the next open is answered anew. A file that
+/// is another by then is none of that.
 #[test]
 fn a_guest_is_told_that_what_it_holds_is_malware_now() {
     if !skip::is_root("a_guest_is_told_that_what_it_holds_is_malware_now") {
@@ -370,9 +371,13 @@ fn a_guest_is_told_that_what_it_holds_is_malware_now() {
     }
     let [old, new] = [Marker::random(), Marker::random()];
     let test = TestSite::start(&[("rules.yar", old.yara())]);
-    let held = test.protected.join("held");
-    fs::write(&held, &new.bytes).unwrap();
-    assert_eq!(fs::read(&held).unwrap(), new.bytes);
+    let [held, replaced] = ["held", "replaced"].map(|name| test.protected.join(name));
+    for path in [&held, &replaced] {
+        fs::write(path, &new.bytes).unwrap();
+        assert_eq!(fs::read(path).unwrap(), new.bytes);
+    }
+    fs::write(test.protected.join("new"), "nothing of interest").unwrap();
+    fs::rename(test.protected.join("new"), &replaced).unwrap();
     let log = || fs::read_to_string(test.site.log("agent")).unwrap();
     assert!(!log().contains("are malware now"));
 
@@ -396,6 +401,29 @@ fn a_guest_is_told_that_what_it_holds_is_malware_now() {
         Ok(())
     })
     .unwrap();
+    let detections = || -> Vec<Value> {
+        let list = test.site.console(&["detection", "list"]).unwrap();
+        let ours = |row: &&Value| {
+            row["path"]
+                .as_str()
+                .is_some_and(|path| path.contains("/protected/"))
+        };
+        list.as_array()
+            .unwrap()
+            .iter()
+            .filter(ours)
+            .cloned()
+            .collect()
+    };
+    let reported = command::wait_for("the report", Duration::from_secs(60), || {
+        detections().pop().context("nothing is reported")
+    })
+    .unwrap();
+    assert_eq!(reported["path"], held.to_str().unwrap());
+    assert_eq!(reported["name"], new.name);
+    assert_eq!(reported["action"], "reported");
+    assert_eq!(detections().len(), 1, "the file that was replaced is not");
+    assert!(held.exists(), "the file stays");
     command::wait_for("blocking", Duration::from_secs(60), || {
         match fs::read(&held) {
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),

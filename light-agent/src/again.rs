@@ -1,0 +1,156 @@
+//! Contents that were called clean and are malware by newer definitions: their files
+//! are found, hashed again and asked about, although nobody opens them.
+//!
+//! ```text
+//!  notice ─► verdicts forgotten ─► files by index ─► queue (bounded)
+//!                                                       │ one at a time
+//!              reported ◄── malware ◄── asked again ◄── opened: still the same file?
+//! ```
+//!
+//! A notice is no verdict: what the Protection Server says when it is asked decides,
+//! and it is asked about the bytes that are in the file now. What is found is
+//! reported; the file stays where it is, and its next open is answered as any other.
+//! A file that is gone, or another by now, is left alone: whatever is there is asked
+//! about when it is opened.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use palisade_protocol::bounded::PathBytes;
+use palisade_protocol::control::Action;
+use palisade_protocol::ids::TenantId;
+use palisade_protocol::notice::Notice;
+use palisade_protocol::scan::ScanClass;
+use palisade_protocol::verdict::Verdict;
+use tokio::sync::mpsc;
+
+use crate::cache::Cache;
+use crate::content::Content;
+use crate::index::{Held, Index, MAX_FILES};
+use crate::scan::walk::{self, Opened};
+use crate::scanner::{Scanner, Terms};
+use crate::spool;
+use crate::stamp::Stamp;
+
+/// How long one file may be asked about.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Hears of contents. Clones share the queue.
+#[derive(Clone)]
+pub struct Listener {
+    cache: Arc<Cache>,
+    index: Arc<Index>,
+    files: mpsc::Sender<Held>,
+}
+
+impl Listener {
+    /// Takes a notice: returns at once.
+    pub fn hear(&self, notice: &Notice) {
+        let contents = notice.contents.len();
+        let forgotten = self.cache.forget(&notice.contents);
+        let held = self.index.take(&notice.contents);
+        tracing::warn!(
+            contents,
+            forgotten,
+            files = held.len(),
+            "contents that were clean are malware now: their files are asked about again"
+        );
+        let dropped = held
+            .into_iter()
+            .filter_map(|file| self.files.try_send(file).err())
+            .count();
+        if dropped > 0 {
+            tracing::error!(
+                dropped,
+                "too many files at once: these are asked about when they are opened"
+            );
+        }
+    }
+}
+
+/// What asking takes.
+pub struct Again {
+    /// Gets verdicts.
+    pub scanner: Scanner,
+    /// Takes detections; full means a counted drop.
+    pub detections: spool::Sender,
+    /// Whose guest this is.
+    pub tenant: TenantId,
+}
+
+/// Starts asking, for as long as somebody listens.
+pub fn start(again: Again, cache: Arc<Cache>, index: Arc<Index>) -> Listener {
+    let (files, mut waiting) = mpsc::channel(MAX_FILES);
+    tokio::spawn(async move {
+        while let Some(held) = waiting.recv().await {
+            again.ask(held).await;
+        }
+    });
+    Listener {
+        cache,
+        index,
+        files,
+    }
+}
+
+impl Again {
+    async fn ask(&self, held: Held) {
+        let path = PathBuf::from(OsStr::from_bytes(&held.path));
+        let at = path.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&at, &held)).await;
+        let shown = PathBytes::from_path(&path);
+        let content = match opened {
+            Ok(Ok(Some(content))) => content,
+            Ok(Ok(None)) => {
+                tracing::info!(path = %shown, "another file is there by now");
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::info!(path = %shown, %error, "it cannot be asked about again");
+                return;
+            }
+            // The runtime ends.
+            Err(_) => return,
+        };
+        let terms = Terms {
+            class: ScanClass::OnDemand,
+            max_age_s: 0,
+            until: Some(Instant::now() + PATIENCE),
+            without_svm: PATIENCE,
+        };
+        let scanned = self.scanner.scan(&content, terms).await;
+        match &scanned.verdict {
+            Verdict::Malware { name, .. } | Verdict::Suspicious { name, .. } => {
+                tracing::warn!(path = %shown, %name, "was called clean, and is not by newer definitions; the file stays");
+            }
+            Verdict::NotScanned(reason) => {
+                tracing::warn!(path = %shown, %reason, "asked about again, and not scanned");
+            }
+            Verdict::Clean => {}
+        }
+        let class = ScanClass::OnDemand;
+        let found = spool::detection(
+            self.tenant.clone(),
+            &path,
+            &scanned,
+            Action::Reported,
+            class,
+        );
+        if let Some(found) = found {
+            self.detections.send(found);
+        }
+    }
+}
+
+/// The file at the path, if it is the one that was seen.
+fn open(path: &std::path::Path, held: &Held) -> std::io::Result<Option<Content>> {
+    let Opened::Regular(file) = walk::open(path)? else {
+        return Ok(None);
+    };
+    let stamp = Stamp::of(&file)?;
+    let same = (stamp.device, stamp.inode) == (held.device, held.inode);
+    Ok(same.then(|| Content::File(Arc::new(file))))
+}

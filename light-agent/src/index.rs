@@ -1,0 +1,173 @@
+//! Which files hold contents that were called clean, so that a content that turns out
+//! to be malware is found again without anyone opening it: pure, but for its lock.
+//!
+//! Owns the table and its bound. Does not own verdicts ([`crate::cache`], which
+//! remembers only files that are sure not to change unseen), nor what is done about a
+//! file ([`crate::again`]). A path is where the file was when it was opened: whoever
+//! follows it looks whether it is the same file still.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use palisade_protocol::content::ContentId;
+
+use crate::stamp::Stamp;
+
+/// Files that are remembered, at the most; the first that came is forgotten first. With
+/// paths of usual length they take about 1.5 MiB.
+pub const MAX_FILES: usize = 8192;
+
+/// A file that held a content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// The content.
+    pub content: ContentId,
+    /// Device of the file system.
+    pub device: u64,
+    /// Inode.
+    pub inode: u64,
+    /// Its path, as the kernel named it.
+    pub path: Box<[u8]>,
+}
+
+/// The table. Held by every task that hears a verdict.
+#[derive(Debug)]
+pub struct Index {
+    bound: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    files: HashMap<(u64, u64), (ContentId, Box<[u8]>)>,
+    /// In the order in which they came.
+    order: VecDeque<(u64, u64)>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self::new(MAX_FILES)
+    }
+}
+
+impl Index {
+    /// An empty table for at most `bound` files.
+    pub fn new(bound: usize) -> Self {
+        Self {
+            bound,
+            inner: Mutex::default(),
+        }
+    }
+
+    /// A file's content was called clean.
+    pub fn saw(&self, content: ContentId, file: &Stamp, path: &[u8]) {
+        if self.bound == 0 {
+            return;
+        }
+        let mut inner = self.lock();
+        let key = (file.device, file.inode);
+        if inner.files.insert(key, (content, path.into())).is_none() {
+            inner.order.push_back(key);
+        }
+        while inner.files.len() > self.bound {
+            let Some(oldest) = inner.order.pop_front() else {
+                break;
+            };
+            inner.files.remove(&oldest);
+        }
+    }
+
+    /// The files that held these contents; they are forgotten here.
+    pub fn take(&self, contents: &[ContentId]) -> Vec<Held> {
+        let mut inner = self.lock();
+        let taken: Vec<Held> = inner
+            .files
+            .extract_if(|_, (content, _)| contents.contains(content))
+            .map(|((device, inode), (content, path))| Held {
+                content,
+                device,
+                inode,
+                path,
+            })
+            .collect();
+        if !taken.is_empty() {
+            let Inner { files, order } = &mut *inner;
+            order.retain(|key| files.contains_key(key));
+        }
+        taken
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn stamp(inode: u64) -> Stamp {
+        Stamp {
+            device: 1,
+            inode,
+            size: 10,
+            modified_ns: 5,
+            changed_ns: 5,
+            regular: true,
+        }
+    }
+
+    fn content(number: u8) -> ContentId {
+        ContentId([number; 32])
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Saw(u64, u8),
+        Take(Vec<u8>),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => (0_u64..12, 0_u8..5).prop_map(|(file, content)| Step::Saw(file, content)),
+            1 => prop::collection::vec(0_u8..5, 0..3).prop_map(Step::Take),
+        ];
+        prop::collection::vec(step, 0..120)
+    }
+
+    proptest! {
+        /// With room for all, exactly the files that hold a content now are given; with
+        /// less, never one that does not, and never more than there is room for.
+        #[test]
+        fn who_holds_what_is_known(steps in steps(), bound in 0_usize..16) {
+            let index = Index::new(bound);
+            let mut all: BTreeMap<u64, u8> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Saw(file, number) => {
+                        index.saw(content(number), &stamp(file), &file.to_le_bytes());
+                        all.insert(file, number);
+                    }
+                    Step::Take(numbers) => {
+                        let contents: Vec<ContentId> = numbers.iter().copied().map(content).collect();
+                        let taken = index.take(&contents);
+                        for held in &taken {
+                            let number = all.get(&held.inode).copied();
+                            prop_assert!(number.is_some_and(|number| numbers.contains(&number)));
+                            prop_assert_eq!(&*held.path, &held.inode.to_le_bytes()[..]);
+                        }
+                        let before = all.len();
+                        all.retain(|_, number| !numbers.contains(number));
+                        if bound >= 12 {
+                            prop_assert_eq!(taken.len(), before - all.len());
+                        }
+                    }
+                }
+                let inner = index.lock();
+                prop_assert!(inner.files.len() <= bound && inner.order.len() == inner.files.len());
+            }
+        }
+    }
+}
