@@ -228,6 +228,32 @@ impl From<VerdictKind> for Rescanned {
     }
 }
 
+/// What happened to a fragment on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(non_camel_case_types, reason = "the label's values as they are read")]
+pub enum DiskEvent {
+    /// It was written there.
+    written,
+    /// It was read there, and did not have to be sent.
+    read,
+    /// Its memory was wanted before it was written.
+    skipped,
+    /// What was read is not what was written.
+    damaged,
+    /// The disk did not write or read it.
+    failed,
+}
+
+impl DiskEvent {
+    const ALL: [Self; 5] = [
+        Self::written,
+        Self::read,
+        Self::skipped,
+        Self::damaged,
+        Self::failed,
+    ];
+}
+
 macro_rules! labels {
     ($($set:ident { $field:ident: $of:ty })*) => {$(
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -244,6 +270,7 @@ labels! {
     ClassLabel { class: ClassValue }
     UseLabel { r#use: UseValue }
     RescannedLabel { outcome: Rescanned }
+    DiskLabel { event: DiskEvent }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -286,6 +313,8 @@ pub struct Gauges {
     pub poisoned: u64,
     /// Bytes that are kept for their fragments.
     pub fragment_bytes: u64,
+    /// Bytes of fragments that are kept on disk.
+    pub fragment_disk_bytes: u64,
     /// Bytes that are free for contents.
     pub free_bytes: u64,
     /// Kept contents that new definitions have still to look at.
@@ -319,6 +348,10 @@ pub struct Counts {
     pub received_bytes: u64,
     /// Content that did not have to be sent, in bytes.
     pub saved_bytes: u64,
+    /// Fragments that were read from disk in place of being sent.
+    pub disk_read: u64,
+    /// Fragments that were on disk, or were to be, and could not be had.
+    pub disk_lost: u64,
 }
 
 /// The counters. Shared by all modules that count.
@@ -333,6 +366,7 @@ pub struct Metrics {
     rescans: Family<RescannedLabel, Counter>,
     received: Counter,
     saved: Family<SavedLabel, Counter>,
+    disk: Family<DiskLabel, Counter>,
     scans: Family<EndedLabel, Counter>,
     gave_way: Family<GaveWayLabel, Counter>,
     scan_seconds: Histogram,
@@ -346,6 +380,7 @@ pub struct Metrics {
     cache_evicted: Gauge,
     poisoned: Gauge,
     memory: Family<UseLabel, Gauge>,
+    disk_bytes: Gauge,
     rescans_left: Gauge,
 }
 
@@ -363,6 +398,7 @@ impl Default for Metrics {
             rescans: Family::default(),
             received: Counter::default(),
             saved: Family::default(),
+            disk: Family::default(),
             scans: Family::default(),
             gave_way: Family::default(),
             scan_seconds: seconds(),
@@ -376,6 +412,7 @@ impl Default for Metrics {
             cache_evicted: Gauge::default(),
             poisoned: Gauge::default(),
             memory: Family::default(),
+            disk_bytes: Gauge::default(),
             rescans_left: Gauge::default(),
         };
         metrics.register();
@@ -428,6 +465,11 @@ impl Metrics {
             "Content that did not have to be sent",
             Unit::Bytes,
             self.saved.clone(),
+        );
+        all.register(
+            "fragment_disk_events",
+            "Fragments on disk, by what happened to them",
+            self.disk.clone(),
         );
         all.register(
             "scans",
@@ -489,6 +531,12 @@ impl Metrics {
             Unit::Bytes,
             self.memory.clone(),
         );
+        all.register_with_unit(
+            "fragment_disk",
+            "Fragments that are kept on disk",
+            Unit::Bytes,
+            self.disk_bytes.clone(),
+        );
         all.register(
             "rescans_left",
             "Kept contents that new definitions have still to look at",
@@ -510,6 +558,9 @@ impl Metrics {
         }
         for how in GaveWay::ALL {
             self.gave_way.get_or_create_owned(&GaveWayLabel { how });
+        }
+        for event in DiskEvent::ALL {
+            self.disk.get_or_create_owned(&DiskLabel { event });
         }
         for verdict in Ended::ALL {
             self.scans.get_or_create_owned(&EndedLabel { verdict });
@@ -563,6 +614,13 @@ impl Metrics {
         self.saved.get_or_create(&SavedLabel { by }).inc_by(bytes);
     }
 
+    /// So many fragments on disk had this happen to them.
+    pub fn on_disk(&self, event: DiskEvent, fragments: u64) {
+        self.disk
+            .get_or_create(&DiskLabel { event })
+            .inc_by(fragments);
+    }
+
     /// A content waited and was scanned.
     pub fn scanned(&self, ended: Ended, waited_s: f64, took_s: f64) {
         self.scans
@@ -584,6 +642,7 @@ impl Metrics {
         let refused = |reason| self.refused.get_or_create(&ReasonLabel { reason }).get();
         let gave_way = |how| self.gave_way.get_or_create(&GaveWayLabel { how }).get();
         let saved = |by| self.saved.get_or_create(&SavedLabel { by }).get();
+        let disk = |event| self.disk.get_or_create(&DiskLabel { event }).get();
         Counts {
             scanned: answers(Source::scanned),
             coalesced: answers(Source::coalesced),
@@ -597,6 +656,8 @@ impl Metrics {
             turned_away: Reason::ALL.map(refused).iter().sum(),
             received_bytes: self.received.get(),
             saved_bytes: SavedBy::ALL.map(saved).iter().sum(),
+            disk_read: disk(DiskEvent::read),
+            disk_lost: disk(DiskEvent::damaged) + disk(DiskEvent::failed),
         }
     }
 
@@ -620,6 +681,7 @@ impl Metrics {
         set(&memory(UseValue::fragments), gauges.fragment_bytes);
         set(&memory(UseValue::free), gauges.free_bytes);
         set(&self.rescans_left, gauges.rescans_left);
+        set(&self.disk_bytes, gauges.fragment_disk_bytes);
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = encode(&mut text, &self.registry);

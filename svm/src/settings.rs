@@ -7,6 +7,7 @@
 
 mod confinement;
 mod engines;
+mod fragments;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,7 +25,6 @@ use serde::{Deserialize, Serialize};
 pub use engines::{Clamav, Engines};
 
 use crate::admission::Layout;
-use crate::fragments;
 use crate::request::Bounds;
 
 pub use confinement::SandboxPolicy;
@@ -202,6 +202,10 @@ pub struct Scan {
     /// (`retroactive.rescan`); given back when it is wanted. Half of it if unset, 0
     /// keeps none.
     pub fragment_store: Option<ByteSize>,
+    /// How much disk below the state folder fragments may take that were forgotten in
+    /// memory, under a key that no start has from another; at most 256 GiB, of which each
+    /// takes some 1 MiB of memory. 0 for none.
+    pub fragment_disk: ByteSize,
     /// Seconds that each engine may take over one content.
     pub timeout_s: u32,
     /// Seconds of processor time that each engine may take over one content.
@@ -228,6 +232,7 @@ impl Default for Scan {
             max_scan_size: ByteSize(512 << 20),
             memory: ByteSize(1 << 30),
             fragment_store: None,
+            fragment_disk: ByteSize(0),
             timeout_s: 120,
             cpu_timeout_s: 120,
             give_way_ms: 1000,
@@ -239,17 +244,6 @@ impl Default for Scan {
         }
     }
 }
-
-impl Scan {
-    /// Bytes that contents may take that are kept for their fragments.
-    pub fn fragment_store(&self) -> ByteSize {
-        self.fragment_store.unwrap_or(ByteSize(self.memory.0 / 2))
-    }
-}
-
-/// Thousandths of `scan.fragment_store` that contents of one fragment may take, which
-/// are kept for re-scans alone.
-const SMALL_PERMILLE: u64 = 250;
 
 /// The SharedCache.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -448,15 +442,10 @@ impl Settings {
             &self.scan.memory,
             format!("it must hold the largest content that is scanned ({max})"),
         )?;
-        for (fits, key, value, rule) in self.scan.confinement_rules() {
+        let confinement = self.scan.confinement_rules().into_iter();
+        for (fits, key, value, rule) in confinement.chain(self.scan.fragment_rules()) {
             bound(fits, key, &value, rule)?;
         }
-        bound(
-            self.scan.fragment_store() <= self.scan.memory,
-            "scan.fragment_store",
-            &self.scan.fragment_store(),
-            format!("it is part of scan.memory ({})", self.scan.memory),
-        )?;
         bound(
             self.advertise.len() <= MAX_ADDRESSES,
             "advertise",
@@ -568,18 +557,6 @@ impl Settings {
         Layout::new(self.workers(), give_way)
     }
 
-    /// How much is kept of contents that were scanned.
-    pub fn kept(&self) -> fragments::Bounds {
-        let bytes = self.scan.fragment_store().0;
-        fragments::Bounds {
-            bytes,
-            small: match self.retroactive.rescan {
-                true => bytes / 1000 * SMALL_PERMILLE,
-                false => 0,
-            },
-        }
-    }
-
     /// Time that each engine may take over one content.
     pub fn scan_timeout(&self) -> Duration {
         Duration::from_secs(self.scan.timeout_s.into())
@@ -627,6 +604,8 @@ mod tests {
         let settings = read("[scan]\nmax_scan_size = '64 MiB'\nmemory = 134217728").unwrap();
         assert_eq!(settings.scan.max_scan_size, ByteSize(64 << 20));
         assert_eq!(settings.scan.memory, ByteSize(128 << 20));
+        let settings = read("[scan]\nfragment_disk = '8 GiB'").unwrap();
+        assert_eq!(settings.scan.fragment_disk, ByteSize(8 << 30));
         assert!(read("[scan]\nmax_scan_size = '64 MB'").is_err());
         assert!(read("[scan]\nmax_scan_size = '99999999999999999999 GiB'").is_err());
     }
@@ -641,6 +620,13 @@ mod tests {
         assert!(said("[scan]\ngive_way_ms = 0").contains("scan.give_way_ms"));
         assert!(said("[scan]\nworker_memory = '512 MiB'").contains("scan.worker_memory"));
         assert!(said("[scan]\nworker_scratch = 0").contains("scan.worker_scratch"));
+        for disk in ["1", "'257 GiB'"] {
+            let text = said(&format!("[scan]\nfragment_disk = {disk}"));
+            assert!(text.contains("scan.fragment_disk"), "{text}");
+        }
+        let text = said("[scan]\nfragment_store = 0\nfragment_disk = '1 GiB'");
+        assert!(text.contains("scan.fragment_store, which keeps"), "{text}");
+        assert!(said("[scan]\nfragment_store = '2 GiB'").contains("scan.fragment_store"));
         for user in ["root", "0", "no-such-user"] {
             let text = said(&format!("[scan]\nworker_user = '{user}'"));
             assert!(text.contains("scan.worker_user"), "{text}");

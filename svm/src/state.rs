@@ -7,6 +7,7 @@
 //! STATE/definitions/…   generations               (crate::definitions::store)
 //! STATE/brake.json      signatures that are reported only (crate::brake)
 //! STATE/cache/          the SharedCache's copy    (crate::cache), may be lost
+//! STATE/fragments/      a file without a name     (crate::fragments::disk)
 //! RUN/control.sock      orders of this machine    (crate::local)
 //! RUN/scratch/          workers' temporary files, emptied at start and stop
 //! ```
@@ -128,6 +129,11 @@ impl State {
     /// Where the SharedCache's copy is.
     pub fn cache(&self) -> PathBuf {
         self.folders.state.join("cache")
+    }
+
+    /// Where fragments are kept on disk.
+    pub fn fragments(&self) -> PathBuf {
+        self.folders.state.join("fragments")
     }
 
     /// Where it is kept which signatures are reported only.

@@ -19,6 +19,7 @@ use palisade_svm::cache::{SharedCache, now_ms};
 use palisade_svm::definitions::Keeper;
 use palisade_svm::definitions::desk::Desk;
 use palisade_svm::fragments::FragmentStore;
+use palisade_svm::fragments::disk::Disk;
 use palisade_svm::listener::Listener;
 use palisade_svm::local;
 use palisade_svm::metrics::{self, Metrics};
@@ -86,7 +87,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     let service = Arc::new(Service::new(
         scanner.clone(),
         cache.clone(),
-        memory(settings),
+        memory(settings, state, &metrics),
         metrics,
         settings.bounds(),
         Retro::new(settings.retroactive.contents as usize),
@@ -164,11 +165,27 @@ fn rescan(settings: &Settings, service: &Arc<Service>) -> JoinHandle<()> {
     }
 }
 
-fn memory(settings: &Settings) -> Memory {
+fn memory(settings: &Settings, state: &State, metrics: &Arc<Metrics>) -> Memory {
     Memory {
         budget: Budget::new(settings.scan.memory.0, settings.scan.max_scan_size.0),
-        fragments: FragmentStore::new(settings.kept()),
+        fragments: fragments(settings, state, metrics),
     }
+}
+
+/// What was scanned lately. Without its disk, where that cannot be had: scans need none.
+fn fragments(settings: &Settings, state: &State, metrics: &Arc<Metrics>) -> FragmentStore {
+    let bounds = settings.kept();
+    let bytes = settings.scan.fragment_disk.0;
+    if bytes == 0 {
+        return FragmentStore::new(bounds);
+    }
+    let folder = state.fragments();
+    let opened = Disk::open(&folder, bytes, Arc::clone(metrics))
+        .and_then(|disk| FragmentStore::with_disk(bounds, disk));
+    opened.unwrap_or_else(|error| {
+        tracing::warn!(folder = %folder.display(), %error, "fragments are not kept on disk (scan.fragment_disk)");
+        FragmentStore::new(bounds)
+    })
 }
 
 /// Serves the numbers, where settings say so.

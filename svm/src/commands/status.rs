@@ -106,6 +106,13 @@ fn text(status: &Status) -> String {
                 now.fragment_bytes, now.free_bytes
             ),
         ),
+        (
+            "disk",
+            format!(
+                "{} bytes of fragments, {} read there and not sent, {} unusable",
+                now.fragment_disk_bytes, counts.disk_read, counts.disk_lost
+            ),
+        ),
     ];
     lines
         .map(|(name, value)| format!("{name:<12}{value}\n"))

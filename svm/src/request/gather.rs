@@ -9,6 +9,10 @@
 //! What one peer leaves unfinished, the next goes on with: each fragment was
 //! verified on its own. A round asks for at most [`ROUND_FRAGMENTS`], and has to be
 //! answered at [`MIN_RATE`] or better, each frame within the stall time.
+//!
+//! [`fill`] copies what is known.
+
+mod fill;
 
 use std::future::Future;
 use std::time::Duration;
@@ -26,7 +30,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::Share;
 use crate::failure::Failure;
-use crate::fragments::Piece;
 
 /// Fragments that one round asks for: 8 MiB.
 const ROUND_FRAGMENTS: usize = 32;
@@ -177,37 +180,6 @@ impl Gathering {
         Ok(())
     }
 
-    /// Copies what is known already; gives how many bytes that were.
-    ///
-    /// # Errors
-    /// [`Failure::Memory`] when the kernel gives no pages.
-    pub async fn fill(&mut self, mut pieces: Vec<Piece>) -> Result<u64, Failure> {
-        let lacks = |piece: &Piece| self.held.get(piece.index as usize) == Some(&false);
-        pieces.retain(lacks);
-        if pieces.is_empty() {
-            return Ok(0);
-        }
-        let Some(file) = self.file.take() else {
-            return Ok(0);
-        };
-        let indices: Vec<u32> = pieces.iter().map(|piece| piece.index).collect();
-        let copied =
-            tokio::task::spawn_blocking(move || copy(&file, &pieces).map(|bytes| (file, bytes)));
-        // A leader that leaves meanwhile leaves no file: the next one begins anew.
-        let (file, bytes) = copied
-            .await
-            .map_err(std::io::Error::other)
-            .flatten()
-            .map_err(|error| no_memory(&error))?;
-        self.file = Some(file);
-        for index in indices {
-            if let Some(held) = self.held.get_mut(index as usize) {
-                *held = true;
-            }
-        }
-        Ok(bytes)
-    }
-
     /// The outline, once it was read.
     pub fn outline(&self) -> Option<&Outline> {
         self.outline.as_ref()
@@ -299,18 +271,6 @@ impl Gathering {
             _ => Err(Failure::Protocol("a fragment lacks".to_owned())),
         }
     }
-}
-
-fn copy(file: &MemFile, pieces: &[Piece]) -> std::io::Result<u64> {
-    let mut buffer = vec![0; FRAGMENT_BYTES as usize];
-    let mut bytes = 0;
-    for piece in pieces {
-        let part = &mut buffer[..(piece.length.min(FRAGMENT_BYTES)) as usize];
-        piece.source.read_exact_at(part, piece.offset)?;
-        file.write_at(part, piece.offset)?;
-        bytes += part.len() as u64;
-    }
-    Ok(bytes)
 }
 
 fn no_memory(error: &std::io::Error) -> Failure {

@@ -412,6 +412,7 @@ impl Service {
             cache_evicted: self.cache.evicted(),
             poisoned: self.scanner.poisoned(),
             fragment_bytes: self.fragments.bytes(),
+            fragment_disk_bytes: self.fragments.bytes_on_disk(),
             free_bytes: self.budget.free_bytes(),
             rescans_left: self.rescans.left() as u64,
         }
