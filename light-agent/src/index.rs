@@ -37,11 +37,15 @@ pub struct Index {
     inner: Mutex<Inner>,
 }
 
+/// Device and inode of a file.
+type Place = (u64, u64);
+
 #[derive(Debug, Default)]
 struct Inner {
-    files: HashMap<(u64, u64), (ContentId, Box<[u8]>)>,
+    /// What each held, and its path.
+    files: HashMap<Place, (ContentId, Box<[u8]>)>,
     /// In the order in which they came.
-    order: VecDeque<(u64, u64)>,
+    order: VecDeque<Place>,
 }
 
 impl Default for Index {
