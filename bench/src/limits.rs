@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use palisade_light_agent::content::{Content, hash};
 use quinn::{ClientConfig, Endpoint, ServerConfig};
 use serde::Serialize;
@@ -44,7 +45,7 @@ pub struct Limits {
     pub open_p50: f64,
     /// The same: of a hundred, all but one are quicker.
     pub open_p99: f64,
-    /// Another thread is woken, which wakes this one: median, in microseconds.
+    /// A thread on another core is woken, and wakes this one: median, in microseconds.
     pub wake_p50: f64,
     /// The same: of a hundred, all but one are quicker.
     pub wake_p99: f64,
@@ -170,24 +171,44 @@ fn opens() -> Result<Vec<f64>> {
     Ok(samples)
 }
 
-/// A byte to another thread and back, by pipes; each in microseconds. Whoever answers
-/// an open in another process is woken, and wakes the opener: nobody is quicker.
+/// A byte to a thread on another core and back, by pipes; each in microseconds.
+/// Whoever answers an open in another process is woken, and wakes the opener.
 fn wakes() -> Result<Vec<f64>> {
     let (mut asked, mut ask) = std::io::pipe()?;
     let (mut answered, mut answer) = std::io::pipe()?;
     let other = std::thread::spawn(move || {
+        keep_to_core(0)?;
         let mut byte = [0];
         while asked.read_exact(&mut byte).is_ok() && answer.write_all(&byte).is_ok() {}
+        Ok(())
     });
-    let mut samples = Vec::with_capacity(WAKES);
-    let mut byte = [0];
-    for _ in 0..WAKES {
-        let started = Instant::now();
-        ask.write_all(&byte)?;
-        answered.read_exact(&mut byte)?;
-        samples.push(started.elapsed().as_secs_f64() * 1e6);
-    }
-    drop(ask);
-    let _ = other.join();
-    Ok(samples)
+    let this = std::thread::spawn(move || {
+        keep_to_core(1)?;
+        let mut samples = Vec::with_capacity(WAKES);
+        let mut byte = [0];
+        for _ in 0..WAKES {
+            let started = Instant::now();
+            ask.write_all(&byte)?;
+            answered.read_exact(&mut byte)?;
+            samples.push(started.elapsed().as_secs_f64() * 1e6);
+        }
+        Ok(samples)
+    });
+    let ended = |_| anyhow::anyhow!("a thread panicked");
+    let samples = this.join().map_err(ended)?;
+    other.join().map_err(ended).flatten()?;
+    samples
+}
+
+/// Keeps this thread to one of the cores that it may use.
+fn keep_to_core(number: usize) -> Result<()> {
+    let this = nix::unistd::Pid::from_raw(0);
+    let usable = sched_getaffinity(this)?;
+    let cores: Vec<usize> = (0..CpuSet::count())
+        .filter(|core| usable.is_set(*core).unwrap_or(false))
+        .collect();
+    let core = cores.get(number % cores.len().max(1));
+    let mut only = CpuSet::new();
+    only.set(*core.context("no core")?)?;
+    Ok(sched_setaffinity(this, &only)?)
 }

@@ -83,7 +83,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
             _ => bench.limits.wake_p99,
         };
         later = later.limit(format!(
-            "native: {} µs; to wake another thread and be woken: {} µs",
+            "native: {} µs; to wake a thread on another core and be woken: {} µs",
             crate::report::short(value(&native.later, permille)?.median),
             crate::report::short(wake)
         ));

@@ -39,13 +39,13 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
             Summary::one(limits.open_p99),
         ),
         Row::new(
-            "another thread is woken, and wakes this one, p50",
+            "a thread on another core is woken, and wakes this one, p50",
             "µs",
             Summary::one(limits.wake_p50),
         )
         .note("what answers an open in another process takes that much at the least"),
         Row::new(
-            "another thread is woken, and wakes this one, p99",
+            "a thread on another core is woken, and wakes this one, p99",
             "µs",
             Summary::one(limits.wake_p99),
         ),
