@@ -41,6 +41,8 @@ pub mod disk;
 mod kept;
 mod memory;
 mod pack;
+#[cfg(test)]
+mod samples;
 mod seal;
 mod slots;
 #[cfg(test)]

@@ -6,49 +6,17 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 
-use palisade_protocol::content::{ChainingValue, FRAGMENT_BYTES, Outline, OutlineBuilder};
-use palisade_protocol::ids::{AgentId, TenantId};
-use palisade_protocol::scan::ScanOptions;
+use palisade_protocol::content::{ChainingValue, FRAGMENT_BYTES};
+use palisade_protocol::ids::AgentId;
 use palisade_worker::client::SealedContent;
 use proptest::prelude::*;
 
 use super::disk::{self, Disk};
 use super::memory::{self, Tier};
+use super::samples::{FRAGMENT, content, key, outline, tenant};
 use super::{Bounds, FragmentStore, Loan, Source, writer};
 use crate::budget::Budget;
-use crate::cache::Key;
 use crate::metrics::{Gauges, Metrics};
-
-const FRAGMENT: usize = FRAGMENT_BYTES as usize;
-
-/// A content whose fragments are named by numbers; the last has `tail` bytes.
-fn content(names: &[u8], tail: usize) -> Vec<u8> {
-    let parts = names.iter().flat_map(|name| vec![*name; FRAGMENT]);
-    let mut bytes: Vec<u8> = parts.collect();
-    bytes.truncate((names.len() - 1) * FRAGMENT + tail);
-    bytes
-}
-
-fn outline(bytes: &[u8]) -> Outline {
-    let mut builder = OutlineBuilder::new();
-    for part in bytes.chunks(FRAGMENT) {
-        builder.push(part).unwrap();
-    }
-    builder.finish()
-}
-
-fn tenant(name: &str) -> TenantId {
-    name.parse().unwrap()
-}
-
-fn key(owner: &str, bytes: &[u8]) -> Key {
-    Key {
-        tenant: tenant(owner),
-        content: outline(bytes).id(),
-        size: bytes.len() as u64,
-        options: ScanOptions::default(),
-    }
-}
 
 /// A store whose writer runs when it is told to.
 struct Part {

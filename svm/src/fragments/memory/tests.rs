@@ -2,43 +2,11 @@
 
 use super::*;
 use crate::budget::Budget;
-use palisade_protocol::content::{ContentId, FRAGMENT_BYTES, OutlineBuilder};
+use crate::fragments::samples::{FRAGMENT, content, key, outline, tenant};
+use palisade_protocol::content::{ContentId, FRAGMENT_BYTES};
 use palisade_protocol::ids::AgentId;
 use palisade_protocol::scan::ScanOptions;
 use proptest::prelude::*;
-
-const FRAGMENT: usize = FRAGMENT_BYTES as usize;
-
-/// A content whose fragments are named by numbers; the last has `tail` bytes.
-fn content(names: &[u8], tail: usize) -> Vec<u8> {
-    let mut bytes: Vec<u8> = names
-        .iter()
-        .flat_map(|name| vec![*name; FRAGMENT])
-        .collect();
-    bytes.truncate((names.len() - 1) * FRAGMENT + tail);
-    bytes
-}
-
-fn outline(bytes: &[u8]) -> Outline {
-    let mut builder = OutlineBuilder::new();
-    for part in bytes.chunks(FRAGMENT) {
-        builder.push(part).unwrap();
-    }
-    builder.finish()
-}
-
-fn tenant(name: &str) -> TenantId {
-    name.parse().unwrap()
-}
-
-fn key(owner: &str, bytes: &[u8]) -> Key {
-    Key {
-        tenant: tenant(owner),
-        content: outline(bytes).id(),
-        size: bytes.len() as u64,
-        options: ScanOptions::default(),
-    }
-}
 
 fn large(bytes: u64) -> FragmentStore {
     FragmentStore::new(Bounds { bytes, small: 0 })
