@@ -29,6 +29,12 @@ const BATCH: usize = 512;
 const GATHER: Duration = Duration::from_millis(200);
 /// How long opening and reading the database may take.
 const OPEN_WITHIN: Duration = Duration::from_secs(30);
+/// How long another holder of the database may take to let go of it: sled's own
+/// threads keep its lock for a moment after it was closed, and so does a process
+/// that is being ended.
+const LOCKED_WITHIN: Duration = Duration::from_secs(5);
+/// How often a locked database is tried.
+const LOCKED_POLL: Duration = Duration::from_millis(20);
 /// How long closing may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// How often a full queue is looked at meanwhile.
@@ -170,7 +176,7 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
         .path(folder)
         .cache_capacity(PAGE_CACHE_BYTES)
         .flush_every_ms(Some(1000));
-    let database = config.open().map_err(|error| error.to_string())?;
+    let database = open_unlocked(&config)?;
     match database
         .get(FORMAT_KEY)
         .map_err(|error| error.to_string())?
@@ -206,6 +212,27 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
         );
     }
     Ok((database, kept))
+}
+
+/// Opens the database once nobody else has it. A lock says nothing about what is
+/// in it: taken for damage, it would cost a good copy.
+fn open_unlocked(config: &sled::Config) -> Result<sled::Db, String> {
+    let deadline = Instant::now() + LOCKED_WITHIN;
+    loop {
+        match config.open() {
+            Ok(database) => return Ok(database),
+            Err(error) if is_lock(&error) && Instant::now() < deadline => {
+                std::thread::sleep(LOCKED_POLL);
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// sled has no error of its own for a lock that another holds: it is an
+/// [`std::io::ErrorKind::Other`] with this text.
+fn is_lock(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
 fn unseal(key: &[u8], sealed: &[u8]) -> Option<(Key, Entry)> {
@@ -308,6 +335,24 @@ mod tests {
         let folder = dir.path().join("cache");
         filled(&folder, 100);
         assert_eq!(reopened(&folder), 100);
+    }
+
+    /// Without the wait the good copy is set aside, and nothing is found.
+    #[test]
+    fn a_copy_that_another_still_holds_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        filled(&folder, 100);
+        let held = open_unlocked(&sled::Config::new().path(&folder)).unwrap();
+        let refused = sled::Config::new().path(&folder).open();
+        assert!(refused.is_err_and(|error| is_lock(&error)));
+        let holder = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(300));
+            drop(held);
+        });
+        assert_eq!(reopened(&folder), 100);
+        holder.join().unwrap();
+        assert!(!folder.with_extension("damaged").exists());
     }
 
     #[test]
