@@ -1,7 +1,8 @@
 //! On-demand scans: every regular file below the given paths is asked for.
 //!
 //! ```text
-//!  walk (blocking thread) ─► paths (bounded) ─► N files in flight ─► report
+//!  walk ─► paths ─► opened, small files hashed ─► N files in flight ─► report
+//!  (blocking thread)  (blocking pool, some at a time)
 //! ```
 //!
 //! | module | owns |
@@ -28,7 +29,7 @@ use palisade_protocol::scan::ScanClass;
 use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::mpsc;
 
-use crate::content::{self, Content};
+use crate::content::{self, Content, Hashed};
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::settings;
 use report::Report;
@@ -37,6 +38,9 @@ use walk::{Found, Opened};
 /// Files that are hashed or looked up for each that is asked for: enough to fill
 /// batches.
 const FILES_PER_REQUEST: usize = 4;
+/// Files that are opened and hashed in one go: a thread that is woken for each file
+/// costs as much as to hash it.
+const FILES_PER_HOP: usize = 16;
 /// Paths that may wait for a slot.
 const MAX_QUEUED: usize = 256;
 
@@ -104,22 +108,41 @@ pub async fn run(
     let (found, mut paths) = mpsc::channel(MAX_QUEUED);
     let (roots, exclude) = (job.paths.clone(), job.exclude.clone());
     let walking = tokio::task::spawn_blocking(move || walk::walk(&roots, &exclude, &found));
-    let mut report = Report::default();
+    let mut scan = Scan {
+        report: Report::default(),
+        observer,
+    };
+    let hop = FILES_PER_HOP.min(job.concurrency);
+    let mut batch = Vec::with_capacity(hop);
+    let mut preparing = FuturesUnordered::new();
     let mut in_flight = FuturesUnordered::new();
+    let mut taken = 0;
     let mut outcome = Ok(());
     let mut open = true;
-    while open || !in_flight.is_empty() {
+    while open || taken > 0 {
         tokio::select! {
-            next = paths.recv(), if open && in_flight.len() < job.concurrency => match next {
-                Some(Found::File(path)) => in_flight.push(scan_file(path, scanner, job.terms())),
-                Some(Found::Error { path, reason }) => {
-                    let done = Done::Failed(reason);
-                    report.add(&path, &done);
-                    observer.done(&path, &done, &report);
+            count = paths.recv_many(&mut batch, hop), if open && taken + hop <= job.concurrency => {
+                open = count > 0;
+                let files = scan.without_errors(batch.drain(..));
+                if !files.is_empty() {
+                    taken += files.len();
+                    preparing.push(tokio::task::spawn_blocking(move || prepare_all(files)));
                 }
-                None => open = false,
+            },
+            Some(prepared) = preparing.next() => match prepared {
+                Ok(prepared) => in_flight.extend(
+                    prepared
+                        .into_iter()
+                        .map(|(path, opened)| scan_file(path, opened, scanner, job.terms())),
+                ),
+                Err(error) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime ends.
+                    Err(_) => break,
+                },
             },
             Some((path, done)) = in_flight.next() => {
+                taken -= 1;
                 if let Done::Scanned(scanned) = &done
                     && scanned.verdict == Verdict::NotScanned(NotScanned::NoSvm)
                 {
@@ -128,36 +151,81 @@ pub async fn run(
                     open = false;
                     paths.close();
                 }
-                report.add(&path, &done);
-                observer.done(&path, &done, &report);
+                scan.done(&path, &done);
             }
         }
     }
     drop(paths);
     let _ = walking.await;
+    let mut report = scan.report;
     report.sent_bytes = scanner.sent_bytes();
     (report, outcome)
 }
 
-async fn scan_file(path: PathBuf, scanner: &Scanner, terms: Terms) -> (PathBuf, Done) {
-    let at = path.clone();
-    // A small file in memory is hashed on the way: that spares another hop.
-    let opened = tokio::task::spawn_blocking(move || match walk::open(&at)? {
+/// What a scan tells.
+struct Scan<'a, O> {
+    report: Report,
+    observer: &'a mut O,
+}
+
+impl<O: Observer> Scan<'_, O> {
+    fn done(&mut self, path: &Path, done: &Done) {
+        self.report.add(path, done);
+        self.observer.done(path, done, &self.report);
+    }
+
+    /// The files among what was found; the rest is told.
+    fn without_errors(&mut self, found: impl Iterator<Item = Found>) -> Vec<PathBuf> {
+        found
+            .filter_map(|found| match found {
+                Found::File(path) => Some(path),
+                Found::Error { path, reason } => {
+                    self.done(&path, &Done::Failed(reason));
+                    None
+                }
+            })
+            .collect()
+    }
+}
+
+/// A file as it was opened, with its outline where that took no waiting.
+type Prepared = std::io::Result<Option<(Content, Option<Hashed>)>>;
+
+fn prepare_all(files: Vec<PathBuf>) -> Vec<(PathBuf, Prepared)> {
+    files
+        .into_iter()
+        .map(|path| {
+            let prepared = prepare(&path);
+            (path, prepared)
+        })
+        .collect()
+}
+
+/// Opens a file; one that is small and in memory is hashed on the way.
+fn prepare(path: &Path) -> Prepared {
+    Ok(match walk::open(path)? {
         Opened::Regular(file) => {
             let content = Content::File(Arc::new(file));
             let hashed = content::hash_at_once(&content, MAX_CONTENT_BYTES);
-            Ok(Some((content, hashed)))
+            Some((content, hashed))
         }
-        Opened::Other => Ok::<_, std::io::Error>(None),
-    });
-    let done = match opened.await {
-        Ok(Ok(Some((content, hashed)))) => {
+        Opened::Other => None,
+    })
+}
+
+async fn scan_file(
+    path: PathBuf,
+    prepared: Prepared,
+    scanner: &Scanner,
+    terms: Terms,
+) -> (PathBuf, Done) {
+    let done = match prepared {
+        Ok(Some((content, hashed))) => {
             let scanned = scanner.scan_hashed(&content, hashed, terms).await;
             Done::Scanned(Box::new(scanned))
         }
-        Ok(Ok(None)) => Done::Skipped,
-        Ok(Err(error)) => Done::Failed(format!("cannot be read: {error}")),
-        Err(error) => Done::Failed(error.to_string()),
+        Ok(None) => Done::Skipped,
+        Err(error) => Done::Failed(format!("cannot be read: {error}")),
     };
     (path, done)
 }

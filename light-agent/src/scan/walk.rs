@@ -3,6 +3,11 @@
 //! Links below the given paths are not followed, so that a loop ends; a link that
 //! is given itself is followed. Only regular files are opened. File systems
 //! without files of their own (proc, sysfs, …) are entered only when given.
+//!
+//! Guests that start from one image hold the same files. Walked in one order, each
+//! of them would ask for the same content at the same moment and wait for the same
+//! scan; so each takes its files out of the next [`MIXED`] in an order of its own,
+//! asks for something else first, and finds the rest known.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,10 +15,15 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
+use rand::Rng as _;
 use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
 use crate::fanotify::places::is_pseudo;
+
+/// Files among which the order is mixed: enough for many guests to be at different
+/// ones, near enough to each other on the disk, and a bounded number of paths.
+const MIXED: usize = 1024;
 
 /// Something that the walk came upon.
 #[derive(Debug, PartialEq, Eq)]
@@ -56,23 +66,58 @@ pub fn open(path: &Path) -> io::Result<Opened> {
 
 /// Walks the paths and sends what it finds, until done or nobody takes it.
 pub fn walk(paths: &[PathBuf], exclude: &[PathBuf], found: &mpsc::Sender<Found>) {
+    let mut mixed = Mixed {
+        waiting: Vec::new(),
+        found,
+    };
     for path in paths {
-        if walk_one(path, exclude, found).is_none() {
+        if walk_one(path, exclude, &mut mixed).is_none() {
             return;
+        }
+    }
+    mixed.finish();
+}
+
+/// Sends what it is given in a mixed order.
+struct Mixed<'a> {
+    waiting: Vec<Found>,
+    found: &'a mpsc::Sender<Found>,
+}
+
+impl Mixed<'_> {
+    /// `None` when nobody takes what is found.
+    fn send(&mut self, found: Found) -> Option<()> {
+        self.waiting.push(found);
+        if self.waiting.len() < MIXED {
+            return Some(());
+        }
+        self.send_one()
+    }
+
+    fn send_one(&mut self) -> Option<()> {
+        let index = rand::rng().random_range(0..self.waiting.len());
+        let next = self.waiting.swap_remove(index);
+        self.found.blocking_send(next).ok()
+    }
+
+    fn finish(mut self) {
+        while !self.waiting.is_empty() {
+            if self.send_one().is_none() {
+                return;
+            }
         }
     }
 }
 
 /// `None` when nobody takes what is found.
-fn walk_one(path: &Path, exclude: &[PathBuf], found: &mpsc::Sender<Found>) -> Option<()> {
-    let send = |what| found.blocking_send(what).ok();
+fn walk_one(path: &Path, exclude: &[PathBuf], found: &mut Mixed<'_>) -> Option<()> {
     let fail = |reason: &io::Error| Found::Error {
         path: path.to_owned(),
         reason: format!("cannot be read: {reason}"),
     };
     let root = match resolve(path) {
         Ok(root) => root,
-        Err(error) => return send(fail(&error)),
+        Err(error) => return found.send(fail(&error)),
     };
     // A path that is given is meant, whatever the settings exclude above it.
     let exclude: Vec<&PathBuf> = exclude
@@ -95,11 +140,11 @@ fn walk_one(path: &Path, exclude: &[PathBuf], found: &mpsc::Sender<Found>) -> Op
                     .iter()
                     .any(|excluded| entry.path() == excluded.as_path())
                 {
-                    send(Found::File(entry.into_path()))?;
+                    found.send(Found::File(entry.into_path()))?;
                 }
             }
             Ok(_) => {}
-            Err(error) => send(Found::Error {
+            Err(error) => found.send(Found::Error {
                 path: error.path().unwrap_or(&root).to_owned(),
                 reason: match error.io_error() {
                     Some(error) => format!("cannot be read: {error}"),
@@ -167,6 +212,39 @@ mod tests {
             [Found::File(fs::canonicalize(at("d/file")).unwrap())]
         );
         assert!(walked(&[at("d/socket"), at("d/fifo"), "/dev/null".into()], &[]).is_empty());
+    }
+
+    /// In one order every guest would wait for the same scan.
+    #[test]
+    fn each_walk_takes_every_file_once_in_an_order_of_its_own() {
+        let order = || {
+            let (send, mut receive) = mpsc::channel(4 * MIXED);
+            let mut mixed = Mixed {
+                waiting: Vec::new(),
+                found: &send,
+            };
+            for n in 0..3 * MIXED {
+                mixed
+                    .send(Found::File(PathBuf::from(n.to_string())))
+                    .unwrap();
+                assert!(mixed.waiting.len() <= MIXED);
+            }
+            mixed.finish();
+            drop(send);
+            std::iter::from_fn(|| receive.try_recv().ok())
+                .map(|found| match found {
+                    Found::File(path) => path.to_str().unwrap().parse::<usize>().unwrap(),
+                    Found::Error { .. } => unreachable!(),
+                })
+                .collect::<Vec<usize>>()
+        };
+        let (one, other) = (order(), order());
+        let same = one.iter().zip(&other).filter(|(a, b)| a == b).count();
+        assert!(same < MIXED / 8, "{same} files are at the same place");
+        for mut order in [one, other] {
+            order.sort_unstable();
+            assert!(order.into_iter().eq(0..3 * MIXED));
+        }
     }
 
     #[test]
