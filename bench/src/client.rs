@@ -80,9 +80,9 @@ impl Client {
         let (mut send, mut receive) = self.connection.open_bi().await?;
         frame::write(&mut send, message).await?;
         send.finish()?;
-        frame::read::<ToAgent>(&mut receive)
-            .await?
-            .context("the stream ended without an answer")
+        let answer = frame::read::<ToAgent>(&mut receive).await?;
+        frame::take_end(&mut receive).await;
+        answer.context("the stream ended without an answer")
     }
 }
 

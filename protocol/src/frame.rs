@@ -3,6 +3,10 @@
 //! Owns the framing and its refusals; does not own deadlines, which belong to
 //! whoever knows what it waits for.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::codec::{self, CodecError, Message};
@@ -93,6 +97,20 @@ pub async fn read<M: Message>(
         Some(body) => Ok(Some(codec::decode(body)?)),
         None => Ok(None),
     }
+}
+
+/// Takes in a stream's end, if it came together with the frame that was just read.
+/// A receiving side that is dropped without it tells the peer to stop sending: a
+/// datagram, and one more to acknowledge it, for a stream that had ended. Waits for
+/// nothing.
+pub async fn take_end(stream: &mut (impl AsyncRead + Unpin)) {
+    let mut byte = [0];
+    let mut read = pin!(stream.read(&mut byte));
+    poll_fn(|context| {
+        let _ = read.as_mut().poll(context);
+        Poll::Ready(())
+    })
+    .await;
 }
 
 /// Reads one frame's body of at most `max` bytes into a buffer that is kept between

@@ -11,7 +11,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use common::Ca;
+use palisade_protocol::bounded::Text;
 use palisade_protocol::endpoint::{self, Bounds};
+use palisade_protocol::frame;
 use palisade_protocol::identity::{Identity, enrolment_certificate, new_key};
 use palisade_protocol::ids::SvmId;
 use palisade_protocol::scan;
@@ -335,4 +337,64 @@ fn an_identity_survives_its_files_and_damage_is_named() {
         error.contains("chain.pem") && error.contains("enrol again"),
         "{error}"
     );
+}
+
+/// Requests to stop that the asking side sent, for ten streams that each ended with
+/// their answer.
+async fn stops(take_end: bool) -> u64 {
+    const STREAMS: u64 = 10;
+    let ca = Ca::new("site-a");
+    let (agent, svm) = (ca.agent("t1"), ca.svm());
+    let config = tls::server_config(&svm, svm.trust(), AGENTS, scan::ALPN).unwrap();
+    let server = endpoint::listen(LOOPBACK, config, Bounds::SCAN_SERVER).unwrap();
+    let address = server.local_addr().unwrap();
+    let answering = tokio::spawn(async move {
+        let connection = server.accept().await.unwrap().await.unwrap();
+        while let Ok((mut send, mut receive)) = connection.accept_bi().await {
+            receive.read_to_end(16).await.unwrap();
+            let refusal = scan::Refusal {
+                code: scan::RefusalCode::Unavailable,
+                message: Text::cut("no"),
+            };
+            let bytes = frame::to_bytes(&scan::ToAgent::Refused(refusal)).unwrap();
+            send.write_all(&bytes).await.unwrap();
+            send.finish().unwrap();
+        }
+    });
+    let config = tls::client_config(
+        Own::Enrolled(agent.clone()),
+        agent.trust(),
+        Expect::AnySvm,
+        scan::ALPN,
+    )
+    .unwrap();
+    let config = endpoint::client(config, Bounds::SCAN_AGENT).unwrap();
+    let connection = endpoint::dialler(LOOPBACK)
+        .unwrap()
+        .connect_with(config, address, endpoint::SERVER_NAME)
+        .unwrap()
+        .await
+        .unwrap();
+    for _ in 0..STREAMS {
+        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+        send.write_all(b"x").await.unwrap();
+        send.finish().unwrap();
+        let answer = frame::read::<scan::ToAgent>(&mut receive).await.unwrap();
+        assert!(matches!(answer, Some(scan::ToAgent::Refused(_))));
+        if take_end {
+            frame::take_end(&mut receive).await;
+        }
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let stops = connection.stats().frame_tx.stop_sending;
+    connection.close(0_u32.into(), b"");
+    answering.await.unwrap();
+    stops
+}
+
+/// One thread, so that an answer and its end travel in one datagram.
+#[tokio::test]
+async fn a_stream_whose_end_was_taken_in_is_not_told_to_stop() {
+    assert_eq!(stops(false).await, 10, "the control");
+    assert_eq!(stops(true).await, 0);
 }

@@ -2,6 +2,7 @@
 
 mod boot_storm;
 mod changed_file;
+mod echo;
 mod first_open;
 mod first_scan;
 mod flood;

@@ -14,6 +14,7 @@ use palisade_protocol::content::ContentId;
 use palisade_protocol::scan::VerdictSource;
 use tokio::task::JoinSet;
 
+use super::echo;
 use crate::bench::Bench;
 use crate::client::{Client, dialler};
 use crate::processes;
@@ -34,6 +35,8 @@ const PER_ENDPOINT: usize = 64;
 const AT_A_TIME: usize = 64;
 /// Times that clamd is asked.
 const PEER_REQUESTS: usize = 500;
+/// Windows of time that are looked at on their own.
+const WINDOWS_PER_SECOND: usize = 10;
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
@@ -57,6 +60,8 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
             percentile(samples, permille).context("nothing was answered")?,
         ))
     };
+    let echo = echo::by_the_clock(rate, span)?;
+    let windows = window_p99s(&paced.answered, rate);
     let mib = |bytes: u64| bytes.saturating_sub(before) as f64 / MIB;
     Ok(vec![
         Row::new(format!("cached verdicts, {AT_A_TIME} requests at a time"), "requests/s", Summary::one(most))
@@ -67,11 +72,18 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
         Row::new(format!("cached verdict at {rate} requests/s, p99"), "ms", at(&paced.answered, 990)?)
             .against("clamd with its cache warm, by stream, one at a time, p99", at(&peer, 990)?)
             .target(Target::AtMost(2.0))
+            .limit(format!(
+                "a bare datagram there and back at the same rate: {} ms p99, {} ms p50",
+                short(at(&echo, 990)?.median),
+                short(at(&echo, 500)?.median)
+            ))
             .note(format!(
                 "from the moment at which a request was due; {} requests/s were answered, over {sessions} sessions; the client sent up to {} ms late (p99), which is in the figure",
                 short(paced.achieved),
             short(at(&paced.late, 990)?.median)
             )),
+        Row::new("the same p99, of each tenth of a second alone", "ms", Summary::of(&windows).context("nothing was answered")?)
+            .note("its median says what most moments are like, its spread what the moments cost in which this machine's cores were elsewhere"),
         Row::new(format!("memory for {sessions} connected agents"), "MiB", Summary::one(mib(under_load)))
             .target(Target::AtMost(1024.0))
             .note(format!(
@@ -217,6 +229,14 @@ async fn by_the_clock(
         late,
         achieved,
     })
+}
+
+/// The p99 of the requests of each tenth of a second.
+fn window_p99s(answered: &[f64], rate: u32) -> Vec<f64> {
+    answered
+        .chunks_exact((rate as usize / WINDOWS_PER_SECOND).max(1))
+        .filter_map(|window| percentile(window, 990))
+        .collect()
 }
 
 async fn ask(client: &Client, content: ContentId) -> Result<()> {

@@ -71,6 +71,7 @@ pub(super) async fn run(
         reply = receive_all(&mut receive, Wanted::new(hashed.outline.fragments(), want)) => reply,
         reply = send_all(&mut send, request, content, hashed, sent, wanted, &whole_frames) => reply,
     };
+    frame::take_end(&mut receive).await;
     let _ = if whole_frames.load(Ordering::Relaxed) {
         send.finish()
     } else {
@@ -85,7 +86,9 @@ pub(super) async fn look_up(connection: &Connection, lookup: Lookup) -> Result<K
     let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
     frame::write(&mut send, &ToSvm::Lookup(lookup)).await?;
     let _ = send.finish();
-    match frame::read::<ToAgent>(&mut receive).await? {
+    let answer = frame::read::<ToAgent>(&mut receive).await?;
+    frame::take_end(&mut receive).await;
+    match answer {
         Some(ToAgent::Known(known)) => Ok(known),
         Some(ToAgent::Refused(refusal)) => Err(LinkError::Refused(refusal.message.to_string())),
         Some(ToAgent::Busy { .. }) => Err(LinkError::Refused("it is busy".to_owned())),
