@@ -8,6 +8,7 @@ use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
 use crate::settings::{COMPONENT, Folders, Settings};
+use crate::status::failures::Shown;
 use crate::{daemon, enrol, probe, scan, status};
 
 /// Palisade Light Agent: protects this guest's files.
@@ -39,6 +40,9 @@ enum Command {
     },
     /// Show what the running agent does
     Status {
+        /// Show what opens are answered without a verdict, reason by reason
+        #[arg(long)]
+        failures: bool,
         #[command(flatten)]
         format: Format,
     },
@@ -96,7 +100,11 @@ impl Cli {
                     format.output,
                 ))
             }
-            Command::Status { format } => show_status(&folders, format.output),
+            Command::Status {
+                failures: true,
+                format,
+            } => show_failures(&settings, &folders, format.output),
+            Command::Status { format, .. } => show_status(&folders, format.output),
             Command::CheckConfig => {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)
@@ -111,7 +119,7 @@ fn show_status(folders: &Folders, output: Output) -> anyhow::Result<u8> {
         Ok(answer) => {
             match output {
                 Output::Json => println!("{answer}"),
-                Output::Text => println!("{}", status::ForPeople(&answer)),
+                Output::Text => println!("{}", status::people::ForPeople(&answer)),
             }
             Ok(exit::FINE)
         }
@@ -121,4 +129,16 @@ fn show_status(folders: &Folders, output: Output) -> anyhow::Result<u8> {
             status::socket(&folders.run).display()
         ),
     }
+}
+
+fn show_failures(settings: &Settings, folders: &Folders, output: Output) -> anyhow::Result<u8> {
+    let shown = match status::ask(&folders.run) {
+        Ok(answer) => Shown::in_force(&answer),
+        Err(_) => Shown::as_set(&settings.failure_table()),
+    };
+    match output {
+        Output::Json => println!("{}", serde_json::to_string(&shown)?),
+        Output::Text => println!("{shown}"),
+    }
+    Ok(exit::FINE)
 }

@@ -324,6 +324,15 @@ fn without_a_protection_server_the_table_decides_at_once() {
         events["failed_open"].as_u64().unwrap() >= 1,
         "the exec's own event: {events}"
     );
+    let shown = world.agent.output(&["status", "--failures", "-o", "json"]);
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    assert_eq!(shown["running"], true);
+    let row = &shown["failures"][0];
+    assert_eq!(
+        (&row["reason"], &row["open"], &row["exec"]),
+        (&"no_svm".into(), &"deny".into(), &"allow".into())
+    );
+    assert_eq!(row["answered"], events["failures"]["no_svm"]);
 
     // It comes back, and everything is as it should be.
     world.svm.resume();

@@ -1,11 +1,13 @@
 //! `palisade-agent status`: what the running agent says of itself.
 //!
 //! The daemon serves one JSON object to whoever connects to `agent.sock` in the
-//! run folder; the command reads it. A connection also makes the daemon look into
+//! run folder; the command reads it ([`people`] and [`failures`] show it). A connection also makes the daemon look into
 //! the spool, which is how an on-demand scan hands over its findings.
 
+pub mod failures;
+pub mod people;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -14,13 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_protocol::control::Protection;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::accounts::Snapshot;
-use crate::failure::{Access, Failure, Table};
+use crate::failure::Table;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
 use crate::selection::LinkState;
@@ -106,7 +108,7 @@ pub struct Status {
     /// Files whose verdict is remembered.
     pub cached_files: usize,
     /// The failure table in force, by reason: what open and exec are answered.
-    pub failure_table: BTreeMap<&'static str, BTreeMap<&'static str, &'static str>>,
+    pub failure_table: failures::Answers,
     /// Detections that wait for the Integration Server.
     pub spool: SpoolPart,
 }
@@ -158,7 +160,7 @@ impl Source {
             server: self.health.server(),
             events: self.health.accounts().snapshot(),
             cached_files: self.cache.len(),
-            failure_table: table_part(&self.table),
+            failure_table: failures::answers(&self.table),
             spool: SpoolPart {
                 waiting: self.spool.waiting(),
                 dropped: self.spool.dropped(),
@@ -189,28 +191,6 @@ fn svm_part(state: &LinkState) -> SvmPart {
             definitions: BTreeMap::new(),
         },
     }
-}
-
-fn table_part(table: &Table) -> BTreeMap<&'static str, BTreeMap<&'static str, &'static str>> {
-    let row = |open: crate::failure::Answer, exec: crate::failure::Answer| {
-        BTreeMap::from([("open", open.as_str()), ("exec", exec.as_str())])
-    };
-    let mut rows: BTreeMap<_, _> = Failure::ALL
-        .iter()
-        .map(|&failure| {
-            let answer = |access| table.answer(failure, access);
-            (
-                failure.key(),
-                row(answer(Access::Open), answer(Access::Exec)),
-            )
-        })
-        .collect();
-    let suspicious = |access| table.suspicious(access);
-    rows.insert(
-        "suspicious",
-        row(suspicious(Access::Open), suspicious(Access::Exec)),
-    );
-    rows
 }
 
 /// Opens the socket. One agent runs per run folder.
@@ -258,16 +238,6 @@ pub async fn serve(listener: UnixListener, source: Source, connected: Arc<Notify
     }
 }
 
-/// What the command shows; the daemon may be of another version.
-#[derive(Debug, Deserialize)]
-struct Shown {
-    agent: serde_json::Value,
-    protection: serde_json::Value,
-    svm: serde_json::Value,
-    server: serde_json::Value,
-    events: serde_json::Value,
-}
-
 /// Asks the running agent.
 ///
 /// # Errors
@@ -278,70 +248,4 @@ pub fn ask(run: &Path) -> io::Result<serde_json::Value> {
     let mut text = String::new();
     stream.take(MAX_ANSWER_BYTES).read_to_string(&mut text)?;
     Ok(serde_json::from_str(&text)?)
-}
-
-/// The status for people.
-pub struct ForPeople<'a>(pub &'a serde_json::Value);
-
-impl fmt::Display for ForPeople<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Ok(shown) = Shown::deserialize(self.0) else {
-            return write!(f, "{}", self.0);
-        };
-        let text = |value: &serde_json::Value, key: &str| match &value[key] {
-            serde_json::Value::String(text) => text.clone(),
-            serde_json::Value::Null => "-".to_owned(),
-            other => other.to_string(),
-        };
-        writeln!(
-            f,
-            "agent       {} ({})",
-            text(&shown.agent, "name"),
-            text(&shown.agent, "id")
-        )?;
-        write!(f, "protection  {}", text(&shown.protection, "state"))?;
-        match &shown.protection["reason"] {
-            serde_json::Value::String(reason) => writeln!(f, ": {reason}")?,
-            _ => writeln!(f)?,
-        }
-        for path in shown.protection["paths"].as_array().into_iter().flatten() {
-            writeln!(f, "  path      {}", path.as_str().unwrap_or_default())?;
-        }
-        for gap in shown.protection["gaps"].as_array().into_iter().flatten() {
-            writeln!(
-                f,
-                "  gap       {}: {}",
-                text(gap, "path"),
-                text(gap, "reason")
-            )?;
-        }
-        match &shown.svm["id"] {
-            serde_json::Value::String(id) => writeln!(
-                f,
-                "svm         {} ({}, {id})",
-                text(&shown.svm, "name"),
-                text(&shown.svm, "address")
-            )?,
-            _ => writeln!(f, "svm         none: {}", text(&shown.svm, "reason"))?,
-        }
-        match shown.server["connected"].as_bool() {
-            Some(true) => writeln!(f, "server      connected")?,
-            _ => writeln!(f, "server      none: {}", text(&shown.server, "reason"))?,
-        }
-        write!(f, "events     ")?;
-        for key in [
-            "seen",
-            "scanned",
-            "cached",
-            "allowed_by_policy",
-            "failed_open",
-            "failed_closed",
-            "pending",
-            "denied",
-            "kernel_refused",
-        ] {
-            write!(f, " {key} {}", shown.events[key])?;
-        }
-        Ok(())
-    }
 }

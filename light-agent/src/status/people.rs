@@ -1,0 +1,81 @@
+//! The status for people.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+/// What the command shows; the daemon may be of another version.
+#[derive(Debug, Deserialize)]
+struct Shown {
+    agent: serde_json::Value,
+    protection: serde_json::Value,
+    svm: serde_json::Value,
+    server: serde_json::Value,
+    events: serde_json::Value,
+}
+
+/// The status for people.
+pub struct ForPeople<'a>(pub &'a serde_json::Value);
+
+impl fmt::Display for ForPeople<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Ok(shown) = Shown::deserialize(self.0) else {
+            return write!(f, "{}", self.0);
+        };
+        let text = |value: &serde_json::Value, key: &str| match &value[key] {
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Null => "-".to_owned(),
+            other => other.to_string(),
+        };
+        writeln!(
+            f,
+            "agent       {} ({})",
+            text(&shown.agent, "name"),
+            text(&shown.agent, "id")
+        )?;
+        write!(f, "protection  {}", text(&shown.protection, "state"))?;
+        match &shown.protection["reason"] {
+            serde_json::Value::String(reason) => writeln!(f, ": {reason}")?,
+            _ => writeln!(f)?,
+        }
+        for path in shown.protection["paths"].as_array().into_iter().flatten() {
+            writeln!(f, "  path      {}", path.as_str().unwrap_or_default())?;
+        }
+        for gap in shown.protection["gaps"].as_array().into_iter().flatten() {
+            writeln!(
+                f,
+                "  gap       {}: {}",
+                text(gap, "path"),
+                text(gap, "reason")
+            )?;
+        }
+        match &shown.svm["id"] {
+            serde_json::Value::String(id) => writeln!(
+                f,
+                "svm         {} ({}, {id})",
+                text(&shown.svm, "name"),
+                text(&shown.svm, "address")
+            )?,
+            _ => writeln!(f, "svm         none: {}", text(&shown.svm, "reason"))?,
+        }
+        match shown.server["connected"].as_bool() {
+            Some(true) => writeln!(f, "server      connected")?,
+            _ => writeln!(f, "server      none: {}", text(&shown.server, "reason"))?,
+        }
+        write!(f, "events     ")?;
+        for key in [
+            "seen",
+            "scanned",
+            "cached",
+            "allowed_by_policy",
+            "failed_open",
+            "failed_closed",
+            "pending",
+            "denied",
+            "kernel_refused",
+        ] {
+            write!(f, " {key} {}", shown.events[key])?;
+        }
+        Ok(())
+    }
+}
