@@ -329,15 +329,17 @@ fn protect(
     if places.places.is_empty() {
         return Err("none of the configured paths can be protected; see the gaps".to_owned());
     }
-    let group = Arc::new(Group::open().map_err(|error| error.to_string())?);
+    let mode = settings.on_access.mode;
+    let group = Arc::new(Group::open(mode).map_err(|error| error.to_string())?);
     let probe = probe.ok_or("the self-test's probe does not run; restart the agent")?;
     let test_files = TestFiles::default();
-    let test = SelfTest::new(&places.places, test_files.clone(), probe);
+    let test = SelfTest::new(&places.places, test_files.clone(), probe, mode);
     let (queue, queued) = mpsc::channel(settings.on_access.queue);
     let desk = Arc::new(Desk {
         responder: Arc::clone(&group) as Arc<dyn Respond>,
         accounts: Arc::clone(&parts.accounts),
         table: settings.failure_table(),
+        mode,
     });
     let deadlines = Deadlines::start().map_err(|error| error.to_string())?;
     let triage = Triage {

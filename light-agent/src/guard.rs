@@ -29,7 +29,6 @@ use crate::accounts::{Accounts, Outcome};
 use crate::cache::{Cache, Known};
 use crate::content::Content;
 use crate::deadline::Expires as _;
-use crate::decide::verdict_outcome;
 use crate::failure::{Answer, Failure};
 use crate::fanotify::reader::Asked;
 use crate::index::Index;
@@ -163,7 +162,7 @@ impl Guard {
 
     /// Answers the kernel, then does what a verdict asks for.
     fn conclude(&self, asked: &Asked, scanned: &Scanned) {
-        let outcome = verdict_outcome(&scanned.verdict, asked.event.access, asked.event.table());
+        let outcome = asked.event.outcome(&scanned.verdict);
         let in_time = asked.event.answer(outcome);
         self.remember(asked, scanned);
         let path = Path::new(OsStr::from_bytes(&asked.path));

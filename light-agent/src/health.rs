@@ -95,6 +95,9 @@ impl Health {
             }
             match &protection {
                 Protection::Blocking => tracing::info!("protection: blocking"),
+                Protection::Monitoring => {
+                    tracing::info!("protection: monitoring, nothing is blocked")
+                }
                 Protection::Off { reason } => tracing::warn!(%reason, "protection: off"),
             }
             posture.protection = protection;

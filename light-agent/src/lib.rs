@@ -55,6 +55,7 @@ pub mod lease;
 pub mod link;
 pub mod list;
 pub mod lookup;
+pub mod mode;
 pub mod pace;
 pub mod probe;
 pub mod scan;

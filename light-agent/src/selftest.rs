@@ -2,7 +2,8 @@
 //!
 //! In each protected file system the agent writes the EICAR test file, has another
 //! process open it, and takes nothing but a denied open, by a verdict of malware,
-//! for "blocking". At the start, when the Protection Server changes, and hourly.
+//! for "blocking"; where the mode is to monitor, an open that went on and a verdict of
+//! malware after it. At the start, when the Protection Server changes, and hourly.
 //!
 //! Owns the test files and the judgement; the opening is [`probe`](crate::probe)'s.
 
@@ -11,7 +12,7 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 use palisade_protocol::control::Protection;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::fanotify::places::Place;
 use crate::health::{Health, off};
+use crate::mode::Mode;
 use crate::probe::Probe;
 use crate::selection::LinkState;
 use crate::stamp::Stamp;
@@ -28,6 +30,13 @@ use crate::stamp::Stamp;
 pub const EVERY: Duration = Duration::from_secs(3600);
 /// The first wait after a test that failed; it doubles up to [`EVERY`].
 const RETRY: Duration = Duration::from_secs(10);
+
+/// How long a verdict may take to be noted after the kernel was answered by it.
+const NOTED_WITHIN: Duration = Duration::from_millis(200);
+/// How long the test file's verdict may take where nobody waits for it.
+const FOUND_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is looked for.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The standard antivirus test file (<https://www.eicar.org>), kept back to front so
 /// that this program does not hold it.
@@ -77,11 +86,12 @@ pub struct SelfTest {
     paths: Vec<PathBuf>,
     files: TestFiles,
     probe: Arc<Mutex<Probe>>,
+    mode: Mode,
 }
 
 impl SelfTest {
     /// A test with one file in each file system of the places.
-    pub fn new(places: &[Place], files: TestFiles, probe: Probe) -> Self {
+    pub fn new(places: &[Place], files: TestFiles, probe: Probe, mode: Mode) -> Self {
         let mut devices = HashSet::new();
         let name = format!(".palisade-selftest-{}", uuid::Uuid::new_v4());
         let paths = places
@@ -100,6 +110,7 @@ impl SelfTest {
             paths,
             files,
             probe: Arc::new(Mutex::new(probe)),
+            mode,
         }
     }
 
@@ -120,10 +131,9 @@ impl SelfTest {
                     off(&format!("no Protection Server is connected: {reason}"))
                 }
             };
-            wait = if protection == Protection::Blocking {
-                EVERY
-            } else {
-                wait
+            wait = match protection {
+                Protection::Blocking | Protection::Monitoring => EVERY,
+                Protection::Off { .. } => wait,
             };
             health.set_protection(protection);
             tokio::select! {
@@ -144,24 +154,34 @@ impl SelfTest {
         }
         for path in &self.paths {
             let (path, files, probe) = (path.clone(), self.files.clone(), Arc::clone(&self.probe));
-            let tried = tokio::task::spawn_blocking(move || try_one(&path, &files, &probe)).await;
+            let mode = self.mode;
+            let tried =
+                tokio::task::spawn_blocking(move || try_one(&path, &files, &probe, mode)).await;
             match tried {
                 Ok(Ok(())) => {}
                 Ok(Err(reason)) => return off(&reason),
                 Err(error) => return off(&format!("the self-test failed: {error}")),
             }
         }
-        Protection::Blocking
+        match self.mode {
+            Mode::Block => Protection::Blocking,
+            Mode::Monitor => Protection::Monitoring,
+        }
     }
 }
 
-fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>) -> Result<(), String> {
+fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>, mode: Mode) -> Result<(), String> {
     let folder = path.parent().unwrap_or(path).display();
     write(path).map_err(|error| format!("the self-test cannot write in {folder}: {error}"))?;
-    let opened = watched_open(path, files, probe);
+    let patience = match mode {
+        Mode::Block => NOTED_WITHIN,
+        Mode::Monitor => FOUND_WITHIN,
+    };
+    let opened = watched_open(path, files, probe, patience);
     let _ = std::fs::remove_file(path);
     match opened.map_err(|error| format!("the self-test cannot run: {error}; restart the agent"))? {
-        (Err(libc::EPERM), Some(Verdict::Malware { .. })) => Ok(()),
+        (Err(libc::EPERM), Some(Verdict::Malware { .. })) if mode == Mode::Block => Ok(()),
+        (Ok(()), Some(Verdict::Malware { .. })) if mode == Mode::Monitor => Ok(()),
         (Err(libc::EPERM), verdict) => Err(format!(
             "the self-test's file in {folder} was denied, but not by a verdict of malware ({})",
             describe(verdict.as_ref())
@@ -175,7 +195,11 @@ fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>) -> Result<(), S
              its definitions lack the signature"
         )),
         (Ok(()), verdict) => Err(format!(
-            "the EICAR test file in {folder} was not blocked ({})",
+            "the EICAR test file in {folder} was not {} ({})",
+            match mode {
+                Mode::Block => "blocked",
+                Mode::Monitor => "found",
+            },
             describe(verdict.as_ref())
         )),
     }
@@ -204,7 +228,12 @@ fn write(path: &Path) -> std::io::Result<()> {
 
 type Opened = (Result<(), i32>, Option<Verdict>);
 
-fn watched_open(path: &Path, files: &TestFiles, probe: &Mutex<Probe>) -> std::io::Result<Opened> {
+fn watched_open(
+    path: &Path,
+    files: &TestFiles,
+    probe: &Mutex<Probe>,
+    patience: Duration,
+) -> std::io::Result<Opened> {
     let metadata = std::fs::symlink_metadata(path)?;
     files.set(Some(Current {
         device: metadata.dev(),
@@ -215,15 +244,14 @@ fn watched_open(path: &Path, files: &TestFiles, probe: &Mutex<Probe>) -> std::io
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .open(path);
-    // The kernel is answered before the verdict is noted.
-    let mut verdict = None;
-    for _ in 0..20 {
-        verdict = files.verdict();
-        if verdict.is_some() {
-            break;
+    let until = Instant::now() + patience;
+    let verdict = loop {
+        let verdict = files.verdict();
+        if verdict.is_some() || Instant::now() >= until {
+            break verdict;
         }
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        std::thread::sleep(LOOK);
+    };
     files.set(None);
     Ok((opened?, verdict))
 }

@@ -16,6 +16,7 @@ use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
+use crate::mode::Mode;
 
 /// The agent's name within a site.
 pub const COMPONENT: &str = "agent";
@@ -50,6 +51,8 @@ pub struct Settings {
 pub struct OnAccess {
     /// Whether opens are protected at all.
     pub enabled: bool,
+    /// `block` holds opens until there is a verdict; `monitor` delays none, and reports.
+    pub mode: Mode,
     /// Below which paths.
     pub paths: Vec<PathBuf>,
     /// Milliseconds after which an open is answered by the failure table.
@@ -68,6 +71,7 @@ impl Default for OnAccess {
     fn default() -> Self {
         Self {
             enabled: true,
+            mode: Mode::default(),
             paths: Vec::new(),
             deadline_ms: 5000,
             queue: 512,

@@ -14,101 +14,15 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::libc;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::agent::Agent;
-use support::mount::Tmpfs;
 use support::site::Site;
 use support::svm::{Mode, Svm};
+use support::world::{World, denied, open_aside, program};
 use support::{MARKER, MARKER_NAME, is_root, wait_until};
-
-struct World {
-    // Dropped in this order: the agent lets the mark go before the mount goes.
-    agent: Agent,
-    svm: Svm,
-    tmpfs: Tmpfs,
-    _site: Site,
-}
-
-impl World {
-    fn new(settings: &str) -> Self {
-        let site = Site::new();
-        let svm = Svm::start(&site);
-        let tmpfs = Tmpfs::new();
-        fs::create_dir(tmpfs.path().join("protected")).unwrap();
-        let settings = format!(
-            "{settings}\n[on_access]\npaths = ['{}/protected']\n{}\n[[svm]]\naddress = '{}'\n",
-            tmpfs.path().display(),
-            on_access(settings),
-            svm.address
-        );
-        let settings = settings
-            .lines()
-            .filter(|line| !line.starts_with(ON_ACCESS))
-            .collect::<Vec<_>>()
-            .join("\n");
-        let agent = Agent::new(&site, &settings);
-        Self {
-            agent,
-            svm,
-            tmpfs,
-            _site: site,
-        }
-    }
-
-    fn started(settings: &str) -> Self {
-        let mut world = Self::new(settings);
-        world.agent.run();
-        world.agent.wait_protection("blocking");
-        world
-    }
-
-    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
-        self.tmpfs.file(&format!("protected/{name}"), content)
-    }
-}
-
-/// Begins a line of a test's settings that belongs into the section `on_access`.
-const ON_ACCESS: &str = "on_access: ";
-
-fn on_access(settings: &str) -> String {
-    let own = settings
-        .lines()
-        .filter_map(|line| line.strip_prefix(ON_ACCESS));
-    own.collect::<Vec<_>>().join("\n")
-}
-
-fn denied<T: std::fmt::Debug>(result: std::io::Result<T>) -> bool {
-    match result {
-        Ok(_) => false,
-        Err(error) => {
-            assert_eq!(error.raw_os_error(), Some(libc::EPERM), "{error}");
-            true
-        }
-    }
-}
-
-fn program(extra: &[u8]) -> Vec<u8> {
-    let mut bytes = fs::read("/bin/true").unwrap();
-    bytes.extend_from_slice(extra);
-    bytes
-}
-
-/// Opens in a thread; gives how it went and how long it took.
-fn open_aside(path: &Path) -> mpsc::Receiver<(std::io::Result<File>, Duration)> {
-    let (send, receive) = mpsc::channel();
-    let path = path.to_owned();
-    std::thread::spawn(move || {
-        let started = Instant::now();
-        let opened = File::open(path);
-        let _ = send.send((opened, started.elapsed()));
-    });
-    receive
-}
 
 #[test]
 fn malware_is_blocked_and_clean_files_stay_usable() {

@@ -334,6 +334,8 @@ pub enum Protection {
         /// Why, and what helps.
         reason: Text<512>,
     },
+    /// Opens are scanned and malware is reported; nothing is blocked, as policy has it.
+    Monitoring,
 }
 
 /// An agent's state.

@@ -38,7 +38,7 @@ pub struct Agent {
     pub domain: Option<Uuid>,
     /// That domain's name, when the inventory has it.
     pub domain_name: Option<String>,
-    /// `blocking`, `off` or `unknown`.
+    /// `blocking`, `monitoring`, `off` or `unknown`.
     pub protection: String,
     /// Why it is off, and what helps.
     pub protection_reason: Option<String>,
@@ -115,6 +115,7 @@ fn of(agent: AgentRecord, fleet: &Fleet, svms: &BTreeMap<SvmId, String>) -> Agen
     let domain = agent.product_uuid;
     let (protection, protection_reason) = match agent.report.map(|report| report.protection) {
         Some(Protection::Blocking) => ("blocking", None),
+        Some(Protection::Monitoring) => ("monitoring", None),
         Some(Protection::Off { reason }) => ("off", Some(reason.to_string())),
         None => ("unknown", None),
     };

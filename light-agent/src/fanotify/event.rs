@@ -17,10 +17,13 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use nix::sys::fanotify::{FanotifyEvent, MaskFlags};
+use palisade_protocol::verdict::Verdict;
 
 use crate::accounts::{Accounts, Outcome};
 use crate::deadline::{Deadlines, Expires, Ticket};
+use crate::decide::verdict_outcome;
 use crate::failure::{Access, Answer, Failure, Table};
+use crate::mode::Mode;
 
 /// Who tells the kernel.
 pub trait Respond: Send + Sync {
@@ -36,6 +39,8 @@ pub struct Desk {
     pub accounts: Arc<Accounts>,
     /// Says what is told when there is no verdict.
     pub table: Table,
+    /// Whether anything is denied.
+    pub mode: Mode,
 }
 
 enum Handle {
@@ -66,7 +71,8 @@ impl Event {
             desk.accounts.overflow();
         }
         raw.fd()?;
-        let access = if mask.contains(MaskFlags::FAN_OPEN_EXEC_PERM) {
+        let exec = MaskFlags::FAN_OPEN_EXEC_PERM | MaskFlags::FAN_OPEN_EXEC;
+        let access = if mask.intersects(exec) {
             Access::Exec
         } else {
             Access::Open
@@ -101,12 +107,20 @@ impl Event {
         self.due.get().map(|(_, (when, _))| *when)
     }
 
+    /// What a verdict comes to.
+    pub fn outcome(&self, verdict: &Verdict) -> Outcome {
+        self.desk
+            .mode
+            .outcome(verdict_outcome(verdict, self.access, &self.desk.table))
+    }
+
     /// Answers the kernel and books it, unless that was done before. Says whether
     /// this was the answer.
     pub fn answer(&self, outcome: Outcome) -> bool {
         if self.answered.swap(true, Ordering::AcqRel) {
             return false;
         }
+        let outcome = self.desk.mode.outcome(outcome);
         self.desk.responder.respond(self.as_fd(), outcome.answer());
         self.desk.accounts.book(outcome);
         true
@@ -123,11 +137,6 @@ impl Event {
     /// Whether the kernel was answered.
     pub fn is_answered(&self) -> bool {
         self.answered.load(Ordering::Acquire)
-    }
-
-    /// The failure table in force.
-    pub fn table(&self) -> &Table {
-        &self.desk.table
     }
 }
 
@@ -184,6 +193,7 @@ mod tests {
             responder: Arc::clone(&kernel) as Arc<dyn Respond>,
             accounts: Arc::default(),
             table: Table::default(),
+            mode: Mode::Block,
         };
         (kernel, Arc::new(desk))
     }

@@ -15,6 +15,7 @@ use nix::sys::fanotify::{
 
 use super::event::Respond;
 use crate::failure::Answer;
+use crate::mode::Mode;
 
 /// Why nothing can be protected on access. Each says what helps.
 #[derive(Debug, thiserror::Error)]
@@ -52,27 +53,33 @@ pub fn has_capability() -> bool {
 /// An open group. It closes when the last [`Event`](super::event::Event) and the
 /// reader let it go, and with it all that wait are released.
 #[derive(Debug)]
-pub struct Group(Fanotify);
+pub struct Group {
+    kernel: Fanotify,
+    mode: Mode,
+}
 
 impl Group {
-    /// Makes a group for permission events.
+    /// Makes a group: of permission events to block, of notifications to monitor.
     ///
     /// # Errors
     /// [`Unavailable`], which says what helps.
-    pub fn open() -> Result<Self, Unavailable> {
+    pub fn open(mode: Mode) -> Result<Self, Unavailable> {
         if !has_capability() {
             return Err(Unavailable::NoCapability);
         }
-        let flags = InitFlags::FAN_CLASS_CONTENT
-            | InitFlags::FAN_CLOEXEC
-            | InitFlags::FAN_NONBLOCK
-            | InitFlags::FAN_UNLIMITED_QUEUE;
+        let class = match mode {
+            // Past the usual bound of a queue, opens would be let through unseen.
+            Mode::Block => InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_UNLIMITED_QUEUE,
+            // Nobody waits: what does not fit is dropped by the kernel, and counted.
+            Mode::Monitor => InitFlags::FAN_CLASS_NOTIF,
+        };
+        let flags = class | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
         let events = EventFFlags::O_RDONLY
             | EventFFlags::O_LARGEFILE
             | EventFFlags::O_CLOEXEC
             | EventFFlags::O_NONBLOCK;
         match Fanotify::init(flags, events) {
-            Ok(group) => Ok(Self(group)),
+            Ok(kernel) => Ok(Self { kernel, mode }),
             Err(Errno::EPERM) => Err(Unavailable::NoCapability),
             Err(error @ (Errno::ENOSYS | Errno::EINVAL)) => Err(Unavailable::Kernel(error)),
             Err(error) => Err(Unavailable::Init(error)),
@@ -85,9 +92,13 @@ impl Group {
     /// # Errors
     /// The kernel's.
     pub fn mark(&self, path: &Path) -> nix::Result<()> {
-        self.0.mark(
+        let opens = match self.mode {
+            Mode::Block => MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_OPEN_EXEC_PERM,
+            Mode::Monitor => MaskFlags::FAN_OPEN | MaskFlags::FAN_OPEN_EXEC,
+        };
+        self.kernel.mark(
             MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM,
-            MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_OPEN_EXEC_PERM,
+            opens,
             AT_FDCWD,
             Some(path),
         )
@@ -97,7 +108,7 @@ impl Group {
     pub fn unmark_all(&self) {
         let flush = MarkFlags::FAN_MARK_FLUSH | MarkFlags::FAN_MARK_FILESYSTEM;
         let _ = self
-            .0
+            .kernel
             .mark(flush, MaskFlags::empty(), AT_FDCWD, Some(Path::new("/")));
     }
 
@@ -106,23 +117,29 @@ impl Group {
     /// # Errors
     /// The kernel's; `EAGAIN` and `EMFILE` may mean that it denied an event itself.
     pub fn read(&self) -> nix::Result<Vec<FanotifyEvent>> {
-        self.0.read_events()
+        self.kernel.read_events()
     }
 }
 
 impl AsFd for Group {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.kernel.as_fd()
     }
 }
 
 impl Respond for Group {
     fn respond(&self, file: BorrowedFd<'_>, answer: Answer) {
+        if self.mode == Mode::Monitor {
+            // It asked nothing.
+            return;
+        }
         let response = match answer {
             Answer::Allow => Response::FAN_ALLOW,
             Answer::Deny => Response::FAN_DENY,
         };
         // ENOENT: the opener was killed meanwhile, and nobody waits any more.
-        let _ = self.0.write_response(FanotifyResponse::new(file, response));
+        let _ = self
+            .kernel
+            .write_response(FanotifyResponse::new(file, response));
     }
 }

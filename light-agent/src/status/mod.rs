@@ -58,7 +58,7 @@ pub struct AgentPart {
 /// On-access protection.
 #[derive(Debug, Clone, Serialize)]
 pub struct ProtectionPart {
-    /// `blocking` or `off`.
+    /// `blocking`, `monitoring` or `off`.
     pub state: &'static str,
     /// Why it is off.
     pub reason: Option<String>,
@@ -140,6 +140,7 @@ impl Source {
         let posture = self.health.posture().borrow().clone();
         let (state, reason) = match posture.protection {
             Protection::Blocking => ("blocking", None),
+            Protection::Monitoring => ("monitoring", None),
             Protection::Off { reason } => ("off", Some(reason.as_str().to_owned())),
         };
         Status {

@@ -8,6 +8,7 @@ pub mod agent;
 pub mod mount;
 pub mod site;
 pub mod svm;
+pub mod world;
 
 use std::time::{Duration, Instant};
 
