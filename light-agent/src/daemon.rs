@@ -37,6 +37,7 @@ use crate::health::{Health, off};
 use crate::index::Index;
 use crate::link::Link;
 use crate::list::ListFile;
+use crate::private::Private;
 use crate::probe::Probe;
 use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
@@ -178,7 +179,8 @@ impl Parts {
     /// Whoever hears of contents that turned out to be malware.
     fn listener(&self, settings: &Settings) -> again::Listener {
         let again = Again {
-            scanner: Scanner::new(self.link.clone(), 1, settings.scan.options()),
+            scanner: Scanner::new(self.link.clone(), 1, settings.scan.options())
+                .keeping(Private::new(&settings.private)),
             detections: self.detections.clone(),
             tenant: self.tenant.clone(),
         };
@@ -357,7 +359,8 @@ fn protect(
             parts.link.clone(),
             2 * settings.scan.concurrency,
             settings.scan.options(),
-        ),
+        )
+        .keeping(Private::new(&settings.private)),
         max_age_s: settings.on_access.max_verdict_age_s,
         cache: Arc::clone(&parts.cache),
         index: Arc::clone(&parts.index),

@@ -94,6 +94,7 @@ failures! {
     ReadError,    read_error,    Allow, Allow, "the file cannot be read";
     OutOfFds,     out_of_fds,    Allow, Allow, "the agent has too few file descriptors left";
     Changed,      changed,       Allow, Allow, "the file changed while it was scanned";
+    Private,      private,       Allow, Allow, "the content must not leave the guest, and is not known";
     QueueFull,    queue_full,    Allow, Allow, "too many opens wait for a verdict";
     Stopping,     stopping,      Allow, Allow, "the agent stops, or gave the event up";
 }
@@ -166,6 +167,7 @@ impl From<&NotScanned> for Failure {
             NotScanned::Changed => Self::Changed,
             NotScanned::ReadError { .. } => Self::ReadError,
             NotScanned::NoSvm => Self::NoSvm,
+            NotScanned::Private => Self::Private,
         }
     }
 }

@@ -57,6 +57,7 @@ pub mod list;
 pub mod lookup;
 pub mod mode;
 pub mod pace;
+pub mod private;
 pub mod probe;
 pub mod scan;
 pub mod scanner;

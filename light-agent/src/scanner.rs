@@ -25,9 +25,10 @@ use palisade_protocol::verdict::{Details, EngineRuns, Generations, NotScanned, V
 use tokio::sync::{Semaphore, watch};
 
 use crate::content::{self, Content, Hashed};
-use crate::link::{Link, Reply, Sent};
+use crate::link::{Link, Reply, Sent, Share};
 use crate::lookup::Lookups;
 use crate::pace::jittered;
+use crate::private::Private;
 use crate::selection::LinkState;
 use crate::stamp::Stamp;
 
@@ -102,6 +103,7 @@ pub struct Scanner {
     lookups: Lookups,
     sent: Sent,
     options: ScanOptions,
+    private: Private,
 }
 
 impl Scanner {
@@ -115,7 +117,14 @@ impl Scanner {
             lookups: Lookups::default(),
             sent: Sent::default(),
             options,
+            private: Private::default(),
         }
+    }
+
+    /// The same, which sends nothing of what is private.
+    #[must_use]
+    pub fn keeping(self, private: Private) -> Self {
+        Self { private, ..self }
     }
 
     /// Content bytes that left the guest through this scanner.
@@ -181,6 +190,10 @@ impl Scanner {
             return Ok(());
         }
         let _asking = self.asking.acquire().await.map_err(|_| NotScanned::NoSvm)?;
+        let share = match self.private.holds(content) {
+            true => Share::Hashes,
+            false => Share::Content,
+        };
         let mut mismatches = 0;
         let mut lost = 0;
         loop {
@@ -192,7 +205,7 @@ impl Scanner {
                 options: self.options,
                 max_age_s: terms.max_age_s,
             };
-            match link.ask(request, content, &hashed, &self.sent).await {
+            match link.ask(request, content, &hashed, share, &self.sent).await {
                 Ok(Reply::Verdict(answer)) => {
                     result.verdict = answer.verdict;
                     result.details = answer.details;

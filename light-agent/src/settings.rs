@@ -35,6 +35,9 @@ pub struct Settings {
     pub run_dir: Option<PathBuf>,
     /// Paths whose contents are neither scanned on access nor found by a walk.
     pub exclude: Vec<PathBuf>,
+    /// Paths whose contents never leave the guest: they are looked up by their hashes
+    /// alone, and what is not known by them has a row in the failure table.
+    pub private: Vec<PathBuf>,
     /// Protection of opens.
     pub on_access: OnAccess,
     /// Differences from the built-in failure table.
@@ -219,6 +222,7 @@ impl Settings {
     fn check(&self) -> Result<(), BadValue> {
         absolute("on_access.paths", &self.on_access.paths)?;
         absolute("exclude", &self.exclude)?;
+        absolute("private", &self.private)?;
         within(
             "on_access.deadline_ms",
             self.on_access.deadline_ms,

@@ -256,6 +256,25 @@ fn without_a_protection_server_the_table_decides_at_once() {
 }
 
 #[test]
+fn what_is_private_is_not_sent_and_has_its_row() {
+    if !is_root("what_is_private_is_not_sent_and_has_its_row") {
+        return;
+    }
+    let world = World::started(
+        "private = ['{protected}/secret']\n[failure]\nprivate = { open = 'deny', exec = 'allow' }",
+    );
+    fs::create_dir(world.tmpfs.path().join("protected/secret")).unwrap();
+    let secret = world.file("secret/f", b"not for others");
+    let sent = world.svm.content_bytes();
+    assert!(denied(File::open(&secret)));
+    assert_eq!(world.agent.settled_events()["failures"]["private"], 1);
+    assert_eq!(world.svm.content_bytes(), sent);
+    // The control: outside of it the content is sent, and clean.
+    File::open(world.file("f", b"for anyone")).unwrap();
+    assert_eq!(world.svm.content_bytes(), sent + 10);
+}
+
+#[test]
 fn the_default_table_lets_opens_through() {
     if !is_root("the_default_table_lets_opens_through") {
         return;

@@ -162,6 +162,8 @@ pub enum NotScanned {
     },
     /// No Protection Server could be reached.
     NoSvm,
+    /// Its content must not leave the guest, and its hash alone says nothing.
+    Private,
 }
 
 impl NotScanned {
@@ -177,6 +179,7 @@ impl NotScanned {
             Self::Changed => "changed",
             Self::ReadError { .. } => "read_error",
             Self::NoSvm => "no_svm",
+            Self::Private => "private",
         }
     }
 }
@@ -193,6 +196,9 @@ impl fmt::Display for NotScanned {
             Self::Changed => f.write_str("changed while it was read"),
             Self::ReadError { detail } => write!(f, "cannot be read: {detail}"),
             Self::NoSvm => f.write_str("no Protection Server can be reached"),
+            Self::Private => {
+                f.write_str("its content must not leave the guest, and its hash is not known")
+            }
         }
     }
 }

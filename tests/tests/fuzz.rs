@@ -322,27 +322,11 @@ async fn honest(svm: SocketAddr, identity: Identity, marker: Marker, over: &Atom
     }
 }
 
-/// The site's Protection Server, with numbers; gives their address.
-fn start(test: &TestSite) -> SocketAddr {
-    let settings = test.site.dir().join("etc/scanserver.toml");
-    let text = fs::read_to_string(&settings).unwrap();
-    fs::write(
-        &settings,
-        format!("{text}\n[metrics]\nlisten = '127.0.0.1:0'\n"),
-    )
-    .unwrap();
-    test.site.start().unwrap();
-    let log = fs::read_to_string(test.site.log("scanserver")).unwrap();
-    let line = log.lines().find(|line| line.contains(" metrics address="));
-    let (_, address) = line.unwrap().split_once(" metrics address=").unwrap();
-    address.split(' ').next().unwrap().parse().unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn broken_streams_hurt_nobody() {
     let marker = Marker::random();
     let test = TestSite::prepare(&[("m.ndb", marker.ndb())]);
-    let metrics = start(&test);
+    let metrics = test.start_with_numbers();
     let svm = test.site.scan_address().unwrap();
     let process = test.site.process("scanserver").unwrap().unwrap();
     let enrolled = |name: &str| {

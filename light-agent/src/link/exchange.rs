@@ -29,6 +29,15 @@ use crate::content::{self, Content, Hashed, NoFragment};
 /// How often the whole content may be asked for within one request.
 const MAX_ROUNDS: usize = 4;
 
+/// What may be sent of a content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// What the Protection Server asks for.
+    Content,
+    /// Its hashes alone.
+    Hashes,
+}
+
 /// Content bytes that left the guest. Clones share the count.
 #[derive(Debug, Clone, Default)]
 pub struct Sent(Arc<AtomicU64>);
@@ -59,6 +68,7 @@ pub(super) async fn run(
     request: ScanRequest,
     content: &Content,
     hashed: &Arc<Hashed>,
+    share: Share,
     sent: &Sent,
 ) -> Result<Reply, LinkError> {
     let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
@@ -68,7 +78,7 @@ pub(super) async fn run(
     // Both sides go on side by side: a frame that is begun in either direction
     // must be finished, and the answer may come before all content is sent.
     let reply = tokio::select! {
-        reply = receive_all(&mut receive, Wanted::new(hashed.outline.fragments(), want)) => reply,
+        reply = receive_all(&mut receive, Wanted::new(hashed.outline.fragments(), want), share) => reply,
         reply = send_all(&mut send, request, content, hashed, sent, wanted, &whole_frames) => reply,
     };
     frame::take_end(&mut receive).await;
@@ -102,7 +112,11 @@ pub(super) async fn look_up(connection: &Connection, lookup: Lookup) -> Result<K
 }
 
 /// Takes what the peer says until the request ends.
-async fn receive_all(receive: &mut RecvStream, mut wanted: Wanted) -> Result<Reply, LinkError> {
+async fn receive_all(
+    receive: &mut RecvStream,
+    mut wanted: Wanted,
+    share: Share,
+) -> Result<Reply, LinkError> {
     loop {
         match frame::read::<ToAgent>(receive).await? {
             Some(ToAgent::Verdict(result)) => return Ok(Reply::Verdict(result)),
@@ -110,6 +124,9 @@ async fn receive_all(receive: &mut RecvStream, mut wanted: Wanted) -> Result<Rep
                 return Ok(Reply::Busy(Duration::from_millis(retry_after_ms.into())));
             }
             Some(ToAgent::Refused(refusal)) => return Ok(Reply::Refused(refusal)),
+            Some(ToAgent::Need(_)) if share == Share::Hashes => {
+                return Ok(Reply::Unreadable(NotScanned::Private));
+            }
             Some(ToAgent::Need(ranges)) => wanted.add(&ranges)?,
             Some(ToAgent::Welcome(_) | ToAgent::Known(_)) => {
                 return Err(LinkError::Protocol(

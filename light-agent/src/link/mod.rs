@@ -29,7 +29,7 @@ use palisade_protocol::spiffe::Role;
 use palisade_protocol::tls::{self, Expect, Own, Peer};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 
-pub use exchange::{Reply, Sent};
+pub use exchange::{Reply, Sent, Share};
 
 use crate::content::{Content, Hashed};
 
@@ -180,11 +180,12 @@ impl Link {
         request: ScanRequest,
         content: &Content,
         hashed: &Arc<Hashed>,
+        share: Share,
         sent: &Sent,
     ) -> Result<Reply, LinkError> {
         let _permit = self.permit().await?;
         let _open = Open::new(self);
-        exchange::run(&self.connection, request, content, hashed, sent).await
+        exchange::run(&self.connection, request, content, hashed, share, sent).await
     }
 
     /// Asks which contents are known to be clean.

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use super::report::Report;
 use super::{Done, Job, Observer};
 use crate::list::ListFile;
+use crate::private::Private;
 use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
@@ -83,7 +84,8 @@ pub async fn run(
         ));
     }
     let asking = settings.scan.concurrency;
-    let scanner = Scanner::new(link.clone(), asking, settings.scan.options());
+    let scanner = Scanner::new(link.clone(), asking, settings.scan.options())
+        .keeping(Private::new(&settings.private));
     let job = Job::new(paths, settings.exclude.clone(), &settings.scan);
     let mut watching = Watching::new(tenant, output, link);
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;

@@ -22,6 +22,7 @@ pub struct World {
 }
 
 impl World {
+    /// Not started yet; `{protected}` in the settings is the protected folder.
     pub fn new(settings: &str) -> Self {
         let site = Site::new();
         let svm = Svm::start(&site);
@@ -33,6 +34,8 @@ impl World {
             on_access(settings),
             svm.address
         );
+        let protected = tmpfs.path().join("protected");
+        let settings = settings.replace("{protected}", protected.to_str().unwrap());
         let settings = settings
             .lines()
             .filter(|line| !line.starts_with(ON_ACCESS))

@@ -12,6 +12,7 @@ pub mod peer;
 pub mod watch;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,6 +78,19 @@ impl TestSite {
             mounted,
             folder,
         }
+    }
+
+    /// Starts it with a Protection Server that serves its numbers; gives their address.
+    pub fn start_with_numbers(&self) -> SocketAddr {
+        let settings = self.site.dir().join("etc/scanserver.toml");
+        let text = fs::read_to_string(&settings).unwrap();
+        let text = format!("{text}\n[metrics]\nlisten = '127.0.0.1:0'\n");
+        fs::write(&settings, text).unwrap();
+        self.site.start().unwrap();
+        let log = fs::read_to_string(self.site.log("scanserver")).unwrap();
+        let line = log.lines().find(|line| line.contains(" metrics address="));
+        let (_, address) = line.unwrap().split_once(" metrics address=").unwrap();
+        address.split(' ').next().unwrap().parse().unwrap()
     }
 
     /// A folder for files that are not protected.
