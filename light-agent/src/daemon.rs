@@ -409,6 +409,7 @@ fn scope(settings: &Settings, places: &Places, test: &SelfTest) -> Scope {
     Scope {
         paths,
         exclude: settings.exclude.clone(),
+        max_bytes: settings.on_access.max_bytes,
     }
 }
 

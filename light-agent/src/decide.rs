@@ -26,11 +26,17 @@ pub struct Scope {
     pub paths: Vec<PathBuf>,
     /// But not below these.
     pub exclude: Vec<PathBuf>,
+    /// And nothing above this many bytes, if set.
+    pub max_bytes: Option<u64>,
 }
 
 impl Scope {
-    /// Whether a path, as the kernel names it, is protected.
-    pub fn covers(&self, path: &[u8]) -> bool {
+    /// Whether a file of this path, as the kernel names it, and of this size in bytes
+    /// is protected.
+    pub fn covers(&self, path: &[u8], size: u64) -> bool {
+        if self.max_bytes.is_some_and(|max| size > max) {
+            return false;
+        }
         let path = Path::new(OsStr::from_bytes(path));
         self.paths.iter().any(|root| path.starts_with(root))
             && !self.exclude.iter().any(|root| path.starts_with(root))
@@ -73,7 +79,9 @@ pub fn decide(
     table: &Table,
     remembered: impl FnOnce() -> Option<Verdict>,
 ) -> Decision {
-    let covered = facts.path.is_some_and(|path| scope.covers(path));
+    let covered = facts
+        .path
+        .is_some_and(|path| scope.covers(path, facts.size));
     if facts.own || !facts.regular || !covered || facts.size == 0 {
         return Decision::Answer(Outcome::Policy);
     }
@@ -119,17 +127,19 @@ mod tests {
         Scope {
             paths: vec!["/home".into()],
             exclude: vec!["/home/cache".into()],
+            max_bytes: Some(3),
         }
     }
 
     #[test]
     fn a_prefix_ends_at_a_component() {
-        assert!(scope().covers(b"/home/a\xff"));
-        assert!(scope().covers(b"/home"));
-        assert!(!scope().covers(b"/homework"));
-        assert!(!scope().covers(b"/home/cache/x"));
-        assert!(scope().covers(b"/home/cachet"));
-        assert!(scope().covers(b"/home/gone (deleted)"));
+        let covers = |path| scope().covers(path, 1);
+        assert!(covers(b"/home/a\xff"));
+        assert!(covers(b"/home"));
+        assert!(!covers(b"/homework"));
+        assert!(!covers(b"/home/cache/x"));
+        assert!(covers(b"/home/cachet"));
+        assert!(covers(b"/home/gone (deleted)"));
     }
 
     fn verdicts() -> impl Strategy<Value = Verdict> {
@@ -152,7 +162,7 @@ mod tests {
     proptest! {
         #[test]
         fn decisions_keep_their_promises(
-            exec: bool, own: bool, regular: bool, few_fds: bool, size in 0_u64..4,
+            exec: bool, own: bool, regular: bool, few_fds: bool, size in 0_u64..6,
             path in prop::option::of(prop_oneof![
                 Just(&b"/home/f"[..]), Just(&b"/home/cache/f"[..]), Just(&b"/etc/f"[..])
             ]),
@@ -164,7 +174,7 @@ mod tests {
             let table = Table::default();
             let mut asked = false;
             let decision = decide(&facts, &scope(), &table, || { asked = true; remembered.clone() });
-            let covered = !own && regular && size > 0 && path == Some(&b"/home/f"[..]);
+            let covered = !own && regular && (1..=3).contains(&size) && path == Some(&b"/home/f"[..]);
             prop_assert_eq!(decision == Decision::Answer(Outcome::Policy), !covered);
             if asked {
                 prop_assert!(covered && !few_fds);

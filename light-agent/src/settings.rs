@@ -18,6 +18,9 @@ use serde::Deserialize;
 use crate::failure::{Overrides, Table};
 use crate::mode::Mode;
 
+/// The smallest bound of `on_access.max_bytes`: the self-test's file must be below it.
+const MIN_MAX_BYTES: u64 = 4096;
+
 /// The agent's name within a site.
 pub const COMPONENT: &str = "agent";
 
@@ -58,6 +61,9 @@ pub struct OnAccess {
     pub mode: Mode,
     /// Below which paths.
     pub paths: Vec<PathBuf>,
+    /// Files above this many bytes are let through unseen, as policy; all are scanned
+    /// if unset.
+    pub max_bytes: Option<u64>,
     /// Milliseconds after which an open is answered by the failure table.
     pub deadline_ms: u64,
     /// Opens that may wait for a verdict at a time; more are answered by the failure table.
@@ -76,6 +82,7 @@ impl Default for OnAccess {
             enabled: true,
             mode: Mode::default(),
             paths: Vec::new(),
+            max_bytes: None,
             deadline_ms: 5000,
             queue: 512,
             cache_files: 16_384,
@@ -229,6 +236,9 @@ impl Settings {
             100,
             60_000,
         )?;
+        if let Some(max) = self.on_access.max_bytes {
+            within("on_access.max_bytes", max, MIN_MAX_BYTES, u64::MAX)?;
+        }
         within("on_access.queue", self.on_access.queue as u64, 1, 65_536)?;
         within(
             "on_access.cache_files",
@@ -307,6 +317,9 @@ mod tests {
             ("[on_access]\npaths = ['home']", "on_access.paths"),
             ("[on_access]\ndeadline_ms = 1", "on_access.deadline_ms"),
             ("[scan]\nconcurrency = 1000", "scan.concurrency"),
+            ("[on_access]\nmax_bytes = 10", "on_access.max_bytes"),
+            ("private = ['here']", "private"),
+            ("[on_access]\nmode = 'watch'", "monitor"),
             ("[failure]\nno_smv = 'deny'", "no_smv"),
             ("[failure]\nno_svm = 'block'", "failure table"),
             ("[[svm]]\naddress = 'somewhere'", "socket address"),

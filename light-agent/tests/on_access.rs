@@ -275,6 +275,21 @@ fn what_is_private_is_not_sent_and_has_its_row() {
 }
 
 #[test]
+fn a_file_above_the_bound_is_let_through_as_policy() {
+    if !is_root("a_file_above_the_bound_is_let_through_as_policy") {
+        return;
+    }
+    let world = World::started("on_access: max_bytes = 5000");
+    let of = |size: usize| [MARKER, &vec![b' '; size - MARKER.len()]].concat();
+    let before = world.agent.settled_events()["allowed_by_policy"].as_u64();
+    File::open(world.file("above", &of(5001))).unwrap();
+    // The control: one byte less.
+    assert!(denied(File::open(world.file("at", &of(5000)))));
+    let after = world.agent.settled_events()["allowed_by_policy"].as_u64();
+    assert!(after > before);
+}
+
+#[test]
 fn the_default_table_lets_opens_through() {
     if !is_root("the_default_table_lets_opens_through") {
         return;
