@@ -302,6 +302,59 @@ mod tests {
         assert_eq!(settings.scan.options(), ScanOptions::default());
     }
 
+    /// The file that shows every setting, with the settings it shows taken as set.
+    fn shown() -> String {
+        include_str!("../agent.toml")
+            .lines()
+            .map(|line| match line.strip_prefix('#') {
+                Some(set) if set.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => set,
+                _ => line,
+            })
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn the_file_that_shows_every_setting_sets_none_and_shows_defaults() {
+        assert_eq!(
+            parse(include_str!("../agent.toml")),
+            Ok(Settings::default())
+        );
+        let set = parse(&shown()).unwrap();
+        assert_eq!(set.failure_table(), Table::default());
+        assert_eq!(set.svm.len(), 1);
+        let without_examples = Settings {
+            on_access: OnAccess {
+                paths: Vec::new(),
+                max_bytes: None,
+                ..set.on_access
+            },
+            scan: set.scan,
+            ..Settings::default()
+        };
+        assert_eq!(without_examples, Settings::default());
+    }
+
+    /// What may be set is what the reader of settings says when something else is.
+    #[test]
+    fn the_file_that_shows_every_setting_lacks_none() {
+        let shown = shown();
+        for section in ["", "[on_access]\n", "[failure]\n", "[scan]\n", "[[svm]]\n"] {
+            let error = parse(&format!("{section}nonsense = 1")).unwrap_err();
+            let (_, names) = error.split_once("expected").unwrap();
+            let names: Vec<&str> = names.split('`').skip(1).step_by(2).collect();
+            assert!(names.len() >= 2, "{error}");
+            for name in names {
+                let there = shown.lines().any(|line| {
+                    line.starts_with(&format!("{name} = "))
+                        || line == format!("[{name}]")
+                        || line == format!("[[{name}]]")
+                });
+                assert!(there, "{section}{name}");
+            }
+        }
+    }
+
     #[test]
     fn the_failure_table_takes_one_answer_or_one_each() {
         let settings = parse("[failure]\nno_svm = 'deny'\ndeadline = { exec = 'deny' }").unwrap();
