@@ -9,7 +9,6 @@
 //!
 //! Only composes; each part's rules are in its own module.
 
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,34 +19,26 @@ use palisade_daemon::lifecycle;
 use palisade_daemon::membership::Membership;
 use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::ids::TenantId;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, watch};
 
 use crate::accounts::Accounts;
 use crate::again::{self, Again};
 use crate::cache::Cache;
 use crate::control::Control;
-use crate::deadline::Deadlines;
-use crate::decide::Scope;
-use crate::fanotify::event::{Desk, Respond};
-use crate::fanotify::group::{self, Group};
-use crate::fanotify::places::{self, Places};
-use crate::fanotify::reader::{self, Triage};
-use crate::guard::Guard;
-use crate::health::{Health, off};
+use crate::fanotify::group;
+use crate::health::Health;
 use crate::index::Index;
 use crate::link::Link;
 use crate::list::ListFile;
+use crate::on_access::OnAccess;
 use crate::private::Private;
 use crate::probe::Probe;
 use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
-use crate::selftest::{SelfTest, TestFiles};
 use crate::settings::{Folders, Settings};
 use crate::spool::Spool;
-use crate::{enrol, spool, status, threads};
+use crate::{enrol, spool, status};
 
-/// Descriptors that are kept for everything but events.
-const FD_RESERVE: u64 = 256;
 /// The agent asks for this many descriptors, if it may have them.
 const FD_WANTED: u64 = 8192;
 /// Threads for reading files; they are few, and end when idle.
@@ -115,7 +106,7 @@ async fn serve(
     lifecycle::ready();
     let outcome = tokio::select! {
         stop = &mut stopping => stop.map_err(Into::into),
-        Ok(error) = &mut failed => Err(anyhow::anyhow!("on-access protection ended: {error}")),
+        Some(error) = failed.recv() => Err(anyhow::anyhow!("on-access protection ended: {error}")),
     };
     lifecycle::stopping();
     tracing::info!("the agent stops");
@@ -125,17 +116,29 @@ async fn serve(
 }
 
 /// What on-access and on-demand protection share.
-struct Parts {
-    tenant: TenantId,
-    accounts: Arc<Accounts>,
-    health: Health,
-    cache: Arc<Cache>,
-    index: Arc<Index>,
-    link: watch::Receiver<LinkState>,
-    spool: Spool,
-    spooled: Arc<Notify>,
-    detections: spool::Sender,
-    max_scan_bytes: Arc<AtomicU64>,
+pub struct Parts {
+    /// Whose guest this is.
+    pub tenant: TenantId,
+    /// Where every permission event went.
+    pub accounts: Arc<Accounts>,
+    /// Where every file went that was closed after writing.
+    pub writes: Arc<Accounts>,
+    /// What the agent says of itself.
+    pub health: Health,
+    /// Remembered verdicts.
+    pub cache: Arc<Cache>,
+    /// Files whose content was clean.
+    pub index: Arc<Index>,
+    /// The session with a Protection Server.
+    pub link: watch::Receiver<LinkState>,
+    /// Detections that wait.
+    pub spool: Spool,
+    /// Told when some were added.
+    pub spooled: Arc<Notify>,
+    /// Takes detections.
+    pub detections: spool::Sender,
+    /// Largest content that is scanned; 0 while no Protection Server is connected.
+    pub max_scan_bytes: Arc<AtomicU64>,
 }
 
 impl Parts {
@@ -170,6 +173,7 @@ impl Parts {
             detections: spool::start(&spool, Arc::clone(&spooled)),
             max_scan_bytes: Arc::default(),
             accounts,
+            writes: Arc::default(),
             health,
             spool,
             spooled,
@@ -200,6 +204,7 @@ impl Parts {
                 membership.name.clone(),
             ),
             health: self.health.clone(),
+            writes: Arc::clone(&self.writes),
             link: self.link.clone(),
             spool: self.spool.clone(),
             table: settings.failure_table(),
@@ -252,164 +257,6 @@ async fn follow_link(
 async fn take_notices(link: Arc<Link>, listener: again::Listener) {
     while let Some(notice) = link.notice().await {
         listener.hear(&notice);
-    }
-}
-
-/// On-access protection, from its start to its end.
-struct OnAccess {
-    places: Places,
-    running: Option<Running>,
-}
-
-struct Running {
-    group: Arc<Group>,
-    deadlines: Deadlines,
-    /// Closing it ends the reader.
-    stop: Option<UnixStream>,
-    reader: Option<std::thread::JoinHandle<()>>,
-}
-
-impl OnAccess {
-    /// Starts it, or says in the health why it is off. The receiver tells when it
-    /// ended by itself.
-    fn start(
-        settings: &Settings,
-        parts: &Parts,
-        probe: Option<Probe>,
-        descriptors: u64,
-    ) -> (Self, oneshot::Receiver<nix::Error>) {
-        let (failing, failed) = oneshot::channel();
-        let places = if settings.on_access.enabled {
-            places::survey(&settings.on_access.paths)
-        } else {
-            Places::default()
-        };
-        for gap in &places.gaps {
-            tracing::warn!(path = %gap.path, reason = %gap.reason, "a path is not protected on access");
-        }
-        let started = protect(settings, parts, &places, probe, descriptors, failing);
-        let running = match started {
-            Ok(running) => Some(running),
-            Err(reason) => {
-                parts.health.set_protection(off(&reason));
-                None
-            }
-        };
-        (Self { places, running }, failed)
-    }
-}
-
-impl Drop for OnAccess {
-    /// No new events, then the reader's end, then whatever waits is answered as
-    /// its event is dropped with its task.
-    fn drop(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.group.unmark_all();
-            running.stop = None;
-            if let Some(reader) = running.reader.take() {
-                let _ = reader.join();
-            }
-            running.deadlines.stop();
-        }
-    }
-}
-
-fn protect(
-    settings: &Settings,
-    parts: &Parts,
-    places: &Places,
-    probe: Option<Probe>,
-    descriptors: u64,
-    failing: oneshot::Sender<nix::Error>,
-) -> Result<Running, String> {
-    if !settings.on_access.enabled {
-        return Err("switched off in the settings (on_access.enabled)".to_owned());
-    }
-    if settings.on_access.paths.is_empty() {
-        return Err("no paths are configured (on_access.paths)".to_owned());
-    }
-    if places.places.is_empty() {
-        return Err("none of the configured paths can be protected; see the gaps".to_owned());
-    }
-    let mode = settings.on_access.mode;
-    let group = Arc::new(Group::open(mode).map_err(|error| error.to_string())?);
-    let probe = probe.ok_or("the self-test's probe does not run; restart the agent")?;
-    let test_files = TestFiles::default();
-    let test = SelfTest::new(&places.places, test_files.clone(), probe, mode);
-    let (queue, queued) = mpsc::channel(settings.on_access.queue);
-    let desk = Arc::new(Desk {
-        responder: Arc::clone(&group) as Arc<dyn Respond>,
-        accounts: Arc::clone(&parts.accounts),
-        table: settings.failure_table(),
-        mode,
-    });
-    let deadlines = Deadlines::start().map_err(|error| error.to_string())?;
-    let triage = Triage {
-        desk,
-        scope: scope(settings, places, &test),
-        cache: Arc::clone(&parts.cache),
-        deadlines: deadlines.clone(),
-        deadline: settings.on_access.deadline(),
-        max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
-        fd_reserve_from: i32::try_from(descriptors.saturating_sub(FD_RESERVE)).unwrap_or(i32::MAX),
-        queue,
-    };
-    let guard = Guard {
-        scanner: Scanner::new(
-            parts.link.clone(),
-            2 * settings.scan.concurrency,
-            settings.scan.options(),
-        )
-        .keeping(Private::new(&settings.private)),
-        max_age_s: settings.on_access.max_verdict_age_s,
-        cache: Arc::clone(&parts.cache),
-        index: Arc::clone(&parts.index),
-        accounts: Arc::clone(&parts.accounts),
-        detections: parts.detections.clone(),
-        test_files,
-        tenant: parts.tenant.clone(),
-        on_time: Arc::new(Semaphore::new(settings.scan.concurrency)),
-        late: Arc::new(Semaphore::new(settings.scan.concurrency.div_ceil(2))),
-    };
-    tokio::spawn(Arc::new(guard).run(queued));
-    let (stop, stopped) = UnixStream::pair().map_err(|error| error.to_string())?;
-    let reading = Arc::clone(&group);
-    let reader = threads::vital("reader", move || {
-        if let Err(error) = reader::run(&reading, &stopped, &triage) {
-            let _ = failing.send(error);
-        }
-    })
-    .map_err(|error| error.to_string())?;
-    // Whoever reads is there before the first event can come.
-    for place in &places.places {
-        group.mark(&place.path).map_err(|error| {
-            format!(
-                "the file system of {} cannot be marked: {error}",
-                place.path.display()
-            )
-        })?;
-        tracing::info!(path = %PathBytes::from_path(&place.path), kind = place.kind, "protecting");
-    }
-    tokio::spawn(test.run(parts.health.clone(), parts.link.clone()));
-    Ok(Running {
-        group,
-        deadlines,
-        stop: Some(stop),
-        reader: Some(reader),
-    })
-}
-
-fn scope(settings: &Settings, places: &Places, test: &SelfTest) -> Scope {
-    let mut paths: Vec<_> = places
-        .places
-        .iter()
-        .map(|place| place.path.clone())
-        .collect();
-    paths.extend(test.paths().iter().cloned());
-    Scope {
-        paths,
-        exclude: settings.exclude.clone(),
-        max_bytes: settings.on_access.max_bytes,
     }
 }
 

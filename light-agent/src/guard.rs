@@ -57,6 +57,8 @@ pub struct Guard {
     pub test_files: TestFiles,
     /// Whose guest this is.
     pub tenant: TenantId,
+    /// Why it asks: whether somebody waits.
+    pub class: ScanClass,
     /// Oldest clean verdict of earlier definitions that an open is answered by, in
     /// seconds.
     pub max_age_s: u32,
@@ -109,10 +111,14 @@ impl Guard {
 
     async fn serve(&self, asked: &Asked, due: Instant) -> Served {
         let terms = Terms {
-            class: ScanClass::OnAccess,
+            class: self.class,
             max_age_s: self.max_age_s,
             until: Some(due),
-            without_svm: Duration::ZERO,
+            // Whoever nobody waits for may wait.
+            without_svm: match self.class {
+                ScanClass::OnAccess => Duration::ZERO,
+                ScanClass::OnDemand => LATE,
+            },
         };
         let scanned = self.scan(asked, terms).await;
         self.conclude(asked, &scanned);

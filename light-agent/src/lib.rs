@@ -56,6 +56,7 @@ pub mod link;
 pub mod list;
 pub mod lookup;
 pub mod mode;
+pub mod on_access;
 pub mod pace;
 pub mod private;
 pub mod probe;

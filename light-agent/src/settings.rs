@@ -61,6 +61,9 @@ pub struct OnAccess {
     pub mode: Mode,
     /// Below which paths.
     pub paths: Vec<PathBuf>,
+    /// Whether files are scanned when they are closed after writing, too, so that
+    /// malware is found before anybody opens it. Nobody waits for these scans.
+    pub after_writes: bool,
     /// Files above this many bytes are let through unseen, as policy; all are scanned
     /// if unset.
     pub max_bytes: Option<u64>,
@@ -82,6 +85,7 @@ impl Default for OnAccess {
             enabled: true,
             mode: Mode::default(),
             paths: Vec::new(),
+            after_writes: false,
             max_bytes: None,
             deadline_ms: 5000,
             queue: 512,

@@ -50,28 +50,57 @@ pub fn has_capability() -> bool {
         .is_some_and(|set| set & (1 << CAP_SYS_ADMIN) != 0)
 }
 
+/// What a group is told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// Opens, which wait for an answer.
+    HeldOpens,
+    /// Opens, which nobody holds.
+    Opens,
+    /// Files that were closed after they could be written to.
+    Writes,
+}
+
+impl Watched {
+    /// How opens are watched in a mode.
+    pub fn opens(mode: Mode) -> Self {
+        match mode {
+            Mode::Block => Self::HeldOpens,
+            Mode::Monitor => Self::Opens,
+        }
+    }
+
+    fn mask(self) -> MaskFlags {
+        match self {
+            Self::HeldOpens => MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_OPEN_EXEC_PERM,
+            Self::Opens => MaskFlags::FAN_OPEN | MaskFlags::FAN_OPEN_EXEC,
+            Self::Writes => MaskFlags::FAN_CLOSE_WRITE,
+        }
+    }
+}
+
 /// An open group. It closes when the last [`Event`](super::event::Event) and the
 /// reader let it go, and with it all that wait are released.
 #[derive(Debug)]
 pub struct Group {
     kernel: Fanotify,
-    mode: Mode,
+    watched: Watched,
 }
 
 impl Group {
-    /// Makes a group: of permission events to block, of notifications to monitor.
+    /// Makes a group: of permission events where opens are held, else of notifications.
     ///
     /// # Errors
     /// [`Unavailable`], which says what helps.
-    pub fn open(mode: Mode) -> Result<Self, Unavailable> {
+    pub fn open(watched: Watched) -> Result<Self, Unavailable> {
         if !has_capability() {
             return Err(Unavailable::NoCapability);
         }
-        let class = match mode {
+        let class = match watched {
             // Past the usual bound of a queue, opens would be let through unseen.
-            Mode::Block => InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_UNLIMITED_QUEUE,
+            Watched::HeldOpens => InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_UNLIMITED_QUEUE,
             // Nobody waits: what does not fit is dropped by the kernel, and counted.
-            Mode::Monitor => InitFlags::FAN_CLASS_NOTIF,
+            Watched::Opens | Watched::Writes => InitFlags::FAN_CLASS_NOTIF,
         };
         let flags = class | InitFlags::FAN_CLOEXEC | InitFlags::FAN_NONBLOCK;
         let events = EventFFlags::O_RDONLY
@@ -79,7 +108,7 @@ impl Group {
             | EventFFlags::O_CLOEXEC
             | EventFFlags::O_NONBLOCK;
         match Fanotify::init(flags, events) {
-            Ok(kernel) => Ok(Self { kernel, mode }),
+            Ok(kernel) => Ok(Self { kernel, watched }),
             Err(Errno::EPERM) => Err(Unavailable::NoCapability),
             Err(error @ (Errno::ENOSYS | Errno::EINVAL)) => Err(Unavailable::Kernel(error)),
             Err(error) => Err(Unavailable::Init(error)),
@@ -92,13 +121,9 @@ impl Group {
     /// # Errors
     /// The kernel's.
     pub fn mark(&self, path: &Path) -> nix::Result<()> {
-        let opens = match self.mode {
-            Mode::Block => MaskFlags::FAN_OPEN_PERM | MaskFlags::FAN_OPEN_EXEC_PERM,
-            Mode::Monitor => MaskFlags::FAN_OPEN | MaskFlags::FAN_OPEN_EXEC,
-        };
         self.kernel.mark(
             MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM,
-            opens,
+            self.watched.mask(),
             AT_FDCWD,
             Some(path),
         )
@@ -129,7 +154,7 @@ impl AsFd for Group {
 
 impl Respond for Group {
     fn respond(&self, file: BorrowedFd<'_>, answer: Answer) {
-        if self.mode == Mode::Monitor {
+        if self.watched != Watched::HeldOpens {
             // It asked nothing.
             return;
         }

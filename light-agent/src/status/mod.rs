@@ -21,7 +21,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore, watch};
 
-use crate::accounts::Snapshot;
+use crate::accounts::{Accounts, Snapshot};
 use crate::failure::Table;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
@@ -105,6 +105,8 @@ pub struct Status {
     pub server: ServerState,
     /// Where permission events went.
     pub events: Snapshot,
+    /// Where files went that were closed after writing; nobody waits for these.
+    pub writes: Snapshot,
     /// Files whose verdict is remembered.
     pub cached_files: usize,
     /// The failure table in force, by reason: what open and exec are answered.
@@ -120,6 +122,8 @@ pub struct Source {
     pub identity: (String, String),
     /// The state.
     pub health: Health,
+    /// Where written files went.
+    pub writes: Arc<Accounts>,
     /// The session.
     pub link: watch::Receiver<LinkState>,
     /// The spool.
@@ -160,6 +164,7 @@ impl Source {
             svm: svm_part(&self.link.borrow()),
             server: self.health.server(),
             events: self.health.accounts().snapshot(),
+            writes: self.writes.snapshot(),
             cached_files: self.cache.len(),
             failure_table: failures::answers(&self.table),
             spool: SpoolPart {

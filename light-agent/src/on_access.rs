@@ -1,0 +1,297 @@
+//! On-access protection: a group, its reader, its self-test and whoever serves it,
+//! from their start to their end.
+//!
+//! Only composes; does not own the order in which an agent starts
+//! ([`daemon`](crate::daemon)).
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use palisade_protocol::bounded::PathBytes;
+use palisade_protocol::scan::ScanClass;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::accounts::Accounts;
+use crate::daemon::Parts;
+use crate::deadline::Deadlines;
+use crate::decide::Scope;
+use crate::fanotify::event::{Desk, Respond};
+use crate::fanotify::group::{Group, Watched};
+use crate::fanotify::places::{self, Place, Places};
+use crate::fanotify::reader::{self, Triage};
+use crate::guard::Guard;
+use crate::health::off;
+use crate::mode::Mode;
+use crate::private::Private;
+use crate::probe::Probe;
+use crate::scanner::Scanner;
+use crate::selftest::{SelfTest, TestFiles};
+use crate::settings::Settings;
+use crate::threads;
+
+/// Descriptors that are kept for everything but events.
+const FD_RESERVE: u64 = 256;
+/// Groups of one agent.
+const GROUPS: usize = 2;
+/// How long a file that was written may wait to be scanned.
+const WRITES_WITHIN: Duration = Duration::from_secs(60);
+/// Written files that are scanned at a time.
+const WRITES_AT_A_TIME: usize = 2;
+
+/// On-access protection, from its start to its end.
+pub struct OnAccess {
+    /// What is protected, and what is not.
+    pub places: Places,
+    running: Vec<Running>,
+    deadlines: Option<Deadlines>,
+}
+
+/// One group with its reader.
+struct Running {
+    group: Arc<Group>,
+    /// Closing it ends the reader.
+    stop: Option<UnixStream>,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl OnAccess {
+    /// Starts it, or says in the health why it is off. The receiver tells when it
+    /// ended by itself.
+    pub fn start(
+        settings: &Settings,
+        parts: &Parts,
+        probe: Option<Probe>,
+        descriptors: u64,
+    ) -> (Self, mpsc::Receiver<nix::Error>) {
+        let (failing, failed) = mpsc::channel(GROUPS);
+        let places = if settings.on_access.enabled {
+            places::survey(&settings.on_access.paths)
+        } else {
+            Places::default()
+        };
+        for gap in &places.gaps {
+            tracing::warn!(path = %gap.path, reason = %gap.reason, "a path is not protected on access");
+        }
+        let mut started = Self {
+            places,
+            running: Vec::new(),
+            deadlines: None,
+        };
+        if let Err(reason) = started.protect(settings, parts, probe, descriptors, &failing) {
+            parts.health.set_protection(off(&reason));
+        }
+        (started, failed)
+    }
+
+    fn protect(
+        &mut self,
+        settings: &Settings,
+        parts: &Parts,
+        probe: Option<Probe>,
+        descriptors: u64,
+        failing: &mpsc::Sender<nix::Error>,
+    ) -> Result<(), String> {
+        let places = &self.places.places;
+        if !settings.on_access.enabled {
+            return Err("switched off in the settings (on_access.enabled)".to_owned());
+        }
+        if settings.on_access.paths.is_empty() {
+            return Err("no paths are configured (on_access.paths)".to_owned());
+        }
+        if places.is_empty() {
+            return Err("none of the configured paths can be protected; see the gaps".to_owned());
+        }
+        let mode = settings.on_access.mode;
+        let opens = Group::open(Watched::opens(mode)).map_err(|error| error.to_string())?;
+        let probe = probe.ok_or("the self-test's probe does not run; restart the agent")?;
+        let test_files = TestFiles::default();
+        let test = SelfTest::new(places, test_files.clone(), probe, mode);
+        let deadlines = Deadlines::start().map_err(|error| error.to_string())?;
+        self.deadlines = Some(deadlines.clone());
+        let watching = Watching {
+            settings,
+            parts,
+            deadlines,
+            descriptors,
+            failing,
+            test_files,
+        };
+        let whole = scope(settings, places, &test);
+        let running = watching.start(
+            "reader",
+            Arc::new(opens),
+            &Kind::opens(settings, parts),
+            whole,
+        );
+        self.running.push(running?);
+        if settings.on_access.after_writes {
+            let writes = Group::open(Watched::Writes).map_err(|error| error.to_string())?;
+            // The self-test's file is opened, and found then.
+            let written = Scope {
+                paths: places.iter().map(|place| place.path.clone()).collect(),
+                exclude: test
+                    .paths()
+                    .iter()
+                    .chain(&settings.exclude)
+                    .cloned()
+                    .collect(),
+                max_bytes: settings.on_access.max_bytes,
+            };
+            let running = watching.start(
+                "writes",
+                Arc::new(writes),
+                &Kind::writes(settings, parts),
+                written,
+            );
+            self.running.push(running?);
+        }
+        // Whoever reads is there before the first event can come.
+        for running in &self.running {
+            for place in places {
+                running.group.mark(&place.path).map_err(|error| {
+                    format!(
+                        "the file system of {} cannot be marked: {error}",
+                        place.path.display()
+                    )
+                })?;
+            }
+        }
+        for place in places {
+            tracing::info!(path = %PathBytes::from_path(&place.path), kind = place.kind, "protecting");
+        }
+        tokio::spawn(test.run(parts.health.clone(), parts.link.clone()));
+        Ok(())
+    }
+}
+
+impl Drop for OnAccess {
+    /// No new events, then the readers' end, then whatever waits is answered as
+    /// its event is dropped with its task.
+    fn drop(&mut self) {
+        for running in &self.running {
+            running.group.unmark_all();
+        }
+        for mut running in self.running.drain(..) {
+            running.stop = None;
+            if let Some(reader) = running.reader.take() {
+                let _ = reader.join();
+            }
+        }
+        if let Some(deadlines) = &self.deadlines {
+            deadlines.stop();
+        }
+    }
+}
+
+/// How the events of one group are served.
+struct Kind {
+    mode: Mode,
+    accounts: Arc<Accounts>,
+    class: ScanClass,
+    deadline: Duration,
+    at_a_time: usize,
+}
+
+impl Kind {
+    fn opens(settings: &Settings, parts: &Parts) -> Self {
+        Self {
+            mode: settings.on_access.mode,
+            accounts: Arc::clone(&parts.accounts),
+            class: ScanClass::OnAccess,
+            deadline: settings.on_access.deadline(),
+            at_a_time: settings.scan.concurrency,
+        }
+    }
+
+    /// Nobody waits: they come after everything else.
+    fn writes(settings: &Settings, parts: &Parts) -> Self {
+        Self {
+            mode: Mode::Monitor,
+            accounts: Arc::clone(&parts.writes),
+            class: ScanClass::OnDemand,
+            deadline: WRITES_WITHIN,
+            at_a_time: WRITES_AT_A_TIME.min(settings.scan.concurrency),
+        }
+    }
+}
+
+/// What the readers share.
+struct Watching<'a> {
+    settings: &'a Settings,
+    parts: &'a Parts,
+    deadlines: Deadlines,
+    descriptors: u64,
+    failing: &'a mpsc::Sender<nix::Error>,
+    test_files: TestFiles,
+}
+
+impl Watching<'_> {
+    /// Starts a group's reader and whoever serves it.
+    fn start(
+        &self,
+        name: &'static str,
+        group: Arc<Group>,
+        kind: &Kind,
+        scope: Scope,
+    ) -> Result<Running, String> {
+        let (settings, parts) = (self.settings, self.parts);
+        let (queue, queued) = mpsc::channel(settings.on_access.queue);
+        let desk = Arc::new(Desk {
+            responder: Arc::clone(&group) as Arc<dyn Respond>,
+            accounts: Arc::clone(&kind.accounts),
+            table: settings.failure_table(),
+            mode: kind.mode,
+        });
+        let reserve = self.descriptors.saturating_sub(FD_RESERVE);
+        let triage = Triage {
+            desk,
+            scope,
+            cache: Arc::clone(&parts.cache),
+            deadlines: self.deadlines.clone(),
+            deadline: kind.deadline,
+            max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
+            fd_reserve_from: i32::try_from(reserve).unwrap_or(i32::MAX),
+            queue,
+        };
+        let asking = 2 * kind.at_a_time;
+        let guard = Guard {
+            scanner: Scanner::new(parts.link.clone(), asking, settings.scan.options())
+                .keeping(Private::new(&settings.private)),
+            class: kind.class,
+            max_age_s: settings.on_access.max_verdict_age_s,
+            cache: Arc::clone(&parts.cache),
+            index: Arc::clone(&parts.index),
+            accounts: Arc::clone(&kind.accounts),
+            detections: parts.detections.clone(),
+            test_files: self.test_files.clone(),
+            tenant: parts.tenant.clone(),
+            on_time: Arc::new(Semaphore::new(kind.at_a_time)),
+            late: Arc::new(Semaphore::new(kind.at_a_time.div_ceil(2))),
+        };
+        tokio::spawn(Arc::new(guard).run(queued));
+        let (stop, stopped) = UnixStream::pair().map_err(|error| error.to_string())?;
+        let (reading, failing) = (Arc::clone(&group), self.failing.clone());
+        let reader = threads::vital(name, move || {
+            if let Err(error) = reader::run(&reading, &stopped, &triage) {
+                let _ = failing.try_send(error);
+            }
+        })
+        .map_err(|error| error.to_string())?;
+        Ok(Running {
+            group,
+            stop: Some(stop),
+            reader: Some(reader),
+        })
+    }
+}
+
+fn scope(settings: &Settings, places: &[Place], test: &SelfTest) -> Scope {
+    let mut paths: Vec<_> = places.iter().map(|place| place.path.clone()).collect();
+    paths.extend(test.paths().iter().cloned());
+    Scope {
+        paths,
+        exclude: settings.exclude.clone(),
+        max_bytes: settings.on_access.max_bytes,
+    }
+}
