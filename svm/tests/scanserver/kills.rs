@@ -24,6 +24,9 @@ const COMMON: usize = 30;
 /// Longest life under load, in milliseconds.
 const LIFE_MS: u64 = 1500;
 
+/// Kills after which a long run says where it is.
+const SAID_EVERY: usize = 50;
+
 /// Kills here; `scripts/soak` sets `PALISADE_KILLS` to a thousand.
 fn kills() -> usize {
     std::env::var("PALISADE_KILLS").map_or(20, |text| text.parse().unwrap())
@@ -115,6 +118,9 @@ async fn no_kill_makes_a_verdict_wrong() {
     let mut all = Heard::default();
     let mut damaged = 0;
     for round in 0..kills() {
+        if round > 0 && round % SAID_EVERY == 0 {
+            println!("{round} kills so far");
+        }
         let daemon = site.start();
         let found = entries(&daemon);
         let clients = connect(&daemon, &identities).await;
