@@ -1,4 +1,4 @@
-//! Where every permission event went: counters, and the sum that must hold.
+//! Where every event of a group went: counters, and the sum that must hold.
 //!
 //! Owns the numbers; each event's own answer books itself here, once, so that
 //!
@@ -56,7 +56,7 @@ pub struct Accounts {
 /// The counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Snapshot {
-    /// Permission events read from the kernel.
+    /// Events read from the kernel.
     pub seen: u64,
     /// Answered by a Protection Server's verdict.
     pub scanned: u64,
@@ -72,7 +72,7 @@ pub struct Snapshot {
     pub pending: u64,
     /// Denied, for whatever cause.
     pub denied: u64,
-    /// Events that the kernel denied itself, because it could not give them to the agent.
+    /// Events that the kernel could not give to the agent; an open that was held it denied.
     pub kernel_refused: u64,
     /// Overflows of the kernel's queue.
     pub overflows: u64,
@@ -108,7 +108,7 @@ impl Accounts {
         }
     }
 
-    /// The kernel denied an event that it could not hand over.
+    /// The kernel could not hand an event over, and denied it if it was a held open.
     pub fn kernel_refused(&self) {
         self.kernel_refused.fetch_add(1, Relaxed);
     }

@@ -245,7 +245,7 @@ fn detection(
 fn log(found: &Detection) {
     let what = match found.action {
         Action::Blocked => "blocked",
-        Action::Reported => "found, and allowed by policy",
+        Action::Reported => "found, and not blocked",
         Action::Late => "found after the open had been answered",
     };
     tracing::warn!(

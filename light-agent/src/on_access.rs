@@ -79,6 +79,8 @@ impl OnAccess {
             deadlines: None,
         };
         if let Err(reason) = started.protect(settings, parts, probe, descriptors, &failing) {
+            // Half of it is none: what says "off" must not hold opens.
+            started.stop();
             parts.health.set_protection(off(&reason));
         }
         (started, failed)
@@ -122,22 +124,14 @@ impl OnAccess {
             "reader",
             Arc::new(opens),
             &Kind::opens(settings, parts),
-            whole,
+            whole.clone(),
         );
         self.running.push(running?);
         if settings.on_access.after_writes {
             let writes = Group::open(Watched::Writes).map_err(|error| error.to_string())?;
             // The self-test's file is opened, and found then.
-            let written = Scope {
-                paths: places.iter().map(|place| place.path.clone()).collect(),
-                exclude: test
-                    .paths()
-                    .iter()
-                    .chain(&settings.exclude)
-                    .cloned()
-                    .collect(),
-                max_bytes: settings.on_access.max_bytes,
-            };
+            let mut written = whole.clone();
+            written.exclude.extend_from_slice(test.paths());
             let running = watching.start(
                 "writes",
                 Arc::new(writes),
@@ -163,12 +157,10 @@ impl OnAccess {
         tokio::spawn(test.run(parts.health.clone(), parts.link.clone()));
         Ok(())
     }
-}
 
-impl Drop for OnAccess {
     /// No new events, then the readers' end, then whatever waits is answered as
     /// its event is dropped with its task.
-    fn drop(&mut self) {
+    fn stop(&mut self) {
         for running in &self.running {
             running.group.unmark_all();
         }
@@ -178,9 +170,15 @@ impl Drop for OnAccess {
                 let _ = reader.join();
             }
         }
-        if let Some(deadlines) = &self.deadlines {
+        if let Some(deadlines) = self.deadlines.take() {
             deadlines.stop();
         }
+    }
+}
+
+impl Drop for OnAccess {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 

@@ -1,4 +1,5 @@
-//! One permission event: who opens what, and the one answer it gets.
+//! One event: who opens or wrote what, and the one outcome it gets. Where opens are
+//! held the kernel is told; elsewhere it asked nothing, and the outcome is booked.
 //!
 //! ```text
 //!            answer(outcome)          first caller wins: the kernel is told,
@@ -49,7 +50,7 @@ enum Handle {
     Test(std::fs::File),
 }
 
-/// A permission event.
+/// An event.
 pub struct Event {
     handle: Handle,
     desk: Arc<Desk>,

@@ -10,7 +10,7 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`group`] | the fanotify group, its flags and marks; answers are written here |
-//! | [`event`] | one permission event: answered exactly once by construction |
+//! | [`event`] | one event: answered exactly once by construction |
 //! | [`reader`] | the thread that reads events and does nothing else |
 //! | [`places`] | which file systems may be marked, and which are gaps |
 //!

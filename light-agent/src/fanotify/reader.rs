@@ -1,4 +1,4 @@
-//! The thread that reads permission events, and does nothing else.
+//! The thread that reads a group's events, and does nothing else.
 //!
 //! It looks at what the event itself says (process, path by its descriptor,
 //! `fstat`, remembered verdict), answers what is trivial and hands the rest on
@@ -87,7 +87,7 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
             }
             Err(Errno::EINTR) => {}
             // The event could not be opened for us (a lease, no descriptor left,
-            // a file that cannot be opened), and the kernel denied it.
+            // a file that cannot be opened), and the kernel denied it, if it was held.
             Err(
                 Errno::EAGAIN
                 | Errno::EMFILE

@@ -60,16 +60,23 @@ impl Ended {
     ];
 }
 
-impl From<VerdictKind> for Ended {
-    fn from(kind: VerdictKind) -> Self {
-        match kind {
-            VerdictKind::Clean => Self::clean,
-            VerdictKind::Malware => Self::malware,
-            VerdictKind::Suspicious => Self::suspicious,
-            VerdictKind::NotScanned => Self::not_scanned,
+/// Labels that have a value for each kind of verdict, and others.
+macro_rules! of_verdicts {
+    ($($label:ident),*) => {$(
+        impl From<VerdictKind> for $label {
+            fn from(kind: VerdictKind) -> Self {
+                match kind {
+                    VerdictKind::Clean => Self::clean,
+                    VerdictKind::Malware => Self::malware,
+                    VerdictKind::Suspicious => Self::suspicious,
+                    VerdictKind::NotScanned => Self::not_scanned,
+                }
+            }
         }
-    }
+    )*};
 }
+
+of_verdicts!(Ended, Rescanned);
 
 /// Why a request ended without a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -189,17 +196,6 @@ impl Rescanned {
     /// Whether engines were asked.
     pub fn is_scan(self) -> bool {
         !matches!(self, Self::failed | Self::gone | Self::no_room)
-    }
-}
-
-impl From<VerdictKind> for Rescanned {
-    fn from(kind: VerdictKind) -> Self {
-        match kind {
-            VerdictKind::Clean => Self::clean,
-            VerdictKind::Malware => Self::malware,
-            VerdictKind::Suspicious => Self::suspicious,
-            VerdictKind::NotScanned => Self::not_scanned,
-        }
     }
 }
 
