@@ -10,11 +10,11 @@
 //! on when the command is interrupted.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_daemon::local;
 use palisade_protocol::bounded::{PathBytes, Text};
 use palisade_protocol::codec::Message;
 use palisade_protocol::definitions::{DefinitionsOrder, DefinitionsStatus, Failure};
@@ -109,15 +109,7 @@ pub fn socket(run: &Path) -> PathBuf {
 /// # Errors
 /// The file system's.
 pub fn listen(run: &Path) -> io::Result<UnixListener> {
-    std::fs::create_dir_all(run)?;
-    let path = socket(run);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    local::listen(&socket(run))
 }
 
 /// Gives the daemon's state.
@@ -146,10 +138,7 @@ pub async fn serve(listener: UnixListener, desk: Desk, told: Told) {
 }
 
 async fn converse(mut stream: UnixStream, desk: &Desk, told: &Told) -> Result<(), FrameError> {
-    let peer = stream.peer_cred()?.uid();
-    // The socket's mode says so too; this holds if somebody changed that.
-    if peer != 0 && peer != nix::unistd::geteuid().as_raw() {
-        tracing::warn!(uid = peer, "a command of another user was turned away");
+    if !local::is_trusted(&stream, nix::unistd::geteuid().as_raw())? {
         return Ok(());
     }
     let Some(request) = timeout(CLIENT_TIMEOUT, frame::read::<LocalRequest>(&mut stream))

@@ -9,12 +9,12 @@ pub mod people;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use palisade_daemon::local;
 use palisade_protocol::control::Protection;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
@@ -204,21 +204,14 @@ fn svm_part(state: &LinkState) -> SvmPart {
 /// # Errors
 /// When another agent answers there, or the folder cannot be used.
 pub fn listen(run: &Path) -> io::Result<UnixListener> {
-    std::fs::create_dir_all(run)?;
     let path = socket(run);
-    if UnixStream::connect(&path).is_ok() {
+    if local::is_served(&path) {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
             format!("another agent runs with {}; stop it first", path.display()),
         ));
     }
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    local::listen(&path)
 }
 
 /// Answers readers for ever.

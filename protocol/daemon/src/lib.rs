@@ -12,6 +12,7 @@
 //! | [`enrol`] | getting an identity with a join token |
 //! | [`control`] | the component's end of a control session |
 //! | [`host`] | what a machine says of itself |
+//! | [`local`] | sockets by which a daemon is asked from its own machine |
 //!
 //! Kept apart from `palisade-protocol` so that the wire contract stays free of
 //! files, signals and global state.
@@ -23,6 +24,7 @@ pub mod control;
 pub mod enrol;
 pub mod host;
 pub mod lifecycle;
+pub mod local;
 pub mod logging;
 pub mod membership;
 pub mod settings;
