@@ -1,15 +1,16 @@
 //! The command line: what is said, and which part does it.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
+use crate::scan::what::What;
 use crate::settings::{COMPONENT, Folders, Settings};
 use crate::status::failures::Shown;
-use crate::{daemon, enrol, probe, scan, status};
+use crate::tasks::command::TaskCommand;
+use crate::{daemon, enrol, probe, scan, status, tasks};
 
 /// Palisade Light Agent: protects this guest's files.
 #[derive(Debug, Parser)]
@@ -32,9 +33,15 @@ enum Command {
     },
     /// Scan files and folders now
     Scan {
-        /// What to scan
-        #[arg(required = true, value_name = "PATH")]
-        paths: Vec<PathBuf>,
+        #[command(flatten)]
+        what: What,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Scans that the running agent does in the background
+    Task {
+        #[command(subcommand)]
+        command: TaskCommand,
         #[command(flatten)]
         format: Format,
     },
@@ -91,14 +98,17 @@ impl Cli {
                 println!("{said}");
                 Ok(exit::FINE)
             }
-            Command::Scan { paths, format } => {
+            Command::Scan { what, format } => {
                 let runtime = daemon::runtime()?;
                 runtime.block_on(scan::command::run(
                     &settings,
                     &folders,
-                    &paths,
+                    &what,
                     format.output,
                 ))
+            }
+            Command::Task { command, format } => {
+                tasks::command::run(&command, &folders, format.output)
             }
             Command::Status {
                 failures: true,

@@ -37,6 +37,7 @@ use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
 use crate::spool::Spool;
+use crate::tasks::Tasks;
 use crate::{enrol, spool, status};
 
 /// The agent asks for this many descriptors, if it may have them.
@@ -92,6 +93,12 @@ async fn serve(
         stop = &mut stopping => return Ok(stop?),
     };
     let parts = Parts::start(settings, folders, &membership);
+    let tasks = Tasks::start(
+        settings,
+        folders,
+        &parts,
+        membership.identity.id().to_string(),
+    )?;
     let (protection, mut failed) = OnAccess::start(settings, &parts, probe, descriptors);
     let source = parts.status_source(&membership, settings, &protection);
     tokio::spawn(status::serve(listener, source, Arc::clone(&parts.spooled)));
@@ -111,6 +118,7 @@ async fn serve(
     lifecycle::stopping();
     tracing::info!("the agent stops");
     drop(protection);
+    tasks.stop(folders).await;
     let _ = std::fs::remove_file(status::socket(&folders.run));
     outcome
 }

@@ -4,7 +4,8 @@
 //!  open()/exec ─► fanotify ─► decide ─┬─ trivial or remembered ─► answered at once
 //!                    │                └─ guard ─► scanner ─► link ═══► Protection Server
 //!                 deadline ─► failure table               ▲
-//!  scan PATH… ─► scan (walk) ─────────────────────────────┘
+//!  command ────────► scan (walk) ─────────────────────────┘
+//!  tasks (clock, command) ─┘
 //!
 //!  Integration Server ◄═══ control ─► list ─► selection ─► link
 //!                             ▲
@@ -26,7 +27,8 @@
 //! | [`guard`] | on-access scans from the queue to the answer |
 //! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
-//! | [`scan`] | on-demand scans: walk, report, command |
+//! | [`scan`] | on-demand scans: what they cover, walk, report, command |
+//! | [`tasks`] | scans in the background: schedules, pause and resume, what survives a restart |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
 //! | [`health`], [`status`] | what the agent says of itself |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
@@ -68,6 +70,7 @@ pub mod settings;
 pub mod spool;
 pub mod stamp;
 pub mod status;
+pub mod tasks;
 pub mod threads;
 
 /// The agent's version.

@@ -29,6 +29,7 @@ use crate::link::{Link, Reply, Sent, Share};
 use crate::lookup::Lookups;
 use crate::pace::jittered;
 use crate::private::Private;
+use crate::scan::hands::Hands;
 use crate::selection::LinkState;
 use crate::stamp::Stamp;
 
@@ -104,6 +105,7 @@ pub struct Scanner {
     sent: Sent,
     options: ScanOptions,
     private: Private,
+    hands: Hands,
 }
 
 impl Scanner {
@@ -118,6 +120,7 @@ impl Scanner {
             sent: Sent::default(),
             options,
             private: Private::default(),
+            hands: Hands::default(),
         }
     }
 
@@ -125,6 +128,12 @@ impl Scanner {
     #[must_use]
     pub fn keeping(self, private: Private) -> Self {
         Self { private, ..self }
+    }
+
+    /// The same, whose files are hashed by these hands.
+    #[must_use]
+    pub fn by(self, hands: Hands) -> Self {
+        Self { hands, ..self }
     }
 
     /// Content bytes that left the guest through this scanner.
@@ -300,12 +309,11 @@ impl Scanner {
             .await
             .map_err(|_| NotScanned::NoSvm)?;
         let content = content.clone();
-        let (size, hashed) = tokio::task::spawn_blocking(move || {
+        let hashing = self.hands.spawn(move || {
             let size = Stamp::of(&content).map_or(0, |stamp| stamp.size);
             (size, content::hash(&content, max))
-        })
-        .await
-        .map_err(|error| NotScanned::ReadError {
+        });
+        let (size, hashed) = hashing.await.map_err(|error| NotScanned::ReadError {
             detail: Text::cut(&error.to_string()),
         })?;
         result.size = size;

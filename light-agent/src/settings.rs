@@ -17,9 +17,14 @@ use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
 use crate::mode::Mode;
+use crate::tasks::schedule::settings::Schedule;
+use crate::tasks::settings::Tasks;
 
 /// The smallest bound of `on_access.max_bytes`: the self-test's file must be below it.
 const MIN_MAX_BYTES: u64 = 4096;
+
+/// Schedules, at the most.
+const MAX_SCHEDULES: usize = 64;
 
 /// The agent's name within a site.
 pub const COMPONENT: &str = "agent";
@@ -47,6 +52,10 @@ pub struct Settings {
     pub failure: Overrides,
     /// How scans are done.
     pub scan: Scan,
+    /// Scans in the background.
+    pub tasks: Tasks,
+    /// When they begin by themselves.
+    pub schedule: Vec<Schedule>,
     /// Protection Servers to use instead of the Integration Server's list, best first.
     pub svm: Vec<StaticSvm>,
 }
@@ -251,7 +260,16 @@ impl Settings {
             1_048_576,
         )?;
         within("scan.concurrency", self.scan.concurrency as u64, 1, 128)?;
-        within("scan.svm_wait_s", self.scan.svm_wait_s, 1, 86_400)
+        within("scan.svm_wait_s", self.scan.svm_wait_s, 1, 86_400)?;
+        within("tasks.concurrency", self.tasks.concurrency as u64, 1, 128)?;
+        match self.schedule.iter().find_map(Schedule::problem) {
+            Some((key, problem)) => Err(BadValue { key, problem }),
+            None if self.schedule.len() > MAX_SCHEDULES => Err(BadValue {
+                key: "schedule",
+                problem: format!("there are more than {MAX_SCHEDULES}"),
+            }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -326,7 +344,7 @@ mod tests {
         );
         let set = parse(&shown()).unwrap();
         assert_eq!(set.failure_table(), Table::default());
-        assert_eq!(set.svm.len(), 1);
+        assert_eq!((set.svm.len(), set.schedule.len()), (1, 1));
         let without_examples = Settings {
             on_access: OnAccess {
                 paths: Vec::new(),
@@ -334,6 +352,7 @@ mod tests {
                 ..set.on_access
             },
             scan: set.scan,
+            tasks: set.tasks,
             ..Settings::default()
         };
         assert_eq!(without_examples, Settings::default());
@@ -343,7 +362,15 @@ mod tests {
     #[test]
     fn the_file_that_shows_every_setting_lacks_none() {
         let shown = shown();
-        for section in ["", "[on_access]\n", "[failure]\n", "[scan]\n", "[[svm]]\n"] {
+        for section in [
+            "",
+            "[on_access]\n",
+            "[failure]\n",
+            "[scan]\n",
+            "[tasks]\n",
+            "[[schedule]]\n",
+            "[[svm]]\n",
+        ] {
             let error = parse(&format!("{section}nonsense = 1")).unwrap_err();
             let (_, names) = error.split_once("expected").unwrap();
             let names: Vec<&str> = names.split('`').skip(1).step_by(2).collect();
@@ -380,6 +407,31 @@ mod tests {
             ("[failure]\nno_smv = 'deny'", "no_smv"),
             ("[failure]\nno_svm = 'block'", "failure table"),
             ("[[svm]]\naddress = 'somewhere'", "socket address"),
+            ("[tasks]\nconcurrency = 0", "tasks.concurrency"),
+            ("[tasks]\npriority = 'none'", "idle"),
+            ("[[schedule]]\nkind = 'quick'", "at"),
+            ("[[schedule]]\nkind = 'quick'\nat = '24:00'", "24:00"),
+            ("[[schedule]]\nkind = 'quick'\nat = '2:30'", "2:30"),
+            (
+                "[[schedule]]\nkind = 'custom'\nat = '02:30'",
+                "schedule.paths",
+            ),
+            (
+                "[[schedule]]\nkind = 'custom'\npaths = ['a']\nat = '02:30'",
+                "schedule.paths",
+            ),
+            (
+                "[[schedule]]\nkind = 'full'\nat = '02:30'\nspread_min = 1440",
+                "schedule.spread_min",
+            ),
+            (
+                "[[schedule]]\nkind = 'full'\nat = '02:30'\ndays = ['monday']",
+                "monday",
+            ),
+            (
+                "[[schedule]]\nkind = 'full'\nat = '02:30'\ndays = []",
+                "every day",
+            ),
         ] {
             let error = parse(text).unwrap_err();
             assert!(

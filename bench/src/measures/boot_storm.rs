@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use palisade_light_agent::scan::report::Report;
+use palisade_light_agent::scan::walk::{Found, Plan};
 use palisade_light_agent::scan::{self, Done, Job, Observer};
 use palisade_light_agent::scanner::Scanner;
 use palisade_light_agent::selection::{Source, keep};
@@ -117,9 +118,13 @@ async fn storm(identities: &[Identity], address: SocketAddr, image: &Path) -> Re
     for identity in identities {
         let settings = settings::Scan::default();
         let concurrency = settings.concurrency;
+        let plan = Plan {
+            roots: vec![image.to_owned()],
+            ..Plan::default()
+        };
         let job = Job {
             svm_wait: SVM_WAIT,
-            ..Job::new(vec![image.to_owned()], Vec::new(), &settings)
+            ..Job::new(plan, &settings)
         };
         let identity = identity.clone();
         agents.spawn(async move {
@@ -143,7 +148,7 @@ async fn storm(identities: &[Identity], address: SocketAddr, image: &Path) -> Re
 struct Quiet;
 
 impl Observer for Quiet {
-    fn done(&mut self, _path: &Path, _result: &Done, _report: &Report) {}
+    fn done(&mut self, _found: &Found, _result: &Done, _report: &Report) {}
 }
 
 /// Reads and hashes the image as often as there are agents, on all cores; in seconds.

@@ -138,6 +138,12 @@ fn place(path: &Path) -> Result<Place, String> {
     }
 }
 
+/// Whether a type of file system, by its name, is local and never waits for another
+/// process.
+pub fn is_local(kind: &str) -> bool {
+    MARKED.iter().any(|(_, marked)| *marked == kind)
+}
+
 /// Whether a walk stays out of this folder unless it is named.
 pub fn is_pseudo(path: &Path) -> bool {
     magic(path).is_ok_and(|kind| PSEUDO.contains(&kind))

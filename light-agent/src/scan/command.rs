@@ -1,4 +1,4 @@
-//! `palisade-agent scan PATH…`: a scan in its own process, with the agent's identity.
+//! `palisade-agent scan`: a scan in its own process, with the agent's identity.
 //!
 //! Works beside a running daemon and without one: it uses the list that is kept in
 //! the state folder, and asks the Integration Server for a newer one while no
@@ -7,10 +7,11 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use palisade_daemon::cli::Output;
 use palisade_daemon::membership::Membership;
@@ -20,7 +21,10 @@ use palisade_protocol::ids::TenantId;
 use palisade_protocol::scan::ScanClass;
 use tokio::sync::watch;
 
+use super::progress::{Pace, spoken};
 use super::report::Report;
+use super::walk::{self, Found, Plan};
+use super::what::{Kind, What};
 use super::{Done, Job, Observer};
 use crate::list::ListFile;
 use crate::private::Private;
@@ -47,7 +51,7 @@ const MAX_REPORTED: usize = 10_000;
 pub async fn run(
     settings: &Settings,
     folders: &Folders,
-    paths: &[PathBuf],
+    what: &What,
     output: Output,
 ) -> anyhow::Result<u8> {
     let started = Instant::now();
@@ -57,7 +61,7 @@ pub async fn run(
             folders.state.display()
         );
     };
-    let (paths, missing) = sort_paths(paths)?;
+    let (plan, missing) = plan(what, &settings.exclude)?;
     let tenant = membership
         .identity
         .id()
@@ -86,8 +90,9 @@ pub async fn run(
     let asking = settings.scan.concurrency;
     let scanner = Scanner::new(link.clone(), asking, settings.scan.options())
         .keeping(Private::new(&settings.private));
-    let job = Job::new(paths, settings.exclude.clone(), &settings.scan);
+    let job = Job::new(plan, &settings.scan);
     let mut watching = Watching::new(tenant, output, link);
+    watching.count(job.plan.clone());
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;
     report.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     watching.bar.finish_and_clear();
@@ -109,22 +114,31 @@ pub async fn run(
     Ok(report.exit_code(outcome.is_ok() && missing.is_empty()))
 }
 
-/// The paths made absolute, and those that do not exist; the latter stay among the
-/// paths, so that the report names them too.
-fn sort_paths(paths: &[PathBuf]) -> anyhow::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let mut absolute = Vec::new();
-    let mut missing = Vec::new();
-    for path in paths {
-        let path = std::path::absolute(path)
-            .with_context(|| format!("{} is no usable path", path.display()))?;
-        if let Err(error) = std::fs::symlink_metadata(&path)
-            && error.kind() == std::io::ErrorKind::NotFound
-        {
-            missing.push(path.clone());
+/// What is walked, and which given paths do not exist; the latter stay among the
+/// roots, so that the report names them too. File systems that are left out are said.
+fn plan(what: &What, exclude: &[PathBuf]) -> anyhow::Result<(Plan, Vec<PathBuf>)> {
+    if what.kind() != Kind::Custom {
+        let cover = what.kind().cover(&[], exclude)?;
+        for (path, kind) in &cover.left_out {
+            let path = PathBytes::from_path(path);
+            eprintln!(
+                "palisade-agent: {path} is not scanned: its file system ({kind}) is not local"
+            );
         }
-        absolute.push(path);
+        return Ok((cover.plan(exclude), Vec::new()));
     }
-    Ok((absolute, missing))
+    let roots = what.paths()?;
+    let is_missing = |path: &&PathBuf| {
+        std::fs::symlink_metadata(path)
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    };
+    let missing = roots.iter().filter(is_missing).cloned().collect();
+    let plan = Plan {
+        roots,
+        exclude: exclude.to_vec(),
+        ..Plan::default()
+    };
+    Ok((plan, missing))
 }
 
 fn print(report: &Report, output: Output) -> anyhow::Result<()> {
@@ -224,6 +238,16 @@ struct Watching {
     output: Output,
     bar: ProgressBar,
     detections: Vec<Detection>,
+    started: Instant,
+    pace: Pace,
+    total: Arc<OnceLock<u64>>,
+    ended: Arc<AtomicBool>,
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Watching {
@@ -233,7 +257,7 @@ impl Watching {
         } else {
             ProgressBar::with_draw_target(None, ProgressDrawTarget::hidden())
         };
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {pos} files, {msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {pos} files{msg}") {
             bar.set_style(style);
         }
         let hidden = bar.is_hidden();
@@ -253,7 +277,44 @@ impl Watching {
             output,
             bar,
             detections: Vec::new(),
+            started: Instant::now(),
+            pace: Pace::default(),
+            total: Arc::default(),
+            ended: Arc::default(),
         }
+    }
+
+    /// Counts the files beside the scan, where somebody watches.
+    fn count(&self, plan: Plan) {
+        if self.bar.is_hidden() {
+            return;
+        }
+        let (total, ended) = (Arc::clone(&self.total), Arc::clone(&self.ended));
+        tokio::task::spawn_blocking(move || {
+            if let Some(files) = walk::count(&plan, &ended) {
+                let _ = total.set(files);
+            }
+        });
+    }
+
+    fn show(&mut self, path: &Path, files: u64) {
+        self.bar.set_position(files);
+        if self.bar.is_hidden() {
+            return;
+        }
+        self.pace.note(self.started.elapsed(), files);
+        let said = self.pace.progress(files, self.total.get().copied());
+        let of = said
+            .files_total
+            .map_or(String::new(), |total| format!(" of {total}"));
+        let rate = said
+            .files_per_s
+            .map_or(String::new(), |rate| format!(", {rate:.0}/s"));
+        let left = said
+            .left_s
+            .map_or(String::new(), |left| format!(", {} left", spoken(left)));
+        let path = PathBytes::from_path(path);
+        self.bar.set_message(format!("{of}{rate}{left}, {path}"));
     }
 }
 
@@ -284,7 +345,8 @@ async fn say_when_waiting(mut link: watch::Receiver<LinkState>, say: impl Fn(&st
 }
 
 impl Observer for Watching {
-    fn done(&mut self, path: &Path, done: &Done, report: &Report) {
+    fn done(&mut self, found: &Found, done: &Done, report: &Report) {
+        let path = found.at.path.as_path();
         if let Done::Scanned(scanned) = done
             && self.detections.len() < MAX_REPORTED
         {
@@ -299,10 +361,7 @@ impl Observer for Watching {
         {
             self.bar.suspend(|| println!("{finding}"));
         }
-        self.bar.set_position(report.files());
-        if !self.bar.is_hidden() {
-            self.bar.set_message(PathBytes::from_path(path).to_string());
-        }
+        self.show(path, report.files());
     }
 }
 

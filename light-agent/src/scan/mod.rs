@@ -7,19 +7,30 @@
 //!
 //! | module | owns |
 //! | --- | --- |
+//! | [`what`], [`places`], [`mounts`] | what a quick and a full scan cover |
 //! | [`walk`] | which files are scanned, and how they are opened |
+//! | [`hands`] | the threads that do that, and their priority |
+//! | [`progress`] | the rate and the time left |
 //! | [`report`] | the counts and findings, as JSON and for people |
 //! | [`command`] | `palisade-agent scan`: sessions, progress, exit code |
 //!
 //! Memory and descriptors are bounded by the files in flight. A scan waits for a
 //! Protection Server that went away and goes on when it is back; it ends without
 //! one only after the patience that settings give.
+//!
+//! [`run`] may be dropped at any time: what its observer was told of is done, and the
+//! rest is not.
 
 pub mod command;
+pub mod hands;
+pub mod mounts;
+pub mod places;
+pub mod progress;
 pub mod report;
 pub mod walk;
+pub mod what;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +43,9 @@ use tokio::sync::mpsc;
 use crate::content::{self, Content, Hashed};
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::settings;
+use hands::Hands;
 use report::Report;
-use walk::{Found, Opened};
+use walk::{Found, Opened, Plan};
 
 /// Files that are hashed or looked up for each that is asked for: enough to fill
 /// batches.
@@ -41,33 +53,51 @@ const FILES_PER_REQUEST: usize = 4;
 /// Files that are opened and hashed in one go: a thread that is woken for each file
 /// costs as much as to hash it.
 const FILES_PER_HOP: usize = 16;
+/// Longer than anything runs.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// Paths that may wait for a slot.
 const MAX_QUEUED: usize = 256;
 
 /// What is scanned, and how.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// The given paths, absolute.
-    pub paths: Vec<PathBuf>,
-    /// Not below these, unless given.
-    pub exclude: Vec<PathBuf>,
+    /// Which files.
+    pub plan: Plan,
     /// Files in flight: hashed, looked up, or asked for.
     pub concurrency: usize,
     /// Oldest clean verdict of earlier definitions that will do, in seconds.
     pub max_age_s: u32,
     /// How long it waits while no Protection Server is connected.
     pub svm_wait: Duration,
+    /// Who walks and opens.
+    pub hands: Hands,
+    /// Whether the report lists what is not clean.
+    pub lists_findings: bool,
 }
 
 impl Job {
-    /// A job as settings have it.
-    pub fn new(paths: Vec<PathBuf>, exclude: Vec<PathBuf>, settings: &settings::Scan) -> Self {
+    /// A job as settings have it, which somebody waits for.
+    pub fn new(plan: Plan, settings: &settings::Scan) -> Self {
         Self {
-            paths,
-            exclude,
+            plan,
             concurrency: settings.concurrency * FILES_PER_REQUEST,
             max_age_s: settings.max_verdict_age_s,
             svm_wait: Duration::from_secs(settings.svm_wait_s),
+            hands: Hands::default(),
+            lists_findings: true,
+        }
+    }
+
+    /// The same in the background, with so many requests at a time: it waits for a
+    /// Protection Server for as long as it is let.
+    #[must_use]
+    pub fn in_background(self, asking: usize, hands: Hands) -> Self {
+        Self {
+            concurrency: asking * FILES_PER_REQUEST,
+            svm_wait: FOR_EVER,
+            hands,
+            lists_findings: false,
+            ..self
         }
     }
 
@@ -84,7 +114,12 @@ impl Job {
 /// Told of each file as it is done.
 pub trait Observer {
     /// One file is done.
-    fn done(&mut self, path: &Path, result: &Done, report: &Report);
+    fn done(&mut self, found: &Found, result: &Done, report: &Report);
+
+    /// Whether more files may be begun; asked anew after each that is done.
+    fn takes_more(&self) -> bool {
+        true
+    }
 }
 
 /// How one file ended.
@@ -106,11 +141,12 @@ pub async fn run(
     observer: &mut impl Observer,
 ) -> (Report, Result<(), NotScanned>) {
     let (found, mut paths) = mpsc::channel(MAX_QUEUED);
-    let (roots, exclude) = (job.paths.clone(), job.exclude.clone());
-    let walking = tokio::task::spawn_blocking(move || walk::walk(&roots, &exclude, &found));
+    let plan = job.plan.clone();
+    let walking = job.hands.spawn(move || walk::walk(&plan, &found));
     let mut scan = Scan {
         report: Report::default(),
         observer,
+        lists_findings: job.lists_findings,
     };
     let hop = FILES_PER_HOP.min(job.concurrency);
     let mut batch = Vec::with_capacity(hop);
@@ -120,20 +156,21 @@ pub async fn run(
     let mut outcome = Ok(());
     let mut open = true;
     while open || taken > 0 {
+        let takes = taken + hop <= job.concurrency && scan.observer.takes_more();
         tokio::select! {
-            count = paths.recv_many(&mut batch, hop), if open && taken + hop <= job.concurrency => {
+            count = paths.recv_many(&mut batch, hop), if open && takes => {
                 open = count > 0;
                 let files = scan.without_errors(batch.drain(..));
                 if !files.is_empty() {
                     taken += files.len();
-                    preparing.push(tokio::task::spawn_blocking(move || prepare_all(files)));
+                    preparing.push(job.hands.spawn(move || prepare_all(files)));
                 }
             },
             Some(prepared) = preparing.next() => match prepared {
                 Ok(prepared) => in_flight.extend(
                     prepared
                         .into_iter()
-                        .map(|(path, opened)| scan_file(path, opened, scanner, job.terms())),
+                        .map(|(file, opened)| scan_file(file, opened, scanner, job.terms())),
                 ),
                 Err(error) => match error.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
@@ -141,7 +178,7 @@ pub async fn run(
                     Err(_) => break,
                 },
             },
-            Some((path, done)) = in_flight.next() => {
+            Some((file, done)) = in_flight.next() => {
                 taken -= 1;
                 if let Done::Scanned(scanned) = &done
                     && scanned.verdict == Verdict::NotScanned(NotScanned::NoSvm)
@@ -151,7 +188,7 @@ pub async fn run(
                     open = false;
                     paths.close();
                 }
-                scan.done(&path, &done);
+                scan.done(&file, &done);
             }
         }
     }
@@ -166,21 +203,25 @@ pub async fn run(
 struct Scan<'a, O> {
     report: Report,
     observer: &'a mut O,
+    lists_findings: bool,
 }
 
 impl<O: Observer> Scan<'_, O> {
-    fn done(&mut self, path: &Path, done: &Done) {
-        self.report.add(path, done);
-        self.observer.done(path, done, &self.report);
+    fn done(&mut self, found: &Found, done: &Done) {
+        self.report.add(&found.at.path, done);
+        self.observer.done(found, done, &self.report);
+        if !self.lists_findings {
+            self.report.findings.clear();
+        }
     }
 
     /// The files among what was found; the rest is told.
-    fn without_errors(&mut self, found: impl Iterator<Item = Found>) -> Vec<PathBuf> {
+    fn without_errors(&mut self, found: impl Iterator<Item = Found>) -> Vec<Found> {
         found
-            .filter_map(|found| match found {
-                Found::File(path) => Some(path),
-                Found::Error { path, reason } => {
-                    self.done(&path, &Done::Failed(reason));
+            .filter_map(|found| match found.problem.clone() {
+                None => Some(found),
+                Some(reason) => {
+                    self.done(&found, &Done::Failed(reason));
                     None
                 }
             })
@@ -191,12 +232,12 @@ impl<O: Observer> Scan<'_, O> {
 /// A file as it was opened, with its outline where that took no waiting.
 type Prepared = std::io::Result<Option<(Content, Option<Hashed>)>>;
 
-fn prepare_all(files: Vec<PathBuf>) -> Vec<(PathBuf, Prepared)> {
+fn prepare_all(files: Vec<Found>) -> Vec<(Found, Prepared)> {
     files
         .into_iter()
-        .map(|path| {
-            let prepared = prepare(&path);
-            (path, prepared)
+        .map(|file| {
+            let prepared = prepare(&file.at.path);
+            (file, prepared)
         })
         .collect()
 }
@@ -214,11 +255,11 @@ fn prepare(path: &Path) -> Prepared {
 }
 
 async fn scan_file(
-    path: PathBuf,
+    file: Found,
     prepared: Prepared,
     scanner: &Scanner,
     terms: Terms,
-) -> (PathBuf, Done) {
+) -> (Found, Done) {
     let done = match prepared {
         Ok(Some((content, hashed))) => {
             let scanned = scanner.scan_hashed(&content, hashed, terms).await;
@@ -227,5 +268,5 @@ async fn scan_file(
         Ok(None) => Done::Skipped,
         Err(error) => Done::Failed(format!("cannot be read: {error}")),
     };
-    (path, done)
+    (file, done)
 }

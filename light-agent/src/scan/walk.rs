@@ -6,37 +6,101 @@
 //!
 //! Guests that start from one image hold the same files. Walked in one order, each
 //! of them would ask for the same content at the same moment and wait for the same
-//! scan; so each takes its files out of the next [`MIXED`] in an order of its own,
-//! asks for something else first, and finds the rest known.
+//! scan; so each takes its files [`MIXED`] at a time, in an order of its own, asks
+//! for something else first, and finds the rest known.
+//!
+//! A walk that may have to go on after a restart visits folders by name
+//! ([`Plan::ordered`]): then [`Resume`] says which part of it is done, whatever was
+//! added or removed meanwhile.
 
+use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{self, AtomicBool};
 
 use nix::libc;
-use rand::Rng as _;
+use rand::seq::SliceRandom as _;
 use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
+use super::places::is_executable_of_process;
 use crate::fanotify::places::is_pseudo;
 
 /// Files among which the order is mixed: enough for many guests to be at different
 /// ones, near enough to each other on the disk, and a bounded number of paths.
 const MIXED: usize = 1024;
 
+/// What is walked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The given paths, absolute.
+    pub roots: Vec<PathBuf>,
+    /// Not below these, unless a root is.
+    pub exclude: Vec<PathBuf>,
+    /// By name, so that a place in the walk means the same in the next one. Without,
+    /// in the order of the file system, which needs no memory for large folders.
+    pub ordered: bool,
+    /// What was done before; of ordered walks.
+    pub done: Resume,
+}
+
+/// A place in an ordered walk. Places compare as the walk comes to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    /// Which of the roots.
+    pub root: usize,
+    /// A path below it.
+    pub path: PathBuf,
+}
+
+impl Ord for Position {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // By components, as folders are entered before what follows them by name.
+        (self.root, self.path.as_path()).cmp(&(other.root, other.path.as_path()))
+    }
+}
+
+impl PartialOrd for Position {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// What of an ordered walk is done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// All up to here.
+    pub upto: Option<Position>,
+    /// And these behind it.
+    pub ahead: BTreeSet<Position>,
+}
+
+impl Resume {
+    fn has_passed(&self, at: &Position) -> bool {
+        self.upto.as_ref().is_some_and(|upto| at <= upto)
+    }
+
+    /// Whether all that is below a folder is done.
+    fn has_left(&self, root: usize, folder: &Path) -> bool {
+        self.upto.as_ref().is_some_and(|upto| {
+            root < upto.root
+                || (root == upto.root && folder < upto.path && !upto.path.starts_with(folder))
+        })
+    }
+}
+
 /// Something that the walk came upon.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Found {
-    /// A regular file.
-    File(PathBuf),
-    /// Something that cannot be looked at.
-    Error {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its number in the walk, from 0 and without gaps.
+    pub number: u64,
+    /// Where it is.
+    pub at: Position,
+    /// Why it cannot be looked at; none for a regular file.
+    pub problem: Option<String>,
 }
 
 /// What an opened path is.
@@ -48,14 +112,20 @@ pub enum Opened {
     Other,
 }
 
-/// Opens a file for reading, without waiting and without following a link.
+/// Opens a file for reading, without waiting and without following a link, but for
+/// that by which the kernel names what a process executes.
 ///
 /// # Errors
 /// The kernel's.
 pub fn open(path: &Path) -> io::Result<Opened> {
+    let follows = if is_executable_of_process(path) {
+        0
+    } else {
+        libc::O_NOFOLLOW
+    };
     let file = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .custom_flags(libc::O_NONBLOCK | follows | libc::O_NOCTTY | libc::O_CLOEXEC)
         .open(path)?;
     if file.metadata()?.is_file() {
         Ok(Opened::Regular(file))
@@ -64,96 +134,190 @@ pub fn open(path: &Path) -> io::Result<Opened> {
     }
 }
 
-/// Walks the paths and sends what it finds, until done or nobody takes it.
-pub fn walk(paths: &[PathBuf], exclude: &[PathBuf], found: &mpsc::Sender<Found>) {
+/// Walks and sends what it finds, until done or nobody takes it.
+pub fn walk(plan: &Plan, found: &mpsc::Sender<Found>) {
     let mut mixed = Mixed {
-        waiting: Vec::new(),
+        block: Vec::new(),
+        skipped: 0,
         found,
     };
-    for path in paths {
-        if walk_one(path, exclude, &mut mixed).is_none() {
-            return;
-        }
+    if visit(plan, &mut mixed).is_some() {
+        let _ = mixed.flush();
     }
-    mixed.finish();
 }
 
-/// Sends what it is given in a mixed order.
+/// How many files and problems a walk would find; none when told to stop.
+pub fn count(plan: &Plan, stop: &AtomicBool) -> Option<u64> {
+    let mut counted = Counted { files: 0, stop };
+    visit(plan, &mut counted)?;
+    Some(counted.files)
+}
+
+/// Takes what a walk comes upon; `None` ends the walk.
+trait Sink {
+    fn found(&mut self, found: Found) -> Option<()>;
+
+    /// Something is not given, since it is among what is done ahead.
+    fn skipped(&mut self) -> Option<()>;
+}
+
+/// Sends what it is given in a mixed order, a block after the other, so that nothing
+/// is held back for long.
 struct Mixed<'a> {
-    waiting: Vec<Found>,
+    block: Vec<Found>,
+    /// Files of this block that are done: a block is the same part of the walk however
+    /// often it is begun.
+    skipped: usize,
     found: &'a mpsc::Sender<Found>,
 }
 
-impl Mixed<'_> {
-    /// `None` when nobody takes what is found.
-    fn send(&mut self, found: Found) -> Option<()> {
-        self.waiting.push(found);
-        if self.waiting.len() < MIXED {
-            return Some(());
-        }
-        self.send_one()
+impl Sink for Mixed<'_> {
+    fn found(&mut self, found: Found) -> Option<()> {
+        self.block.push(found);
+        self.full()
     }
 
-    fn send_one(&mut self) -> Option<()> {
-        let index = rand::rng().random_range(0..self.waiting.len());
-        let next = self.waiting.swap_remove(index);
-        self.found.blocking_send(next).ok()
-    }
-
-    fn finish(mut self) {
-        while !self.waiting.is_empty() {
-            if self.send_one().is_none() {
-                return;
-            }
-        }
+    fn skipped(&mut self) -> Option<()> {
+        self.skipped += 1;
+        self.full()
     }
 }
 
-/// `None` when nobody takes what is found.
-fn walk_one(path: &Path, exclude: &[PathBuf], found: &mut Mixed<'_>) -> Option<()> {
-    let fail = |reason: &io::Error| Found::Error {
-        path: path.to_owned(),
-        reason: format!("cannot be read: {reason}"),
-    };
-    let root = match resolve(path) {
-        Ok(root) => root,
-        Err(error) => return found.send(fail(&error)),
-    };
-    // A path that is given is meant, whatever the settings exclude above it.
-    let exclude: Vec<&PathBuf> = exclude
-        .iter()
-        .filter(|entry| !root.starts_with(entry))
-        .collect();
-    let mut entries = WalkDir::new(&root).follow_links(false).into_iter();
-    while let Some(entry) = entries.next() {
-        match entry {
-            Ok(entry) if entry.file_type().is_dir() => {
-                let excluded = exclude
-                    .iter()
-                    .any(|excluded| entry.path() == excluded.as_path());
-                if entry.depth() > 0 && (excluded || enters_pseudo(&entry)) {
-                    entries.skip_current_dir();
-                }
-            }
-            Ok(entry) if entry.file_type().is_file() => {
-                if !exclude
-                    .iter()
-                    .any(|excluded| entry.path() == excluded.as_path())
-                {
-                    found.send(Found::File(entry.into_path()))?;
-                }
-            }
-            Ok(_) => {}
-            Err(error) => found.send(Found::Error {
-                path: error.path().unwrap_or(&root).to_owned(),
-                reason: match error.io_error() {
-                    Some(error) => format!("cannot be read: {error}"),
-                    None => error.to_string(),
-                },
-            })?,
+impl Mixed<'_> {
+    fn full(&mut self) -> Option<()> {
+        if self.block.len() + self.skipped < MIXED {
+            return Some(());
         }
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Option<()> {
+        self.skipped = 0;
+        self.block.shuffle(&mut rand::rng());
+        for found in self.block.drain(..) {
+            self.found.blocking_send(found).ok()?;
+        }
+        Some(())
+    }
+}
+
+struct Counted<'a> {
+    files: u64,
+    stop: &'a AtomicBool,
+}
+
+impl Sink for Counted<'_> {
+    fn found(&mut self, _: Found) -> Option<()> {
+        self.files += 1;
+        (!self.stop.load(atomic::Ordering::Relaxed)).then_some(())
+    }
+
+    fn skipped(&mut self) -> Option<()> {
+        Some(())
+    }
+}
+
+fn visit(plan: &Plan, sink: &mut impl Sink) -> Option<()> {
+    let mut visit = Visit {
+        plan,
+        number: 0,
+        sink,
+    };
+    for root in 0..plan.roots.len() {
+        visit.root(root)?;
     }
     Some(())
+}
+
+/// One walk under way.
+struct Visit<'a, S> {
+    plan: &'a Plan,
+    number: u64,
+    sink: &'a mut S,
+}
+
+impl<S: Sink> Visit<'_, S> {
+    fn root(&mut self, index: usize) -> Option<()> {
+        let plan = self.plan;
+        let path = &plan.roots[index];
+        if plan
+            .done
+            .upto
+            .as_ref()
+            .is_some_and(|upto| index < upto.root)
+        {
+            return Some(());
+        }
+        if is_executable_of_process(path) {
+            return self.give(index, path.clone(), None);
+        }
+        let root = match resolve(path) {
+            Ok(root) => root,
+            Err(error) => {
+                return self.give(index, path.clone(), Some(cannot_be_read(&error)));
+            }
+        };
+        // A path that is given is meant, whatever the settings exclude above it.
+        let exclude: Vec<&PathBuf> = plan
+            .exclude
+            .iter()
+            .filter(|entry| !root.starts_with(entry))
+            .collect();
+        let is_excluded = |path: &Path| exclude.iter().any(|one| path == one.as_path());
+        let mut walk = WalkDir::new(&root).follow_links(false);
+        if plan.ordered {
+            walk = walk.sort_by_file_name();
+        }
+        let mut entries = walk.into_iter();
+        while let Some(entry) = entries.next() {
+            match entry {
+                Ok(entry) if entry.file_type().is_dir() => {
+                    let skips = plan.done.has_left(index, entry.path())
+                        || (entry.depth() > 0
+                            && (is_excluded(entry.path()) || enters_pseudo(&entry)));
+                    if skips {
+                        entries.skip_current_dir();
+                    }
+                }
+                Ok(entry) if entry.file_type().is_file() => {
+                    if !is_excluded(entry.path()) {
+                        self.give(index, entry.into_path(), None)?;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let problem = match error.io_error() {
+                        Some(error) => cannot_be_read(error),
+                        None => error.to_string(),
+                    };
+                    let path = error.path().unwrap_or(&root).to_owned();
+                    self.give(index, path, Some(problem))?;
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn give(&mut self, root: usize, path: PathBuf, problem: Option<String>) -> Option<()> {
+        let at = Position { root, path };
+        if self.plan.done.has_passed(&at) {
+            return Some(());
+        }
+        if self.plan.done.ahead.contains(&at) {
+            return self.sink.skipped();
+        }
+        let number = self.number;
+        self.number += 1;
+        self.sink.found(Found {
+            number,
+            at,
+            problem,
+        })
+    }
+}
+
+fn cannot_be_read(reason: &io::Error) -> String {
+    format!("cannot be read: {reason}")
 }
 
 /// A given path: a link is followed, as whoever gave it expects.
@@ -179,16 +343,36 @@ fn enters_pseudo(entry: &DirEntry) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
-    fn walked(paths: &[PathBuf], exclude: &[PathBuf]) -> Vec<Found> {
-        let (send, mut receive) = mpsc::channel(1024);
-        walk(paths, exclude, &send);
+    fn plan(roots: &[PathBuf], exclude: &[PathBuf]) -> Plan {
+        Plan {
+            roots: roots.to_vec(),
+            exclude: exclude.to_vec(),
+            ..Plan::default()
+        }
+    }
+
+    fn all(plan: &Plan) -> Vec<Found> {
+        let (send, mut receive) = mpsc::channel(4096);
+        walk(plan, &send);
         drop(send);
-        let mut all: Vec<Found> = std::iter::from_fn(|| receive.try_recv().ok()).collect();
-        all.sort_by_key(|found| format!("{found:?}"));
-        all
+        std::iter::from_fn(|| receive.try_recv().ok()).collect()
+    }
+
+    /// The files; nothing else may have been found.
+    fn walked(roots: &[PathBuf], exclude: &[PathBuf]) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = all(&plan(roots, exclude))
+            .into_iter()
+            .map(|found| {
+                assert_eq!(found.problem, None, "{found:?}");
+                found.at.path
+            })
+            .collect();
+        files.sort();
+        files
     }
 
     #[test]
@@ -202,14 +386,13 @@ mod tests {
         symlink("nowhere", at("d/dangling")).unwrap();
         let _socket = UnixListener::bind(at("d/socket")).unwrap();
         nix::unistd::mkfifo(&at("d/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert_eq!(
-            walked(&[dir.path().into()], &[]),
-            [Found::File(at("d/file"))]
-        );
+        assert_eq!(walked(&[dir.path().into()], &[]), [at("d/file")]);
+        let stop = AtomicBool::new(false);
+        assert_eq!(count(&plan(&[dir.path().into()], &[]), &stop), Some(1));
         // A link that is given is followed.
         assert_eq!(
             walked(&[at("d/link")], &[]),
-            [Found::File(fs::canonicalize(at("d/file")).unwrap())]
+            [fs::canonicalize(at("d/file")).unwrap()]
         );
         assert!(walked(&[at("d/socket"), at("d/fifo"), "/dev/null".into()], &[]).is_empty());
     }
@@ -220,39 +403,45 @@ mod tests {
         let order = || {
             let (send, mut receive) = mpsc::channel(4 * MIXED);
             let mut mixed = Mixed {
-                waiting: Vec::new(),
+                block: Vec::new(),
+                skipped: 0,
                 found: &send,
             };
-            for n in 0..3 * MIXED {
+            for number in 0..3 * MIXED as u64 + 7 {
+                let at = Position {
+                    root: 0,
+                    path: PathBuf::new(),
+                };
                 mixed
-                    .send(Found::File(PathBuf::from(n.to_string())))
+                    .found(Found {
+                        number,
+                        at,
+                        problem: None,
+                    })
                     .unwrap();
-                assert!(mixed.waiting.len() <= MIXED);
+                assert!(mixed.block.len() < MIXED);
             }
-            mixed.finish();
+            mixed.flush().unwrap();
             drop(send);
             std::iter::from_fn(|| receive.try_recv().ok())
-                .map(|found| match found {
-                    Found::File(path) => path.to_str().unwrap().parse::<usize>().unwrap(),
-                    Found::Error { .. } => unreachable!(),
-                })
-                .collect::<Vec<usize>>()
+                .map(|found| found.number)
+                .collect::<Vec<u64>>()
         };
         let (one, other) = (order(), order());
         let same = one.iter().zip(&other).filter(|(a, b)| a == b).count();
         assert!(same < MIXED / 8, "{same} files are at the same place");
         for mut order in [one, other] {
             order.sort_unstable();
-            assert!(order.into_iter().eq(0..3 * MIXED));
+            assert!(order.into_iter().eq(0..3 * MIXED as u64 + 7));
         }
     }
 
     #[test]
     fn what_is_missing_is_named() {
-        let found = walked(&["/no/such/file".into()], &[]);
+        let found = all(&plan(&["/no/such/file".into()], &[]));
         assert!(
-            matches!(&found[..], [Found::Error { path, reason }]
-                if path == Path::new("/no/such/file") && reason.contains("No such file")),
+            matches!(&found[..], [Found { at, problem: Some(reason), .. }]
+                if at.path == Path::new("/no/such/file") && reason.contains("No such file")),
             "{found:?}"
         );
     }
@@ -267,7 +456,7 @@ mod tests {
         assert!(walked(&[dir.path().into()], &exclude).is_empty());
         assert_eq!(
             walked(std::slice::from_ref(&file), &exclude),
-            [Found::File(file.clone())]
+            [file.clone()]
         );
     }
 
@@ -280,5 +469,51 @@ mod tests {
         let link = dir.path().join("link");
         symlink("/etc/hostname", &link).unwrap();
         assert_eq!(open(&link).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    }
+
+    /// A tree in which the order by path and the order of a walk could differ.
+    fn tree(names: &BTreeSet<String>) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for name in names {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            if !path.is_dir() {
+                fs::write(path, "x").unwrap();
+            }
+        }
+        dir
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Wherever a walk is left, the next one gives exactly what is not done.
+        #[test]
+        fn a_resumed_walk_gives_what_is_not_done_and_only_that(
+            names in prop::collection::btree_set("[ab.]{1,2}x(/[ab!]y){0,2}/[abc~]z", 1..40),
+            left_at in any::<prop::sample::Index>(),
+            ahead in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+        ) {
+            let dir = tree(&names);
+            let mut ordered = plan(&[dir.path().join("nothing"), dir.path().into()], &[]);
+            ordered.ordered = true;
+            let mut whole = all(&ordered);
+            whole.sort_by_key(|found| found.number);
+            let places: Vec<Position> = whole.iter().map(|found| found.at.clone()).collect();
+            prop_assert!(places.is_sorted(), "{places:?}");
+            let upto = left_at.get(&places).clone();
+            let ahead: BTreeSet<Position> = ahead
+                .iter()
+                .map(|index| index.get(&places).clone())
+                .filter(|at| *at > upto)
+                .collect();
+            let mut want = places;
+            want.retain(|at| *at > upto && !ahead.contains(at));
+            ordered.done = Resume { upto: Some(upto), ahead };
+            let mut got = all(&ordered);
+            got.sort_by_key(|found| found.number);
+            let got: Vec<Position> = got.into_iter().map(|found| found.at).collect();
+            prop_assert_eq!(got, want);
+        }
     }
 }

@@ -100,6 +100,12 @@ impl Svm {
         self.shared.counts.lock().unwrap().requests
     }
 
+    /// Whether it scanned this content.
+    pub fn knows(&self, content: &ContentId) -> bool {
+        let counts = self.shared.counts.lock().unwrap();
+        counts.known.contains_key(content)
+    }
+
     pub fn content_bytes(&self) -> u64 {
         self.shared.counts.lock().unwrap().content_bytes
     }
