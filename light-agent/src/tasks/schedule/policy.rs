@@ -181,7 +181,7 @@ mod tests {
     fn days_are_heeded() {
         let weekly = toml(r#"{"kind":"full","at":"23:00","days":["sun"],"spread_min":120}"#);
         let utc = TimeZone::UTC;
-        let start = time("2026-03-02T00:00:00Z");
+        let start = time("2026-03-03T00:00:00Z");
         let times = (0..24 * 7 * 4).map(|hour| start + SignedDuration::from_hours(hour));
         let due = walk(&weekly, Duration::from_secs(6000), &utc, times);
         let dates: Vec<String> = due.iter().map(|(date, _)| date.to_string()).collect();
