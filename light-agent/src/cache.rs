@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use palisade_protocol::content::ContentId;
 use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
+use tokio::sync::watch;
 
 use crate::stamp::Stamp;
 
@@ -43,6 +44,7 @@ struct Inner {
 pub struct Cache {
     bound: usize,
     inner: Mutex<Inner>,
+    heard: watch::Sender<Generations>,
 }
 
 impl Cache {
@@ -51,6 +53,7 @@ impl Cache {
         Self {
             bound,
             inner: Mutex::new(Inner::default()),
+            heard: watch::Sender::default(),
         }
     }
 
@@ -67,7 +70,7 @@ impl Cache {
             return;
         }
         let mut inner = self.lock();
-        inner.use_generations(generations);
+        inner.use_generations(generations, &self.heard);
         let key = (stamp.device, stamp.inode);
         let entry = Entry {
             stamp,
@@ -87,7 +90,12 @@ impl Cache {
 
     /// Puts other definitions into force: verdicts of earlier ones no longer answer.
     pub fn use_generations(&self, generations: &Generations) {
-        self.lock().use_generations(generations);
+        self.lock().use_generations(generations, &self.heard);
+    }
+
+    /// The definitions in force, as they are heard of.
+    pub fn definitions(&self) -> watch::Receiver<Generations> {
+        self.heard.subscribe()
     }
 
     /// Forgets the verdicts of these contents, so that their files are hashed and asked
@@ -122,10 +130,11 @@ impl Cache {
 }
 
 impl Inner {
-    fn use_generations(&mut self, generations: &Generations) {
+    fn use_generations(&mut self, generations: &Generations, heard: &watch::Sender<Generations>) {
         if self.generations != *generations {
             self.generations = generations.clone();
             self.epoch += 1;
+            heard.send_replace(generations.clone());
         }
     }
 }

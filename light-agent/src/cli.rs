@@ -9,7 +9,7 @@ use palisade_daemon::logging;
 
 use crate::settings::{COMPONENT, Folders, Settings};
 use crate::status::failures::Shown;
-use crate::{daemon, enrol, probe, scan, status};
+use crate::{daemon, enrol, probe, quarantine, scan, status};
 
 /// Palisade Light Agent: protects this guest's files.
 #[derive(Debug, Parser)]
@@ -38,6 +38,8 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Look into the quarantine, and take files out of it
+    Quarantine(quarantine::command::Quarantine),
     /// Show what the running agent does
     Status {
         /// Show what opens are answered without a verdict, reason by reason
@@ -100,6 +102,7 @@ impl Cli {
                     format.output,
                 ))
             }
+            Command::Quarantine(command) => quarantine::command::run(&settings, &folders, command),
             Command::Status {
                 failures: true,
                 format,

@@ -33,6 +33,8 @@ use crate::list::ListFile;
 use crate::on_access::OnAccess;
 use crate::private::Private;
 use crate::probe::Probe;
+use crate::quarantine::remedies::Remedies;
+use crate::quarantine::rescan::{self, Rescan};
 use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
@@ -95,6 +97,7 @@ async fn serve(
     let (protection, mut failed) = OnAccess::start(settings, &parts, probe, descriptors);
     let source = parts.status_source(&membership, settings, &protection);
     tokio::spawn(status::serve(listener, source, Arc::clone(&parts.spooled)));
+    tokio::spawn(parts.rescan(settings, folders));
     tokio::spawn(follow_link(
         parts.link.clone(),
         parts.health.clone(),
@@ -137,6 +140,8 @@ pub struct Parts {
     pub spooled: Arc<Notify>,
     /// Takes detections.
     pub detections: spool::Sender,
+    /// What is done about malware, besides denying its opens.
+    pub remedies: Remedies,
     /// Largest content that is scanned; 0 while no Protection Server is connected.
     pub max_scan_bytes: Arc<AtomicU64>,
 }
@@ -171,6 +176,7 @@ impl Parts {
             index: Arc::default(),
             link: keep(membership.identity.clone(), source),
             detections: spool::start(&spool, Arc::clone(&spooled)),
+            remedies: Remedies::new(settings, folders),
             max_scan_bytes: Arc::default(),
             accounts,
             writes: Arc::default(),
@@ -186,9 +192,24 @@ impl Parts {
             scanner: Scanner::new(self.link.clone(), 1, settings.scan.options())
                 .keeping(Private::new(&settings.private)),
             detections: self.detections.clone(),
+            remedies: self.remedies.clone(),
             tenant: self.tenant.clone(),
         };
         again::start(again, Arc::clone(&self.cache), Arc::clone(&self.index))
+    }
+
+    /// Looks at the quarantine whenever definitions change.
+    fn rescan(
+        &self,
+        settings: &Settings,
+        folders: &Folders,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let scanner = Scanner::new(self.link.clone(), 1, settings.scan.options())
+            .keeping(Private::new(&settings.private));
+        let vault = self.remedies.vault().clone();
+        let restore_clean = settings.quarantine.restore_clean;
+        let rescan = Rescan::new(vault, &scanner, &settings.private, restore_clean);
+        rescan::follow(rescan, folders.state.clone(), self.cache.definitions())
     }
 
     fn status_source(

@@ -25,6 +25,7 @@
 //! | [`scanner`], [`pace`] | one file's way to a verdict, and how retries are spread |
 //! | [`guard`] | on-access scans from the queue to the answer |
 //! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
+//! | [`quarantine`] | what is done about malware besides denying its opens |
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
 //! | [`scan`] | on-demand scans: walk, report, command |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
@@ -60,6 +61,7 @@ pub mod on_access;
 pub mod pace;
 pub mod private;
 pub mod probe;
+pub mod quarantine;
 pub mod scan;
 pub mod scanner;
 pub mod selection;

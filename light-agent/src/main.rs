@@ -5,6 +5,7 @@
 //! | `run` | [`palisade_light_agent::daemon`] |
 //! | `enrol` | [`palisade_light_agent::enrol`] |
 //! | `scan` | [`palisade_light_agent::scan`] |
+//! | `quarantine` | [`palisade_light_agent::quarantine::command`] |
 //! | `status` | [`palisade_light_agent::status`] |
 //! | `check-config` | [`palisade_light_agent::settings`] |
 

@@ -262,6 +262,7 @@ impl Watching<'_> {
             index: Arc::clone(&parts.index),
             accounts: Arc::clone(&kind.accounts),
             detections: parts.detections.clone(),
+            remedies: parts.remedies.clone(),
             test_files: self.test_files.clone(),
             tenant: parts.tenant.clone(),
             on_time: Arc::new(Semaphore::new(kind.at_a_time)),

@@ -17,6 +17,8 @@ use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
 use crate::mode::Mode;
+use crate::quarantine::policy::{OnSuspicion, Remedy};
+use crate::quarantine::vault::{Limits, MOST_FILES};
 
 /// The smallest bound of `on_access.max_bytes`: the self-test's file must be below it.
 const MIN_MAX_BYTES: u64 = 4096;
@@ -47,6 +49,10 @@ pub struct Settings {
     pub failure: Overrides,
     /// How scans are done.
     pub scan: Scan,
+    /// What is done about malware, besides denying its opens.
+    pub remediation: Remediation,
+    /// Files that were moved away.
+    pub quarantine: Quarantine,
     /// Protection Servers to use instead of the Integration Server's list, best first.
     pub svm: Vec<StaticSvm>,
 }
@@ -144,6 +150,48 @@ impl Scan {
             archives: self.archives,
             heuristics: self.heuristics,
             pua: self.pua,
+        }
+    }
+}
+
+/// What is done about a finding, besides denying its opens.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Remediation {
+    /// `block` leaves the file; `quarantine` moves it there; `delete` removes it for good.
+    pub malware: Remedy,
+    /// `block`: a suspicion moves nothing.
+    pub suspicious: OnSuspicion,
+}
+
+/// Files that were moved away.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quarantine {
+    /// Bytes that may lie there; what does not fit is blocked only.
+    pub max_bytes: u64,
+    /// Files that may lie there; what is too many is blocked only.
+    pub max_files: usize,
+    /// Whether what is clean by newer definitions is put back to its place.
+    pub restore_clean: bool,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1 << 30,
+            max_files: 1000,
+            restore_clean: false,
+        }
+    }
+}
+
+impl Quarantine {
+    /// How much may lie there.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            bytes: self.max_bytes,
+            files: self.max_files,
         }
     }
 }
@@ -250,6 +298,8 @@ impl Settings {
             0,
             1_048_576,
         )?;
+        let files = self.quarantine.max_files as u64;
+        within("quarantine.max_files", files, 1, MOST_FILES as u64)?;
         within("scan.concurrency", self.scan.concurrency as u64, 1, 128)?;
         within("scan.svm_wait_s", self.scan.svm_wait_s, 1, 86_400)
     }
@@ -334,6 +384,8 @@ mod tests {
                 ..set.on_access
             },
             scan: set.scan,
+            remediation: set.remediation,
+            quarantine: set.quarantine,
             ..Settings::default()
         };
         assert_eq!(without_examples, Settings::default());
@@ -343,7 +395,15 @@ mod tests {
     #[test]
     fn the_file_that_shows_every_setting_lacks_none() {
         let shown = shown();
-        for section in ["", "[on_access]\n", "[failure]\n", "[scan]\n", "[[svm]]\n"] {
+        for section in [
+            "",
+            "[on_access]\n",
+            "[failure]\n",
+            "[scan]\n",
+            "[remediation]\n",
+            "[quarantine]\n",
+            "[[svm]]\n",
+        ] {
             let error = parse(&format!("{section}nonsense = 1")).unwrap_err();
             let (_, names) = error.split_once("expected").unwrap();
             let names: Vec<&str> = names.split('`').skip(1).step_by(2).collect();
@@ -376,6 +436,9 @@ mod tests {
             ("[scan]\nconcurrency = 1000", "scan.concurrency"),
             ("[on_access]\nmax_bytes = 10", "on_access.max_bytes"),
             ("private = ['here']", "private"),
+            ("[remediation]\nmalware = 'move'", "quarantine"),
+            ("[remediation]\nsuspicious = 'delete'", "block"),
+            ("[quarantine]\nmax_files = 0", "quarantine.max_files"),
             ("[on_access]\nmode = 'watch'", "monitor"),
             ("[failure]\nno_smv = 'deny'", "no_smv"),
             ("[failure]\nno_svm = 'block'", "failure table"),

@@ -411,6 +411,10 @@ pub enum Action {
     Reported,
     /// The verdict came after the deadline; the open had been let through.
     Late,
+    /// The file was moved into the agent's quarantine.
+    Quarantined,
+    /// The file was removed, as the agent's settings have it.
+    Deleted,
 }
 
 impl Action {
@@ -420,6 +424,8 @@ impl Action {
             Self::Blocked => "blocked",
             Self::Reported => "reported",
             Self::Late => "late",
+            Self::Quarantined => "quarantined",
+            Self::Deleted => "deleted",
         }
     }
 }

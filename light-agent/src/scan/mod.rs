@@ -30,6 +30,7 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::mpsc;
 
 use crate::content::{self, Content, Hashed};
+use crate::quarantine::remedies::Remedies;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::settings;
 use report::Report;
@@ -57,6 +58,8 @@ pub struct Job {
     pub max_age_s: u32,
     /// How long it waits while no Protection Server is connected.
     pub svm_wait: Duration,
+    /// What is done about malware; it is only reported if nothing is set.
+    pub remedies: Option<Remedies>,
 }
 
 impl Job {
@@ -68,6 +71,7 @@ impl Job {
             concurrency: settings.concurrency * FILES_PER_REQUEST,
             max_age_s: settings.max_verdict_age_s,
             svm_wait: Duration::from_secs(settings.svm_wait_s),
+            remedies: None,
         }
     }
 
@@ -133,7 +137,7 @@ pub async fn run(
                 Ok(prepared) => in_flight.extend(
                     prepared
                         .into_iter()
-                        .map(|(path, opened)| scan_file(path, opened, scanner, job.terms())),
+                        .map(|(path, opened)| scan_file(path, opened, scanner, job)),
                 ),
                 Err(error) => match error.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
@@ -217,11 +221,16 @@ async fn scan_file(
     path: PathBuf,
     prepared: Prepared,
     scanner: &Scanner,
-    terms: Terms,
+    job: &Job,
 ) -> (PathBuf, Done) {
     let done = match prepared {
         Ok(Some((content, hashed))) => {
-            let scanned = scanner.scan_hashed(&content, hashed, terms).await;
+            let mut scanned = scanner.scan_hashed(&content, hashed, job.terms()).await;
+            if let Some(remedies) = &job.remedies {
+                scanned.action = remedies
+                    .treat(&content, &path, &scanned, ScanClass::OnDemand, 0)
+                    .await;
+            }
             Done::Scanned(Box::new(scanned))
         }
         Ok(None) => Done::Skipped,

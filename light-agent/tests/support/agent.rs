@@ -57,13 +57,32 @@ impl Agent {
 
     /// Starts the daemon, and waits until it answers.
     pub fn run(&mut self) {
+        let command = self.command(&["run"]);
+        self.run_as(command);
+    }
+
+    /// The same in mounts of its own, after a script that may change them.
+    pub fn run_with_mounts(&mut self, script: &str) {
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "--mount",
+                "sh",
+                "-ec",
+                &format!("{script}\nexec \"$@\""),
+                "sh",
+                BINARY,
+            ])
+            .arg("--site")
+            .arg(self.dir.path())
+            .arg("run")
+            .env_remove("PALISADE_SITE");
+        self.run_as(command);
+    }
+
+    fn run_as(&mut self, mut command: Command) {
         let log = fs::File::create(self.log_path()).unwrap();
-        let child = self
-            .command(&["run"])
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
         self.process = Some(child);
         wait_until("the agent answers", || self.try_status().is_some());
     }
