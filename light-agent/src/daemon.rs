@@ -33,6 +33,7 @@ use crate::list::ListFile;
 use crate::on_access::OnAccess;
 use crate::private::Private;
 use crate::probe::Probe;
+use crate::quarantine::escrow::Escrow;
 use crate::quarantine::remedies::Remedies;
 use crate::quarantine::rescan::{self, Rescan};
 use crate::scanner::Scanner;
@@ -159,6 +160,7 @@ impl Parts {
         } else {
             Source::Static(settings.svm.clone())
         };
+        let remedies = Remedies::new(settings, folders);
         let control = Control {
             membership: membership.clone(),
             host: settings.host_facts(),
@@ -167,6 +169,7 @@ impl Parts {
             spool: spool.clone(),
             spooled: Arc::clone(&spooled),
             health: health.clone(),
+            escrow: Escrow::new(remedies.vault()),
         };
         tokio::spawn(control.run());
         let tenant = membership.identity.id().role.tenant().cloned();
@@ -176,7 +179,7 @@ impl Parts {
             index: Arc::default(),
             link: keep(membership.identity.clone(), source),
             detections: spool::start(&spool, Arc::clone(&spooled)),
-            remedies: Remedies::new(settings, folders),
+            remedies,
             max_scan_bytes: Arc::default(),
             accounts,
             writes: Arc::default(),

@@ -461,8 +461,8 @@ fn without_its_key_nothing_is_lost_and_nothing_gets_a_second_one() {
     )
     .unwrap();
     let key = home.state().join("quarantine.key");
-    let kept = fs::read(&key).unwrap();
-    fs::remove_file(&key).unwrap();
+    let kept = home.root().join("kept");
+    fs::rename(&key, &kept).unwrap();
     let second = home.file("second");
     let taken = take_file(
         &vault,
@@ -474,7 +474,7 @@ fn without_its_key_nothing_is_lost_and_nothing_gets_a_second_one() {
     assert_eq!(taken, Err(Kept::NoKey));
     assert!(second.exists());
     assert!(vault.lock().unwrap().record(id).is_err());
-    fs::write(&key, &kept).unwrap();
+    fs::rename(&kept, &key).unwrap();
     restore(&vault.lock().unwrap(), id, None).unwrap();
     assert_eq!(fs::read(&first).unwrap(), home.content);
 }

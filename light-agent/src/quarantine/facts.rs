@@ -74,6 +74,30 @@ const VITAL_IN_ETC: &[&str] = &[
     "sudoers",
 ];
 
+/// Where libraries are.
+const LIBRARIES: &[&str] = &[
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libx32",
+    "/usr/local/lib",
+];
+
+/// What a system usually starts first.
+const FIRST: &[&str] = &[
+    "/sbin/init",
+    "/init",
+    "/bin/init",
+    "/etc/init",
+    "/lib/systemd/systemd",
+    "/bin/sh",
+    "/bin/busybox",
+];
+
 /// Where a file may not be moved from, besides what the guest needs.
 #[derive(Debug, Clone, Default)]
 pub struct Around {
@@ -119,21 +143,43 @@ fn need(path: &Path, place: (u64, u64)) -> Need {
     if let Some(why) = vital_path(path) {
         return Need::Vital(why);
     }
-    for (program, why) in [
-        ("/proc/1/exe", "it is the first process's program"),
-        ("/proc/self/exe", "it is the agent's own program"),
-    ] {
-        match fs::metadata(program) {
-            Ok(there) if (there.dev(), there.ino()) == place => return Need::Vital(why),
-            Ok(_) => {}
-            Err(error) => return Need::Unknown(format!("{program}: {error}")),
-        }
+    match is_same("/proc/self/exe", place) {
+        Ok(false) => {}
+        Ok(true) => return Need::Vital("it is the agent's own program"),
+        Err(error) => return Need::Unknown(format!("/proc/self/exe: {error}")),
     }
-    match mapped_by_init(path) {
+    let seen = is_same("/proc/1/exe", place)
+        .and_then(|same| Ok(same || mapped_by_init(path)?))
+        .or_else(|error| match error.kind() {
+            // Only who may trace the first process sees what it runs.
+            io::ErrorKind::PermissionDenied => perhaps_of_init(path, place),
+            _ => Err(error),
+        });
+    match seen {
         Ok(false) => Need::None,
-        Ok(true) => Need::Vital("the first process has it in its memory"),
-        Err(error) => Need::Unknown(format!("/proc/1/maps: {error}")),
+        Ok(true) => Need::Vital("the first process runs it"),
+        Err(error) => Need::Unknown(format!("the first process: {error}")),
     }
+}
+
+fn is_same(path: impl AsRef<Path>, place: (u64, u64)) -> io::Result<bool> {
+    let there = fs::metadata(path)?;
+    Ok((there.dev(), there.ino()) == place)
+}
+
+/// Whether the first process could run a file, as far as can be told without looking
+/// into it: anything where libraries are, its program by the name it was started with,
+/// and whatever is usually started first.
+fn perhaps_of_init(path: &Path, place: (u64, u64)) -> io::Result<bool> {
+    let command = fs::read("/proc/1/cmdline")?;
+    let program = command.split(|byte| *byte == 0).next().unwrap_or_default();
+    let program = Path::new(OsStr::from_bytes(program));
+    let by_name = program.file_name().is_some() && path.file_name() == program.file_name();
+    Ok(by_name
+        || LIBRARIES.iter().any(|folder| path.starts_with(folder))
+        || FIRST
+            .iter()
+            .any(|first| is_same(first, place).unwrap_or(false)))
 }
 
 fn vital_path(path: &Path) -> Option<&'static str> {
@@ -205,6 +251,15 @@ mod tests {
         {
             assert!(matches!(facts(&init).need, Need::Vital(_)));
         }
+    }
+
+    #[test]
+    fn without_a_look_at_the_first_process_what_it_may_run_is_vital() {
+        let may = |path: &str, place| perhaps_of_init(Path::new(path), place).unwrap();
+        assert!(may("/usr/lib/x86_64-linux-gnu/libc.so.6", (0, 0)));
+        assert!(!may("/home/a/b", (0, 0)));
+        let shell = fs::metadata("/bin/sh").unwrap();
+        assert!(may("/home/a/b", (shell.dev(), shell.ino())));
     }
 
     #[test]

@@ -16,6 +16,7 @@
 //! | [`sweep`] | moves that were cut short |
 //! | [`vault`], [`record`] | the store, its lock and its bounds; what is known of each file |
 //! | [`seal`], [`key`] | what makes it unreadable |
+//! | [`escrow`] | the key at the Integration Server, and back from there |
 //! | [`restore`] | back to a path, or out as an export |
 //! | [`rescan`] | what newer definitions say |
 //! | [`command`], [`show`] | `palisade-agent quarantine` and what it prints |
@@ -26,6 +27,7 @@
 //! is about is moved.
 
 pub mod command;
+pub mod escrow;
 pub mod facts;
 pub mod folders;
 pub mod key;

@@ -81,6 +81,28 @@ impl Vault {
         self.folder().exists()
     }
 
+    /// The key, if there is one.
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn key(&self) -> io::Result<Option<Key>> {
+        Key::load(&self.state)
+    }
+
+    /// Takes a key that comes from elsewhere, unless there is one.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn adopt(&self, key: &Key) -> io::Result<bool> {
+        // Whoever makes a new one has the lock.
+        let _locked = self.lock()?;
+        if self.key()?.is_some() {
+            return Ok(false);
+        }
+        key.save(&self.state)?;
+        Ok(true)
+    }
+
     /// Takes the lock, and settles what was cut short.
     ///
     /// # Errors

@@ -1,0 +1,436 @@
+//! What is done about malware besides denying its opens, as a process, as root, on a
+//! private tmpfs: moved into the quarantine, out of it again, deleted, or left.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic in a test is a failed test with a place in it"
+)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use palisade_light_agent::quarantine::folders::HOLD;
+use serde_json::{Value, json};
+use support::world::{World, denied};
+use support::{MARKER, MARKER_NAME, is_root, wait_until};
+
+const QUARANTINE: &str = "[remediation]\nmalware = 'quarantine'";
+
+/// Malware that is found on no disk by chance: random bytes behind the marker.
+struct Bad {
+    random: [u8; 16],
+    content: Vec<u8>,
+}
+
+impl Bad {
+    fn new() -> Self {
+        let random = *uuid::Uuid::new_v4().as_bytes();
+        let content = [b"x", MARKER, &random].concat();
+        Self { random, content }
+    }
+
+    /// Whether its random bytes are in any file below.
+    fn is_readable_below(&self, folder: &Path) -> bool {
+        fs::read_dir(folder).unwrap().any(|entry| {
+            let path = entry.unwrap().path();
+            let there = fs::symlink_metadata(&path).unwrap();
+            if there.is_dir() {
+                return self.is_readable_below(&path);
+            }
+            there.is_file()
+                && fs::read(&path)
+                    .unwrap()
+                    .windows(self.random.len())
+                    .any(|window| window == self.random)
+        })
+    }
+}
+
+/// A command that must end well; gives its JSON.
+fn json_of(world: &World, args: &[&str]) -> Value {
+    let output = world.agent.output(&[args, &["-o", "json"]].concat());
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn list(world: &World) -> Value {
+    json_of(world, &["quarantine", "list"])
+}
+
+/// A command that must fail; gives the exit code and what it says.
+fn failing(world: &World, args: &[&str]) -> (i32, String) {
+    let output = world.agent.output(args);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success(), "{args:?} went well");
+    (output.status.code().unwrap(), text)
+}
+
+/// What was reported of a path.
+fn reported(world: &World, path: &Path) -> Vec<Value> {
+    let bytes = path.to_str().unwrap().as_bytes();
+    let mut all = world.agent.spooled();
+    all.retain(|found| found["path"] == json!(bytes));
+    all
+}
+
+fn wait_reported(world: &World, path: &Path) -> Value {
+    wait_until("it is reported", || !reported(world, path).is_empty());
+    reported(world, path).remove(0)
+}
+
+/// Malware is opened, and moved away; gives its id.
+fn quarantined(world: &World, path: &Path) -> String {
+    assert!(denied(File::open(path)));
+    assert_eq!(wait_reported(world, path)["action"], "Quarantined");
+    assert!(!path.exists());
+    let list = list(world);
+    let item = list["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|item| item["path"] == path.to_str().unwrap())
+        .unwrap();
+    item["id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn malware_is_moved_sealed_listed_and_restored_as_it_was() {
+    if !is_root("malware_is_moved_sealed_listed_and_restored_as_it_was") {
+        return;
+    }
+    let world = World::started(QUARANTINE);
+    let bad = Bad::new();
+    let path = world.file("bad", &bad.content);
+    chown(&path, Some(1234), Some(2345)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o4751)).unwrap();
+    let with_xattr = rustix::fs::setxattr(
+        &path,
+        "user.colour",
+        b"red",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .is_ok();
+    let modified = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    {
+        // Opened by path, the marker would be found.
+        let time = nix::sys::time::TimeSpec::from_duration(
+            modified.duration_since(SystemTime::UNIX_EPOCH).unwrap(),
+        );
+        nix::sys::stat::utimensat(
+            nix::fcntl::AT_FDCWD,
+            &path,
+            &time,
+            &time,
+            nix::sys::stat::UtimensatFlags::NoFollowSymlink,
+        )
+        .unwrap();
+    }
+    // The control: where it is readable, it is found.
+    assert!(!bad.is_readable_below(world.agent.dir.path()));
+    fs::write(world.agent.dir.path().join("control"), &bad.content).unwrap();
+    assert!(bad.is_readable_below(world.agent.dir.path()));
+    fs::remove_file(world.agent.dir.path().join("control")).unwrap();
+
+    let id = quarantined(&world, &path);
+    assert!(!bad.is_readable_below(world.agent.dir.path()), "unsealed");
+    assert!(!bad.is_readable_below(world.tmpfs.path()), "left behind");
+    assert!(!world.tmpfs.path().join(HOLD).exists());
+    let state = world.agent.dir.path().join("var/agent");
+    for (file, mode) in [("quarantine.key", 0o600), ("quarantine", 0o700)] {
+        let there = fs::metadata(state.join(file)).unwrap();
+        assert_eq!(there.mode() & 0o777, mode, "{file}");
+    }
+
+    let shown = json_of(&world, &["quarantine", "show", &id]);
+    assert_eq!(shown["name"], MARKER_NAME);
+    assert_eq!(shown["size"], bad.content.len());
+    assert_eq!((&shown["uid"], &shown["gid"]), (&json!(1234), &json!(2345)));
+    assert_eq!(shown["mode"], "4751");
+    assert_eq!(shown["blake3"], blake3::hash(&bad.content).to_string());
+    assert_eq!(shown["pid"], std::process::id());
+    let people = world.agent.output(&["quarantine", "list"]);
+    let people = String::from_utf8(people.stdout).unwrap();
+    assert!(
+        people.contains(&id) && people.contains(MARKER_NAME),
+        "{people}"
+    );
+
+    // Outside of what is protected, where it may be looked at.
+    let to = world.tmpfs.path().join("restored");
+    let done = json_of(
+        &world,
+        &[
+            "quarantine",
+            "restore",
+            &id[..8],
+            "--to",
+            to.to_str().unwrap(),
+        ],
+    );
+    assert_eq!(done["done"], "restored");
+    assert_eq!(fs::read(&to).unwrap(), bad.content);
+    let there = fs::metadata(&to).unwrap();
+    assert_eq!((there.uid(), there.gid()), (1234, 2345));
+    assert_eq!(there.mode() & 0o7777, 0o4751);
+    assert_eq!(there.modified().unwrap(), modified);
+    if with_xattr {
+        let mut value = [0; 16];
+        let length = rustix::fs::getxattr(&to, "user.colour", &mut value[..]).unwrap();
+        assert_eq!(&value[..length], b"red");
+    }
+    assert_eq!(list(&world)["usage"]["files"], 0);
+    world.agent.settled_events();
+}
+
+#[test]
+fn by_default_and_in_monitor_mode_nothing_is_moved() {
+    if !is_root("by_default_and_in_monitor_mode_nothing_is_moved") {
+        return;
+    }
+    let world = World::started("");
+    let path = world.file("bad", &Bad::new().content);
+    assert!(denied(File::open(&path)));
+    assert_eq!(wait_reported(&world, &path)["action"], "Blocked");
+    assert!(path.exists());
+    assert_eq!(list(&world)["usage"]["files"], 0);
+    drop(world);
+
+    let settings = format!("on_access: mode = 'monitor'\n{QUARANTINE}");
+    let world = World::started_as(&settings, "monitoring");
+    let path = world.file("bad", &Bad::new().content);
+    File::open(&path).unwrap();
+    assert_eq!(wait_reported(&world, &path)["action"], "Reported");
+    assert!(path.exists());
+    assert!(world.agent.log().contains("stays where it is"));
+}
+
+#[test]
+fn other_names_of_a_file_are_told() {
+    if !is_root("other_names_of_a_file_are_told") {
+        return;
+    }
+    let world = World::started(QUARANTINE);
+    let path = world.file("bad", &Bad::new().content);
+    let other = world.tmpfs.path().join("protected/other");
+    fs::hard_link(&path, &other).unwrap();
+    let id = quarantined(&world, &path);
+    let shown = json_of(&world, &["quarantine", "show", &id]);
+    assert_eq!(shown["other_links"], 1);
+    assert!(other.exists());
+    let log = world.agent.log();
+    assert!(log.contains("hard links"), "{log}");
+    assert!(denied(File::open(&other)), "and is blocked");
+}
+
+#[test]
+fn a_file_that_is_open_for_writing_stays() {
+    if !is_root("a_file_that_is_open_for_writing_stays") {
+        return;
+    }
+    let world = World::started(QUARANTINE);
+    let path = world.file("grows", b"clean so far");
+    let mut writer = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    writer.write_all(&Bad::new().content).unwrap();
+    assert!(denied(File::open(&path)));
+    assert_eq!(wait_reported(&world, &path)["action"], "Blocked");
+    assert!(path.exists());
+    let log = world.agent.log();
+    assert!(log.contains("may be open for writing"), "{log}");
+    // The control: without the writer it is moved.
+    drop(writer);
+    assert!(denied(File::open(&path)));
+    wait_until("it is moved", || !path.exists());
+}
+
+#[test]
+fn a_packages_file_stays() {
+    let dpkg = Path::new("/var/lib/dpkg/info");
+    if !is_root("a_packages_file_stays") || !dpkg.is_dir() {
+        return;
+    }
+    let mut world = World::new(QUARANTINE);
+    let owned = world.file("owned", &Bad::new().content);
+    let free = world.file("free", &Bad::new().content);
+    let lists = tempfile::tempdir().unwrap();
+    let list = format!("/.\n{}\n", owned.display());
+    fs::write(lists.path().join("thing.list"), list).unwrap();
+    let script = format!("mount --bind {} {}", lists.path().display(), dpkg.display());
+    world.agent.run_with_mounts(&script);
+    world.agent.wait_protection("blocking");
+    for (path, action, stays) in [(&owned, "Blocked", true), (&free, "Quarantined", false)] {
+        assert!(denied(File::open(path)));
+        assert_eq!(wait_reported(&world, path)["action"], action);
+        assert_eq!(path.exists(), stays, "{action}");
+    }
+    let log = world.agent.log();
+    assert!(log.contains("belongs to the package thing"), "{log}");
+}
+
+#[test]
+fn deletion_leaves_nothing() {
+    if !is_root("deletion_leaves_nothing") {
+        return;
+    }
+    let world = World::started("[remediation]\nmalware = 'delete'");
+    let bad = Bad::new();
+    let path = world.file("bad", &bad.content);
+    let clean = world.file("clean", b"hello");
+    assert!(denied(File::open(&path)));
+    assert_eq!(wait_reported(&world, &path)["action"], "Deleted");
+    assert!(!path.exists());
+    assert!(clean.exists());
+    assert!(!bad.is_readable_below(world.tmpfs.path()));
+    assert!(!bad.is_readable_below(world.agent.dir.path()));
+    assert_eq!(list(&world)["usage"]["files"], 0);
+}
+
+#[test]
+fn a_full_quarantine_blocks_only() {
+    if !is_root("a_full_quarantine_blocks_only") {
+        return;
+    }
+    let limits = "[quarantine]\nmax_files = 2\nmax_bytes = 100000";
+    let world = World::started(&format!("{QUARANTINE}\n{limits}"));
+    let stays = |path: &PathBuf| {
+        assert!(denied(File::open(path)));
+        assert_eq!(wait_reported(&world, path)["action"], "Blocked");
+        assert!(path.exists());
+    };
+    quarantined(&world, &world.file("1", &Bad::new().content));
+    let large = world.file("large", &[Bad::new().content, vec![0; 100_000]].concat());
+    stays(&large);
+    assert!(world.agent.log().contains("are above 100000"));
+    let id = quarantined(&world, &world.file("2", &Bad::new().content));
+    let third = world.file("3", &Bad::new().content);
+    stays(&third);
+    assert!(world.agent.log().contains("2 files of at most 2"));
+    // There is room again.
+    json_of(&world, &["quarantine", "delete", &id]);
+    quarantined(&world, &world.file("4", &Bad::new().content));
+}
+
+#[test]
+fn other_definitions_scan_it_again_and_what_is_clean_goes_back_if_settings_say_so() {
+    if !is_root("other_definitions_scan_it_again") {
+        return;
+    }
+    for restore in [false, true] {
+        let world = World::started(&format!(
+            "{QUARANTINE}\n[quarantine]\nrestore_clean = {restore}"
+        ));
+        let bad = Bad::new();
+        let path = world.file("bad", &bad.content);
+        let id = quarantined(&world, &path);
+        world.svm.definitions(2, false);
+        // Any answer tells of the other definitions.
+        File::open(world.file("other", id.as_bytes())).unwrap();
+        if restore {
+            wait_until("it is back", || path.exists());
+            assert_eq!(fs::read(&path).unwrap(), bad.content);
+            assert_eq!(list(&world)["usage"]["files"], 0);
+        } else {
+            wait_until("it was scanned again", || {
+                let shown = json_of(&world, &["quarantine", "show", &id]);
+                shown["rescan"]["verdict"] == "clean"
+            });
+            assert!(!path.exists());
+            assert!(world.agent.log().contains("stays in quarantine"));
+        }
+    }
+}
+
+#[test]
+fn the_commands_work_without_a_daemon() {
+    if !is_root("the_commands_work_without_a_daemon") {
+        return;
+    }
+    let mut world = World::started(QUARANTINE);
+    let bad = Bad::new();
+    let path = world.file("bad", &bad.content);
+    let id = quarantined(&world, &path);
+    world.agent.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(world.agent.wait(), Some(0));
+
+    let said = json_of(&world, &["quarantine", "rescan"]);
+    assert_eq!(said[0]["verdict"], "malware", "{said}");
+    world.svm.definitions(2, false);
+    let said = json_of(&world, &["quarantine", "rescan"]);
+    assert_eq!(said[0]["verdict"], "clean", "{said}");
+    assert_eq!(said[0]["restored"], false, "nobody said that it may");
+
+    // Nothing is overwritten, and no link is followed.
+    fs::write(&path, "in the way").unwrap();
+    let (code, text) = failing(&world, &["quarantine", "restore", &id]);
+    assert_eq!(code, 3);
+    assert!(text.contains("nothing is overwritten"), "{text}");
+    assert_eq!(fs::read(&path).unwrap(), b"in the way");
+    let outside = world.tmpfs.path().join("outside");
+    symlink(&outside, world.tmpfs.path().join("dangling")).unwrap();
+    symlink("protected", world.tmpfs.path().join("way")).unwrap();
+    for link in ["dangling", "way/new"] {
+        let to = world.tmpfs.path().join(link);
+        let to = to.to_str().unwrap();
+        let (code, text) = failing(&world, &["quarantine", "restore", &id, "--to", to]);
+        assert_eq!(code, 3, "{text}");
+    }
+    assert!(!outside.exists() && !world.tmpfs.path().join("protected/new").exists());
+
+    let export = world.tmpfs.path().join("export");
+    let export_args = ["quarantine", "export", &id, export.to_str().unwrap()];
+    let (code, text) = failing(&world, &export_args);
+    assert_eq!(code, 2);
+    assert!(text.contains("--i-know-this-is-malware"), "{text}");
+    assert!(!export.exists());
+    json_of(
+        &world,
+        &[&export_args[..], &["--i-know-this-is-malware"]].concat(),
+    );
+    assert_eq!(fs::read(&export).unwrap(), bad.content);
+    assert_eq!(fs::metadata(&export).unwrap().mode() & 0o777, 0o600);
+    assert_eq!(list(&world)["usage"]["files"], 1, "an export takes nothing");
+
+    fs::remove_file(&path).unwrap();
+    json_of(&world, &["quarantine", "restore", &id]);
+    assert_eq!(fs::read(&path).unwrap(), bad.content);
+    let (code, text) = failing(&world, &["quarantine", "show", &id]);
+    assert_eq!(code, 3);
+    assert!(text.contains("quarantine list"), "{text}");
+}
+
+#[test]
+fn what_a_scan_finds_is_moved_too() {
+    if !is_root("what_a_scan_finds_is_moved_too") {
+        return;
+    }
+    let world = World::new(QUARANTINE);
+    let bad = Bad::new();
+    let path = world.tmpfs.file("bad", &bad.content);
+    let clean = world.tmpfs.file("clean", b"hello");
+    let (code, report) = world.agent.scan(&[world.tmpfs.path()]);
+    assert_eq!((code, &report["malware"]), (1, &json!(1)));
+    assert!(!path.exists() && clean.exists());
+    assert_eq!(list(&world)["usage"]["files"], 1);
+    assert_eq!(reported(&world, &path)[0]["action"], "Quarantined");
+}
+
+#[test]
+fn what_is_written_is_moved_when_it_is_closed() {
+    if !is_root("what_is_written_is_moved_when_it_is_closed") {
+        return;
+    }
+    let world = World::started(&format!("on_access: after_writes = true\n{QUARANTINE}"));
+    let path = world.file("bad", &Bad::new().content);
+    wait_until("it is moved", || !path.exists());
+    assert_eq!(wait_reported(&world, &path)["action"], "Quarantined");
+}
