@@ -10,11 +10,11 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::TestSite;
 use palisade_tests::definitions::Marker;
+use palisade_tests::skip;
 use serde_json::Value;
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -25,22 +25,36 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// A running site whose agent moves malware.
+fn start(definitions: &[(&str, String)], quarantine: &str) -> TestSite {
+    let site = TestSite::prepare(definitions);
+    let settings = site.site.dir().join("etc/agent.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    let more = format!("[remediation]\nmalware = 'quarantine'\n[quarantine]\n{quarantine}\n");
+    fs::write(&settings, format!("{text}\n{more}")).unwrap();
+    site.site.start().unwrap();
+    site
+}
+
+/// What was done about a file, as the server lists it.
+fn action(site: &TestSite, file: &str) -> Option<String> {
+    let list = site.site.console(&["detection", "list"]).unwrap();
+    let row = list.as_array().unwrap().iter().find(|row| {
+        row["path"]
+            .as_str()
+            .is_some_and(|path| path.ends_with(&format!("/protected/{file}")))
+    })?;
+    row["action"].as_str().map(str::to_owned)
+}
+
 #[test]
 fn what_was_moved_is_reported_and_the_key_comes_back_from_the_server() {
-    if !nix::unistd::geteuid().is_root() {
-        println!("skipped: files are moved as root alone");
+    if !skip::is_root("what_was_moved_is_reported_and_the_key_comes_back_from_the_server") {
         return;
     }
     let marker = Marker::random();
-    let site = TestSite::prepare(&[("marker.ndb", marker.ndb())]);
+    let site = start(&[("marker.ndb", marker.ndb())], "");
     let settings = site.site.dir().join("etc/agent.toml");
-    let text = fs::read_to_string(&settings).unwrap();
-    fs::write(
-        &settings,
-        format!("{text}\n[remediation]\nmalware = 'quarantine'\n"),
-    )
-    .unwrap();
-    site.site.start().unwrap();
     let agent = |arguments: &[&str]| -> Value {
         let all = [arguments, &["-o", "json"]].concat();
         site.agent(&settings, &all).json().unwrap()
@@ -51,16 +65,8 @@ fn what_was_moved_is_reported_and_the_key_comes_back_from_the_server() {
     fs::write(&bad, &bytes).unwrap();
     assert!(fs::File::open(&bad).is_err());
     wait_until("it is moved", || !bad.exists());
-    let listed = |site: &TestSite| -> Value {
-        let done = site.site.run(
-            "palisade",
-            &["detection", "list", "-o", "json"],
-            common::SCAN,
-        );
-        done.unwrap().json().unwrap()
-    };
     wait_until("it is reported", || {
-        listed(&site).to_string().contains("\"quarantined\"")
+        action(&site, "bad").as_deref() == Some("quarantined")
     });
     let list = agent(&["quarantine", "list"]);
     assert_eq!(list["usage"]["files"], 1, "{list}");
@@ -79,7 +85,8 @@ fn what_was_moved_is_reported_and_the_key_comes_back_from_the_server() {
     assert_eq!(list["items"].as_array().unwrap().len(), 0, "{list}");
     assert!(list["unreadable"].to_string().contains("key is missing"));
 
-    restart(&site);
+    site.site.stop().unwrap();
+    site.site.start().unwrap();
     wait_until("the key is back", || key.exists());
     assert_eq!(fs::read(&key).unwrap(), before);
     let to = site.folder().join("restored");
@@ -87,9 +94,40 @@ fn what_was_moved_is_reported_and_the_key_comes_back_from_the_server() {
     assert_eq!(fs::read(&to).unwrap(), bytes);
 }
 
-/// The agent is stopped, and started again.
-fn restart(site: &TestSite) {
-    site.site.stop().unwrap();
-    site.site.start().unwrap();
-    assert!(Path::new(&site.protected).exists());
+/// What was clean and is malware by newer definitions is moved, although nobody opens
+/// it; what was malware and is clean by them comes back.
+#[test]
+fn newer_definitions_move_a_file_and_bring_another_back() {
+    if !skip::is_root("newer_definitions_move_a_file_and_bring_another_back") {
+        return;
+    }
+    let [old, new] = [Marker::random(), Marker::random()];
+    let site = start(&[("rules.yar", old.yara())], "restore_clean = true");
+    let [held, bad] = ["held", "bad"].map(|name| site.protected.join(name));
+    fs::write(&held, &new.bytes).unwrap();
+    fs::write(&bad, &old.bytes).unwrap();
+    assert_eq!(fs::read(&held).unwrap(), new.bytes, "clean so far");
+    assert!(fs::File::open(&bad).is_err());
+    wait_until("it is moved", || !bad.exists());
+
+    fs::write(site.definitions().join("rules.yar"), new.yara()).unwrap();
+    let svms = site.site.console(&["svm", "list"]).unwrap();
+    let svm = svms[0]["name"].as_str().unwrap();
+    site.site
+        .console(&["svm", "definitions", svm, "refresh"])
+        .unwrap();
+    let other = site.other_agent("other");
+    let sample = site.file("elsewhere", &new.bytes);
+    let scan = site.agent(&other, &["scan", sample.to_str().unwrap()]);
+    assert_eq!(scan.code, Some(1));
+
+    wait_until("what is malware now is moved", || !held.exists());
+    wait_until("and reported", || {
+        action(&site, "held").as_deref() == Some("quarantined")
+    });
+    // An answer to an open tells of the newer definitions.
+    fs::write(site.protected.join("any"), sample.to_str().unwrap()).unwrap();
+    fs::read(site.protected.join("any")).unwrap();
+    wait_until("what is clean now is back", || bad.exists());
+    assert_eq!(fs::read(&bad).unwrap(), old.bytes);
 }

@@ -119,7 +119,9 @@ impl Move {
     }
 
     pub(super) fn forget(&self, locked: &Locked) -> io::Result<()> {
-        fs::remove_file(Self::file(locked, self.id))
+        fs::remove_file(Self::file(locked, self.id))?;
+        // Before the hold may go: a note without its hold says nothing.
+        File::open(locked.moves())?.sync_all()
     }
 }
 
