@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use palisade_light_agent::quarantine::folders::HOLD;
@@ -433,4 +434,51 @@ fn what_is_written_is_moved_when_it_is_closed() {
     let path = world.file("bad", &Bad::new().content);
     wait_until("it is moved", || !path.exists());
     assert_eq!(wait_reported(&world, &path)["action"], "Quarantined");
+}
+
+/// Another file changes places with malware all the time while the daemon moves it: only
+/// malware is ever in quarantine, and the other file is never lost.
+#[test]
+fn a_file_that_changes_places_with_malware_all_the_time_stays() {
+    const ROUNDS: usize = 20;
+    if !is_root("a_file_that_changes_places_with_malware_all_the_time_stays") {
+        return;
+    }
+    let world = World::started(QUARANTINE);
+    let folder = world.tmpfs.path().join("protected");
+    let innocent = |round: usize| format!("innocent {round}").into_bytes();
+    for round in 0..ROUNDS {
+        let bad = world.file(&format!("bad-{round}"), &Bad::new().content);
+        let other = world.file(&format!("other-{round}"), &innocent(round));
+        assert!(denied(File::open(&bad)));
+        let tried = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !tried.load(Ordering::Relaxed) {
+                    // One of them is away while it is looked at.
+                    let _ = rustix::fs::renameat_with(
+                        rustix::fs::CWD,
+                        &bad,
+                        rustix::fs::CWD,
+                        &other,
+                        rustix::fs::RenameFlags::EXCHANGE,
+                    );
+                }
+            });
+            wait_until("it was tried", || !reported(&world, &bad).is_empty());
+            tried.store(true, Ordering::Relaxed);
+        });
+    }
+    let there: Vec<Vec<u8>> = fs::read_dir(&folder)
+        .unwrap()
+        .filter_map(|entry| fs::read(entry.unwrap().path()).ok())
+        .collect();
+    for round in 0..ROUNDS {
+        assert!(there.contains(&innocent(round)), "{round} is gone");
+    }
+    let list = list(&world);
+    let items = list["items"].as_array().unwrap();
+    let size = Bad::new().content.len();
+    assert!(items.iter().all(|item| item["size"] == size), "{list}");
+    println!("{} of {ROUNDS} were moved", items.len());
 }
