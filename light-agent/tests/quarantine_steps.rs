@@ -22,6 +22,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, raise};
 use palisade_light_agent::lease;
 use palisade_light_agent::quarantine::folders::HOLD;
+use palisade_light_agent::quarantine::key::Key;
 use palisade_light_agent::quarantine::policy::{Kept, Movement};
 use palisade_light_agent::quarantine::record::Found;
 use palisade_light_agent::quarantine::restore::restore;
@@ -474,7 +475,12 @@ fn without_its_key_nothing_is_lost_and_nothing_gets_a_second_one() {
     assert_eq!(taken, Err(Kept::NoKey));
     assert!(second.exists());
     assert!(vault.lock().unwrap().record(id).is_err());
-    fs::rename(&kept, &key).unwrap();
+    // Another guest's key is not taken for it, and the right one is.
+    assert!(vault.adopt(&Key::new().unwrap()).is_err());
+    assert!(!key.exists());
+    let right = Key(fs::read(&kept).unwrap().try_into().unwrap());
+    assert!(vault.adopt(&right).unwrap());
+    assert!(!vault.adopt(&Key::new().unwrap()).unwrap(), "it has one");
     restore(&vault.lock().unwrap(), id, None).unwrap();
     assert_eq!(fs::read(&first).unwrap(), home.content);
 }

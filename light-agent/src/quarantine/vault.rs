@@ -92,12 +92,23 @@ impl Vault {
     /// Takes a key that comes from elsewhere, unless there is one.
     ///
     /// # Errors
-    /// The file system's.
+    /// The file system's, and that it opens nothing of what is here: the right one may
+    /// still come.
     pub fn adopt(&self, key: &Key) -> io::Result<bool> {
         // Whoever makes a new one has the lock.
-        let _locked = self.lock()?;
+        let locked = self.lock()?;
         if self.key()?.is_some() {
             return Ok(false);
+        }
+        let ids = locked.ids()?;
+        let opens = |id: &Uuid| {
+            let sealed = locked.sealed_record(*id)?;
+            Sealer::new(key, *id)?.open_record(&sealed)
+        };
+        if !ids.is_empty() && !ids.iter().any(|id| opens(id).is_ok()) {
+            return Err(io::Error::other(
+                "it opens nothing of what is in this quarantine",
+            ));
         }
         key.save(&self.state)?;
         Ok(true)
@@ -266,11 +277,7 @@ impl Locked {
     /// # Errors
     /// That there is none, or that it does not open.
     pub fn record(&self, id: Uuid) -> io::Result<Record> {
-        let mut sealed = Vec::new();
-        File::open(self.record_file(id))?
-            .take(MAX_RECORD_BYTES)
-            .read_to_end(&mut sealed)?;
-        let clear = self.sealer(id)?.open_record(&sealed)?;
+        let clear = self.sealer(id)?.open_record(&self.sealed_record(id)?)?;
         let record: Record = serde_json::from_slice(&clear)?;
         if record.version != VERSION {
             return Err(io::Error::other(format!(
@@ -279,6 +286,14 @@ impl Locked {
             )));
         }
         Ok(record)
+    }
+
+    fn sealed_record(&self, id: Uuid) -> io::Result<Vec<u8>> {
+        let mut sealed = Vec::new();
+        File::open(self.record_file(id))?
+            .take(MAX_RECORD_BYTES)
+            .read_to_end(&mut sealed)?;
+        Ok(sealed)
     }
 
     /// Keeps a record; it is there or not after a crash, and never by half.
