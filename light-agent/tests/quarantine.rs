@@ -12,98 +12,16 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use palisade_light_agent::quarantine::folders::HOLD;
-use serde_json::{Value, json};
+use serde_json::json;
+use support::quarantine::{Bad, QUARANTINE, json_of, list, quarantined, reported, wait_reported};
 use support::world::{World, denied};
-use support::{MARKER, MARKER_NAME, is_root, wait_until};
-
-const QUARANTINE: &str = "[remediation]\nmalware = 'quarantine'";
-
-/// Malware that is found on no disk by chance: random bytes behind the marker.
-struct Bad {
-    random: [u8; 16],
-    content: Vec<u8>,
-}
-
-impl Bad {
-    fn new() -> Self {
-        let random = *uuid::Uuid::new_v4().as_bytes();
-        let content = [b"x", MARKER, &random].concat();
-        Self { random, content }
-    }
-
-    /// Whether its random bytes are in any file below.
-    fn is_readable_below(&self, folder: &Path) -> bool {
-        fs::read_dir(folder).unwrap().any(|entry| {
-            let path = entry.unwrap().path();
-            let there = fs::symlink_metadata(&path).unwrap();
-            if there.is_dir() {
-                return self.is_readable_below(&path);
-            }
-            there.is_file()
-                && fs::read(&path)
-                    .unwrap()
-                    .windows(self.random.len())
-                    .any(|window| window == self.random)
-        })
-    }
-}
-
-/// A command that must end well; gives its JSON.
-fn json_of(world: &World, args: &[&str]) -> Value {
-    let output = world.agent.output(&[args, &["-o", "json"]].concat());
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn list(world: &World) -> Value {
-    json_of(world, &["quarantine", "list"])
-}
-
-/// A command that must fail; gives the exit code and what it says.
-fn failing(world: &World, args: &[&str]) -> (i32, String) {
-    let output = world.agent.output(args);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success(), "{args:?} went well");
-    (output.status.code().unwrap(), text)
-}
-
-/// What was reported of a path.
-fn reported(world: &World, path: &Path) -> Vec<Value> {
-    let bytes = path.to_str().unwrap().as_bytes();
-    let mut all = world.agent.spooled();
-    all.retain(|found| found["path"] == json!(bytes));
-    all
-}
-
-fn wait_reported(world: &World, path: &Path) -> Value {
-    wait_until("it is reported", || !reported(world, path).is_empty());
-    reported(world, path).remove(0)
-}
-
-/// Malware is opened, and moved away; gives its id.
-fn quarantined(world: &World, path: &Path) -> String {
-    assert!(denied(File::open(path)));
-    assert_eq!(wait_reported(world, path)["action"], "Quarantined");
-    assert!(!path.exists());
-    let list = list(world);
-    let item = list["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|item| item["path"] == path.to_str().unwrap())
-        .unwrap();
-    item["id"].as_str().unwrap().to_owned()
-}
+use support::{MARKER_NAME, is_root, wait_until};
 
 #[test]
 fn malware_is_moved_sealed_listed_and_restored_as_it_was() {
@@ -294,119 +212,6 @@ fn deletion_leaves_nothing() {
     assert!(!bad.is_readable_below(world.tmpfs.path()));
     assert!(!bad.is_readable_below(world.agent.dir.path()));
     assert_eq!(list(&world)["usage"]["files"], 0);
-}
-
-#[test]
-fn a_full_quarantine_blocks_only() {
-    if !is_root("a_full_quarantine_blocks_only") {
-        return;
-    }
-    let limits = "[quarantine]\nmax_files = 2\nmax_bytes = 100000";
-    let world = World::started(&format!("{QUARANTINE}\n{limits}"));
-    let stays = |path: &PathBuf| {
-        assert!(denied(File::open(path)));
-        assert_eq!(wait_reported(&world, path)["action"], "Blocked");
-        assert!(path.exists());
-    };
-    quarantined(&world, &world.file("1", &Bad::new().content));
-    let large = world.file("large", &[Bad::new().content, vec![0; 100_000]].concat());
-    stays(&large);
-    assert!(world.agent.log().contains("are above 100000"));
-    let id = quarantined(&world, &world.file("2", &Bad::new().content));
-    let third = world.file("3", &Bad::new().content);
-    stays(&third);
-    assert!(world.agent.log().contains("2 files of at most 2"));
-    // There is room again.
-    json_of(&world, &["quarantine", "delete", &id]);
-    quarantined(&world, &world.file("4", &Bad::new().content));
-}
-
-#[test]
-fn other_definitions_scan_it_again_and_what_is_clean_goes_back_if_settings_say_so() {
-    if !is_root("other_definitions_scan_it_again") {
-        return;
-    }
-    for restore in [false, true] {
-        let world = World::started(&format!(
-            "{QUARANTINE}\n[quarantine]\nrestore_clean = {restore}"
-        ));
-        let bad = Bad::new();
-        let path = world.file("bad", &bad.content);
-        let id = quarantined(&world, &path);
-        world.svm.definitions(2, false);
-        // Any answer tells of the other definitions.
-        File::open(world.file("other", id.as_bytes())).unwrap();
-        if restore {
-            wait_until("it is back", || path.exists());
-            assert_eq!(fs::read(&path).unwrap(), bad.content);
-            assert_eq!(list(&world)["usage"]["files"], 0);
-        } else {
-            wait_until("it was scanned again", || {
-                let shown = json_of(&world, &["quarantine", "show", &id]);
-                shown["rescan"]["verdict"] == "clean"
-            });
-            assert!(!path.exists());
-            assert!(world.agent.log().contains("stays in quarantine"));
-        }
-    }
-}
-
-#[test]
-fn the_commands_work_without_a_daemon() {
-    if !is_root("the_commands_work_without_a_daemon") {
-        return;
-    }
-    let mut world = World::started(QUARANTINE);
-    let bad = Bad::new();
-    let path = world.file("bad", &bad.content);
-    let id = quarantined(&world, &path);
-    world.agent.signal(nix::sys::signal::Signal::SIGTERM);
-    assert_eq!(world.agent.wait(), Some(0));
-
-    let said = json_of(&world, &["quarantine", "rescan"]);
-    assert_eq!(said[0]["verdict"], "malware", "{said}");
-    world.svm.definitions(2, false);
-    let said = json_of(&world, &["quarantine", "rescan"]);
-    assert_eq!(said[0]["verdict"], "clean", "{said}");
-    assert_eq!(said[0]["restored"], false, "nobody said that it may");
-
-    // Nothing is overwritten, and no link is followed.
-    fs::write(&path, "in the way").unwrap();
-    let (code, text) = failing(&world, &["quarantine", "restore", &id]);
-    assert_eq!(code, 3);
-    assert!(text.contains("nothing is overwritten"), "{text}");
-    assert_eq!(fs::read(&path).unwrap(), b"in the way");
-    let outside = world.tmpfs.path().join("outside");
-    symlink(&outside, world.tmpfs.path().join("dangling")).unwrap();
-    symlink("protected", world.tmpfs.path().join("way")).unwrap();
-    for link in ["dangling", "way/new"] {
-        let to = world.tmpfs.path().join(link);
-        let to = to.to_str().unwrap();
-        let (code, text) = failing(&world, &["quarantine", "restore", &id, "--to", to]);
-        assert_eq!(code, 3, "{text}");
-    }
-    assert!(!outside.exists() && !world.tmpfs.path().join("protected/new").exists());
-
-    let export = world.tmpfs.path().join("export");
-    let export_args = ["quarantine", "export", &id, export.to_str().unwrap()];
-    let (code, text) = failing(&world, &export_args);
-    assert_eq!(code, 2);
-    assert!(text.contains("--i-know-this-is-malware"), "{text}");
-    assert!(!export.exists());
-    json_of(
-        &world,
-        &[&export_args[..], &["--i-know-this-is-malware"]].concat(),
-    );
-    assert_eq!(fs::read(&export).unwrap(), bad.content);
-    assert_eq!(fs::metadata(&export).unwrap().mode() & 0o777, 0o600);
-    assert_eq!(list(&world)["usage"]["files"], 1, "an export takes nothing");
-
-    fs::remove_file(&path).unwrap();
-    json_of(&world, &["quarantine", "restore", &id]);
-    assert_eq!(fs::read(&path).unwrap(), bad.content);
-    let (code, text) = failing(&world, &["quarantine", "show", &id]);
-    assert_eq!(code, 3);
-    assert!(text.contains("quarantine list"), "{text}");
 }
 
 #[test]

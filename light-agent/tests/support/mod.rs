@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod mount;
+pub mod quarantine;
 pub mod site;
 pub mod svm;
 pub mod world;
