@@ -240,9 +240,16 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-/// Re-scans whenever other definitions are heard of, for ever. `state` is where the
+/// Settles what an earlier process left half done, then re-scans whenever other
+/// definitions are heard of, for ever. `state` is where the
 /// definitions are noted that were asked last.
 pub async fn follow(rescan: Rescan, state: PathBuf, mut heard: watch::Receiver<Generations>) {
+    let vault = rescan.vault.clone();
+    if vault.exists()
+        && let Err(error) = blocking(move || vault.lock().map(drop)).await
+    {
+        tracing::error!(%error, "what was cut short in the quarantine cannot be settled yet");
+    }
     let note = state.join("quarantine/definitions.json");
     let mut asked = read_note(&note).unwrap_or_default();
     // What was heard before anybody listened counts, too.
