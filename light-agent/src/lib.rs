@@ -28,6 +28,7 @@
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
 //! | [`scan`] | on-demand scans: walk, report, command |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
+//! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
 //!
@@ -60,6 +61,7 @@ pub mod on_access;
 pub mod pace;
 pub mod private;
 pub mod probe;
+pub mod pulse;
 pub mod scan;
 pub mod scanner;
 pub mod selection;
@@ -68,6 +70,7 @@ pub mod settings;
 pub mod spool;
 pub mod stamp;
 pub mod status;
+pub mod supervise;
 pub mod threads;
 
 /// The agent's version.

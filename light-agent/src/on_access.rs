@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::accounts::Accounts;
 use crate::daemon::Parts;
-use crate::deadline::Deadlines;
+use crate::deadline::{Chore, Deadlines};
 use crate::decide::Scope;
 use crate::fanotify::event::{Desk, Respond};
 use crate::fanotify::group::{Group, Watched};
@@ -25,6 +25,7 @@ use crate::health::off;
 use crate::mode::Mode;
 use crate::private::Private;
 use crate::probe::Probe;
+use crate::pulse::{Pulse, Readers, Supervisor};
 use crate::scanner::Scanner;
 use crate::selftest::{SelfTest, TestFiles};
 use crate::settings::Settings;
@@ -47,6 +48,16 @@ pub struct OnAccess {
     deadlines: Option<Deadlines>,
 }
 
+/// What is there before it starts.
+pub struct Needs {
+    /// Opens files for the self-test.
+    pub probe: Option<Probe>,
+    /// Descriptors that the process may have.
+    pub descriptors: u64,
+    /// Who hears signs of life.
+    pub supervisor: Option<Supervisor>,
+}
+
 /// One group with its reader.
 struct Running {
     group: Arc<Group>,
@@ -57,12 +68,11 @@ struct Running {
 
 impl OnAccess {
     /// Starts it, or says in the health why it is off. The receiver tells when it
-    /// ended by itself.
+    /// ended by itself; a supervisor hears signs of life.
     pub fn start(
         settings: &Settings,
         parts: &Parts,
-        probe: Option<Probe>,
-        descriptors: u64,
+        needs: Needs,
     ) -> (Self, mpsc::Receiver<nix::Error>) {
         let (failing, failed) = mpsc::channel(GROUPS);
         let places = if settings.on_access.enabled {
@@ -78,7 +88,7 @@ impl OnAccess {
             running: Vec::new(),
             deadlines: None,
         };
-        if let Err(reason) = started.protect(settings, parts, probe, descriptors, &failing) {
+        if let Err(reason) = started.protect(settings, parts, needs, &failing) {
             // Half of it is none: what says "off" must not hold opens.
             started.stop();
             parts.health.set_protection(off(&reason));
@@ -90,8 +100,7 @@ impl OnAccess {
         &mut self,
         settings: &Settings,
         parts: &Parts,
-        probe: Option<Probe>,
-        descriptors: u64,
+        needs: Needs,
         failing: &mpsc::Sender<nix::Error>,
     ) -> Result<(), String> {
         let places = &self.places.places;
@@ -106,18 +115,27 @@ impl OnAccess {
         }
         let mode = settings.on_access.mode;
         let opens = Group::open(Watched::opens(mode)).map_err(|error| error.to_string())?;
-        let probe = probe.ok_or("the self-test's probe does not run; restart the agent")?;
+        let probe = needs
+            .probe
+            .ok_or("the self-test's probe does not run; restart the agent")?;
         let test_files = TestFiles::default();
         let test = SelfTest::new(places, test_files.clone(), probe, mode);
-        let deadlines = Deadlines::start().map_err(|error| error.to_string())?;
+        let readers = Readers::default();
+        let chore = needs.supervisor.map(|supervisor| {
+            let accounts = Arc::clone(&parts.accounts);
+            let mut pulse = Pulse::new(supervisor, readers.clone(), accounts);
+            Box::new(move |now| pulse.beat(now)) as Chore
+        });
+        let deadlines = Deadlines::start(chore).map_err(|error| error.to_string())?;
         self.deadlines = Some(deadlines.clone());
         let watching = Watching {
             settings,
             parts,
             deadlines,
-            descriptors,
+            descriptors: needs.descriptors,
             failing,
             test_files,
+            readers,
         };
         let whole = scope(settings, places, &test);
         let running = watching.start(
@@ -222,6 +240,7 @@ struct Watching<'a> {
     descriptors: u64,
     failing: &'a mpsc::Sender<nix::Error>,
     test_files: TestFiles,
+    readers: Readers,
 }
 
 impl Watching<'_> {
@@ -251,7 +270,9 @@ impl Watching<'_> {
             max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
             fd_reserve_from: i32::try_from(reserve).unwrap_or(i32::MAX),
             queue,
+            turns: Arc::default(),
         };
+        self.readers.add(&group, Arc::clone(&triage.turns));
         let asking = 2 * kind.at_a_time;
         let guard = Guard {
             scanner: Scanner::new(parts.link.clone(), asking, settings.scan.options())

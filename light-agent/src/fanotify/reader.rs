@@ -56,6 +56,8 @@ pub struct Triage {
     pub fd_reserve_from: i32,
     /// Who asks.
     pub queue: mpsc::Sender<Asked>,
+    /// How often the reader has turned, for whoever looks whether it moves.
+    pub turns: Arc<AtomicU64>,
 }
 
 /// Reads until `stop` closes or the kernel fails; returns the kernel's error.
@@ -65,6 +67,7 @@ pub struct Triage {
 pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()> {
     let own = std::process::id();
     loop {
+        triage.turns.fetch_add(1, Ordering::Relaxed);
         let mut wait = [
             PollFd::new(group.as_fd(), PollFlags::POLLIN),
             PollFd::new(stop.as_fd(), PollFlags::POLLIN),
