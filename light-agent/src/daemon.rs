@@ -263,6 +263,7 @@ impl Parts {
                 .collect(),
             gaps: protection.places.gaps.clone(),
             fallback: None,
+            marks: protection.marks.clone(),
             supervised: None,
         }
     }

@@ -19,6 +19,7 @@
 //! | [`accounts`] | where every event went |
 //! | [`deadline`], [`threads`] | answers in time, whatever is stuck |
 //! | [`stamp`], [`lease`], [`cache`] | remembered verdicts, and when they may be used |
+//! | [`marks`] | clean files that the kernel asks no more about |
 //! | [`content`] | hashing and reading by descriptor |
 //! | [`lookup`] | many contents asked about in one message |
 //! | [`link`], [`selection`] | the session with a Protection Server, and with which |
@@ -56,6 +57,7 @@ pub mod lease;
 pub mod link;
 pub mod list;
 pub mod lookup;
+pub mod marks;
 pub mod mode;
 pub mod on_access;
 pub mod pace;

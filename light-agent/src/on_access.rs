@@ -22,6 +22,7 @@ use crate::fanotify::places::{self, Place, Places};
 use crate::fanotify::reader::{self, Triage};
 use crate::guard::Guard;
 use crate::health::off;
+use crate::marks::{Level, Marks};
 use crate::mode::Mode;
 use crate::private::Private;
 use crate::probe::Probe;
@@ -44,6 +45,8 @@ const WRITES_AT_A_TIME: usize = 2;
 pub struct OnAccess {
     /// What is protected, and what is not.
     pub places: Places,
+    /// Files that the kernel asks no more about.
+    pub marks: Marks,
     running: Vec<Running>,
     deadlines: Option<Deadlines>,
 }
@@ -85,6 +88,7 @@ impl OnAccess {
         }
         let mut started = Self {
             places,
+            marks: Marks::none(),
             running: Vec::new(),
             deadlines: None,
         };
@@ -138,10 +142,18 @@ impl OnAccess {
             readers,
         };
         let whole = scope(settings, places, &test);
+        let opens = Arc::new(opens);
+        let level = match mode {
+            Mode::Block => settings.on_access.ignore_marks,
+            // Nobody waits, and every open is to be seen.
+            Mode::Monitor => Level::Off,
+        };
+        self.marks =
+            Marks::start(level, &opens, &parts.cache).map_err(|error| error.to_string())?;
         let running = watching.start(
             "reader",
-            Arc::new(opens),
-            &Kind::opens(settings, parts),
+            opens,
+            &Kind::opens(settings, parts, self.marks.clone()),
             whole.clone(),
         );
         self.running.push(running?);
@@ -207,16 +219,18 @@ struct Kind {
     class: ScanClass,
     deadline: Duration,
     at_a_time: usize,
+    marks: Marks,
 }
 
 impl Kind {
-    fn opens(settings: &Settings, parts: &Parts) -> Self {
+    fn opens(settings: &Settings, parts: &Parts, marks: Marks) -> Self {
         Self {
             mode: settings.on_access.mode,
             accounts: Arc::clone(&parts.accounts),
             class: ScanClass::OnAccess,
             deadline: settings.on_access.deadline(),
             at_a_time: settings.scan.concurrency,
+            marks,
         }
     }
 
@@ -228,6 +242,8 @@ impl Kind {
             class: ScanClass::OnDemand,
             deadline: WRITES_WITHIN,
             at_a_time: WRITES_AT_A_TIME.min(settings.scan.concurrency),
+            // Marks are of the group that holds opens.
+            marks: Marks::none(),
         }
     }
 }
@@ -265,6 +281,7 @@ impl Watching<'_> {
             desk,
             scope,
             cache: Arc::clone(&parts.cache),
+            marks: kind.marks.clone(),
             deadlines: self.deadlines.clone(),
             deadline: kind.deadline,
             max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
@@ -280,6 +297,7 @@ impl Watching<'_> {
             class: kind.class,
             max_age_s: settings.on_access.max_verdict_age_s,
             cache: Arc::clone(&parts.cache),
+            marks: kind.marks.clone(),
             index: Arc::clone(&parts.index),
             accounts: Arc::clone(&kind.accounts),
             detections: parts.detections.clone(),

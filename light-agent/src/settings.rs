@@ -16,6 +16,7 @@ use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
+use crate::marks::Level;
 use crate::mode::Mode;
 
 /// The smallest bound of `on_access.max_bytes`: the self-test's file must be below it.
@@ -67,6 +68,10 @@ pub struct OnAccess {
     /// Files above this many bytes are let through unseen, as policy; all are scanned
     /// if unset.
     pub max_bytes: Option<u64>,
+    /// For which clean files the kernel is told to ask no more, until they change:
+    /// `balanced`, those of root that nobody else may write; `strict`, those that the
+    /// kernel keeps unchanged; `off`, none.
+    pub ignore_marks: Level,
     /// Milliseconds after which an open is answered by the failure table.
     pub deadline_ms: u64,
     /// Opens that may wait for a verdict at a time; more are answered by the failure table.
@@ -87,6 +92,7 @@ impl Default for OnAccess {
             paths: Vec::new(),
             after_writes: false,
             max_bytes: None,
+            ignore_marks: Level::default(),
             deadline_ms: 5000,
             queue: 512,
             cache_files: 16_384,
@@ -377,6 +383,7 @@ mod tests {
             ("[on_access]\nmax_bytes = 10", "on_access.max_bytes"),
             ("private = ['here']", "private"),
             ("[on_access]\nmode = 'watch'", "monitor"),
+            ("[on_access]\nignore_marks = 'all'", "balanced"),
             ("[failure]\nno_smv = 'deny'", "no_smv"),
             ("[failure]\nno_svm = 'block'", "failure table"),
             ("[[svm]]\naddress = 'somewhere'", "socket address"),

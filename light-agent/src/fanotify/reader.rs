@@ -22,8 +22,9 @@ use crate::accounts::Outcome;
 use crate::cache::Cache;
 use crate::deadline::Deadlines;
 use crate::decide::{Decision, Facts, Scope, decide};
-use crate::failure::Failure;
+use crate::failure::{Answer, Failure};
 use crate::lease;
+use crate::marks::Marks;
 use crate::stamp::Stamp;
 
 /// An event that a Protection Server has to be asked about.
@@ -46,6 +47,8 @@ pub struct Triage {
     pub scope: Scope,
     /// What is remembered.
     pub cache: Arc<Cache>,
+    /// Has the kernel ask no more about some clean files.
+    pub marks: Marks,
     /// Who answers what nobody does.
     pub deadlines: Deadlines,
     /// How long an answer may take.
@@ -147,6 +150,9 @@ impl Triage {
         match decision {
             Decision::Answer(outcome) => {
                 event.answer(outcome);
+                if self.marks.are_placed() && outcome == Outcome::Cached(Answer::Allow) {
+                    self.marks.found_clean(&Arc::new(event), &stamp);
+                }
             }
             Decision::Ask => {
                 let event = Arc::new(event);

@@ -25,6 +25,7 @@ use crate::accounts::{Accounts, Snapshot};
 use crate::failure::Table;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
+use crate::marks::{self, Marks};
 use crate::selection::LinkState;
 use crate::spool::Spool;
 use crate::supervise::breaker::{Ending, Record};
@@ -121,6 +122,8 @@ pub struct Status {
     pub writes: Snapshot,
     /// Files whose verdict is remembered.
     pub cached_files: usize,
+    /// Files that the kernel asks no more about.
+    pub ignore_marks: marks::Snapshot,
     /// The failure table in force, by reason: what open and exec are answered.
     pub failure_table: failures::Answers,
     /// Detections that wait for the Integration Server.
@@ -148,6 +151,8 @@ pub struct Source {
     pub paths: Vec<String>,
     /// What was to be protected and is not.
     pub gaps: Vec<Gap>,
+    /// Files that the kernel asks no more about.
+    pub marks: Marks,
     /// Why opens are not held although the settings say so.
     pub fallback: Option<String>,
     /// What the supervisor has kept, if one runs the agent.
@@ -186,6 +191,7 @@ impl Source {
             events: self.health.accounts().snapshot(),
             writes: self.writes.snapshot(),
             cached_files: self.cache.len(),
+            ignore_marks: self.marks.snapshot(),
             failure_table: failures::answers(&self.table),
             spool: SpoolPart {
                 waiting: self.spool.waiting(),

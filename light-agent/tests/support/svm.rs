@@ -55,9 +55,29 @@ pub struct Counts {
     pub known: HashMap<ContentId, Verdict>,
 }
 
+/// What it knows of malware.
+#[derive(Debug, Default)]
+struct Definitions {
+    /// How often they were replaced.
+    newer: u64,
+    /// Contents with one of these are malware, too.
+    also: Vec<Vec<u8>>,
+}
+
+impl Definitions {
+    fn generations(&self) -> Generations {
+        List::cut([EngineGeneration {
+            engine: Text::cut("test"),
+            generation: Generation(1 + self.newer),
+            fingerprint: [1; 16],
+        }])
+    }
+}
+
 struct Shared {
     mode: Mutex<Mode>,
     counts: Mutex<Counts>,
+    definitions: Mutex<Definitions>,
     max_scan_bytes: u64,
 }
 
@@ -79,6 +99,7 @@ impl Svm {
         let shared = Shared {
             mode: Mutex::new(Mode::Serve),
             counts: Mutex::default(),
+            definitions: Mutex::default(),
             max_scan_bytes,
         };
         let mut svm = Self {
@@ -94,6 +115,14 @@ impl Svm {
 
     pub fn set(&self, mode: Mode) {
         *self.shared.mode.lock().unwrap() = mode;
+    }
+
+    /// Has newer definitions, by which contents with these bytes are malware.
+    pub fn learn(&self, malware: &[u8]) {
+        let mut definitions = self.shared.definitions.lock().unwrap();
+        definitions.newer += 1;
+        definitions.also.push(malware.to_vec());
+        self.shared.counts.lock().unwrap().known.clear();
     }
 
     pub fn requests(&self) -> u32 {
@@ -172,14 +201,6 @@ async fn accept_all(endpoint: &quinn::Endpoint, shared: &Arc<Shared>) {
     }
 }
 
-fn generations() -> Generations {
-    List::cut([EngineGeneration {
-        engine: Text::cut("test"),
-        generation: Generation(1),
-        fingerprint: [1; 16],
-    }])
-}
-
 type Any = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 async fn stream(
@@ -194,7 +215,7 @@ async fn stream(
                 version: Text::cut("test"),
                 max_scan_bytes: shared.max_scan_bytes,
                 max_requests: 32,
-                generations: generations(),
+                generations: shared.definitions.lock().unwrap().generations(),
                 load: LoadHint::default(),
             };
             frame::write(&mut send, &ToAgent::Welcome(welcome)).await?;
@@ -207,7 +228,7 @@ async fn stream(
                     |named: &Named| counts.known.get(&named.content) == Some(&Verdict::Clean);
                 Known {
                     clean: List::cut(lookup.contents.iter().map(clean)),
-                    generations: generations(),
+                    generations: shared.definitions.lock().unwrap().generations(),
                     load: LoadHint::default(),
                 }
             };
@@ -251,12 +272,14 @@ async fn answer(
         Mode::Mismatch(_) => return Ok(mismatch()),
         Mode::Encrypted => {
             return Ok(verdict(
+                shared,
                 Verdict::NotScanned(NotScanned::Encrypted),
                 VerdictSource::Scanned,
             ));
         }
         Mode::Older if request.max_age_s > 0 => {
-            let ToAgent::Verdict(mut result) = verdict(Verdict::Clean, VerdictSource::SharedCache)
+            let ToAgent::Verdict(mut result) =
+                verdict(shared, Verdict::Clean, VerdictSource::SharedCache)
             else {
                 unreachable!("a verdict is a verdict");
             };
@@ -277,7 +300,7 @@ async fn answer(
         .get(&request.content)
         .cloned();
     if let Some(known) = known {
-        return Ok(verdict(known, VerdictSource::SharedCache));
+        return Ok(verdict(shared, known, VerdictSource::SharedCache));
     }
     let count = fragment_count(request.size)?;
     let mut values = Vec::new();
@@ -313,23 +336,24 @@ async fn answer(
             content.extend(fragment.bytes);
         }
     }
-    let found = judge(&content);
+    let found = judge(shared, &content);
     shared
         .counts
         .lock()
         .unwrap()
         .known
         .insert(request.content, found.clone());
-    Ok(verdict(found, VerdictSource::Scanned))
+    Ok(verdict(shared, found, VerdictSource::Scanned))
 }
 
-fn judge(content: &[u8]) -> Verdict {
+fn judge(shared: &Shared, content: &[u8]) -> Verdict {
     let holds = |what: &[u8]| content.windows(what.len()).any(|window| window == what);
     let malware = |name: &str| Verdict::Malware {
         name: Text::cut(name),
         engine: Text::cut("test"),
     };
-    if holds(MARKER) {
+    let also = &shared.definitions.lock().unwrap().also;
+    if holds(MARKER) || also.iter().any(|malware| holds(malware)) {
         malware(MARKER_NAME)
     } else if holds(&palisade_light_agent::selftest::eicar()) {
         malware("Eicar-Test-Signature")
@@ -338,14 +362,14 @@ fn judge(content: &[u8]) -> Verdict {
     }
 }
 
-fn verdict(verdict: Verdict, source: VerdictSource) -> ToAgent {
+fn verdict(shared: &Shared, verdict: Verdict, source: VerdictSource) -> ToAgent {
     ToAgent::Verdict(ScanResult {
         verdict,
         details: Default::default(),
         source,
         engines: Default::default(),
         sha256: Some([0x5a; 32]),
-        generations: generations(),
+        generations: shared.definitions.lock().unwrap().generations(),
         older: false,
         recheck: false,
         load: LoadHint::default(),
