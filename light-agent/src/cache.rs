@@ -8,7 +8,7 @@
 //! Persisting it comes later; a restart begins empty.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use palisade_protocol::content::ContentId;
 use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
@@ -45,7 +45,11 @@ pub struct Cache {
     bound: usize,
     inner: Mutex<Inner>,
     heard: watch::Sender<Generations>,
+    forgotten: OnceLock<Forgotten>,
 }
+
+/// Told that verdicts no longer answer; must not block.
+pub type Forgotten = Box<dyn Fn() + Send + Sync>;
 
 impl Cache {
     /// An empty cache for at most `bound` files; 0 remembers nothing.
@@ -54,6 +58,19 @@ impl Cache {
             bound,
             inner: Mutex::new(Inner::default()),
             heard: watch::Sender::default(),
+            forgotten: OnceLock::new(),
+        }
+    }
+
+    /// Has somebody told when verdicts no longer answer, for whatever reason but a
+    /// change of their own file. The first to ask is told.
+    pub fn on_forgotten(&self, tell: Forgotten) {
+        let _ = self.forgotten.set(tell);
+    }
+
+    fn tell_forgotten(&self) {
+        if let Some(tell) = self.forgotten.get() {
+            tell();
         }
     }
 
@@ -70,7 +87,7 @@ impl Cache {
             return;
         }
         let mut inner = self.lock();
-        inner.use_generations(generations, &self.heard);
+        let changed = inner.use_generations(generations, &self.heard);
         let key = (stamp.device, stamp.inode);
         let entry = Entry {
             stamp,
@@ -86,11 +103,18 @@ impl Cache {
             };
             inner.entries.remove(&oldest);
         }
+        drop(inner);
+        if changed {
+            self.tell_forgotten();
+        }
     }
 
     /// Puts other definitions into force: verdicts of earlier ones no longer answer.
     pub fn use_generations(&self, generations: &Generations) {
-        self.lock().use_generations(generations, &self.heard);
+        let changed = self.lock().use_generations(generations, &self.heard);
+        if changed {
+            self.tell_forgotten();
+        }
     }
 
     /// The definitions in force, as they are heard of.
@@ -111,6 +135,9 @@ impl Cache {
             let Inner { entries, order, .. } = &mut *inner;
             order.retain(|key| entries.contains_key(key));
         }
+        drop(inner);
+        // Also of files that are not remembered any more, but were marked when they were.
+        self.tell_forgotten();
         forgotten
     }
 
@@ -130,12 +157,19 @@ impl Cache {
 }
 
 impl Inner {
-    fn use_generations(&mut self, generations: &Generations, heard: &watch::Sender<Generations>) {
-        if self.generations != *generations {
+    /// Says whether they are other ones.
+    fn use_generations(
+        &mut self,
+        generations: &Generations,
+        heard: &watch::Sender<Generations>,
+    ) -> bool {
+        let other = self.generations != *generations;
+        if other {
             self.generations = generations.clone();
             self.epoch += 1;
             heard.send_replace(generations.clone());
         }
+        other
     }
 }
 

@@ -30,9 +30,11 @@ use crate::health::Health;
 use crate::index::Index;
 use crate::link::Link;
 use crate::list::ListFile;
-use crate::on_access::OnAccess;
+use crate::mode::Mode;
+use crate::on_access::{Needs, OnAccess};
 use crate::private::Private;
 use crate::probe::Probe;
+use crate::pulse::Supervisor;
 use crate::quarantine::escrow::Escrow;
 use crate::quarantine::remedies::Remedies;
 use crate::quarantine::rescan::{self, Rescan};
@@ -40,6 +42,7 @@ use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
 use crate::spool::Spool;
+use crate::supervise::record::RecordFile;
 use crate::{enrol, spool, status};
 
 /// The agent asks for this many descriptors, if it may have them.
@@ -61,22 +64,36 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
+/// How the agent is run.
+#[derive(Debug, Default)]
+pub struct How {
+    /// The supervisor that started it.
+    pub supervisor: Option<Supervisor>,
+    /// Why it must not hold opens, if it must not.
+    pub fallback: Option<String>,
+}
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
 /// What keeps it from starting, or ends it.
-pub fn run(settings: &Settings, folders: &Folders) -> anyhow::Result<()> {
+pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Result<()> {
+    if how.fallback.is_some() {
+        settings.on_access.mode = Mode::Monitor;
+    }
     std::fs::create_dir_all(&folders.state)
         .with_context(|| format!("the state folder {}", folders.state.display()))?;
     let descriptors = raise_descriptors();
     // Before any fanotify group exists: a forked child must never hold one.
     let probe = if settings.on_access.enabled && group::has_capability() {
+        // A crash must not keep the openers waiting until a core file is written.
+        nix::sys::prctl::set_dumpable(false).context("core files cannot be switched off")?;
         Some(Probe::start().context("the self-test's probe does not start")?)
     } else {
         None
     };
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(settings, folders, probe, descriptors));
+    let outcome = runtime.block_on(serve(&settings, folders, how, probe, descriptors));
     runtime.shutdown_timeout(GRACE);
     outcome
 }
@@ -84,6 +101,7 @@ pub fn run(settings: &Settings, folders: &Folders) -> anyhow::Result<()> {
 async fn serve(
     settings: &Settings,
     folders: &Folders,
+    how: How,
     probe: Option<Probe>,
     descriptors: u64,
 ) -> anyhow::Result<()> {
@@ -95,8 +113,22 @@ async fn serve(
         stop = &mut stopping => return Ok(stop?),
     };
     let parts = Parts::start(settings, folders, &membership);
-    let (protection, mut failed) = OnAccess::start(settings, &parts, probe, descriptors);
-    let source = parts.status_source(&membership, settings, &protection);
+    let (told, pulse) = match &how.supervisor {
+        Some(supervisor) => (Some(supervisor.try_clone()?), Some(supervisor.try_clone()?)),
+        None => (None, None),
+    };
+    let needs = Needs {
+        probe,
+        descriptors,
+        supervisor: pulse,
+    };
+    let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
+    let mut source = parts.status_source(&membership, settings, &protection);
+    source.fallback = how.fallback;
+    source.supervised = how
+        .supervisor
+        .is_some()
+        .then(|| RecordFile::new(&folders.state).load());
     tokio::spawn(status::serve(listener, source, Arc::clone(&parts.spooled)));
     tokio::spawn(parts.rescan(settings, folders));
     tokio::spawn(follow_link(
@@ -108,8 +140,15 @@ async fn serve(
     ));
     tracing::info!(id = %membership.identity.id(), version = crate::VERSION, "the agent runs");
     lifecycle::ready();
+    if let Some(supervisor) = &how.supervisor {
+        supervisor.ready();
+    }
     let outcome = tokio::select! {
         stop = &mut stopping => stop.map_err(Into::into),
+        () = gone(told) => {
+            tracing::error!("the supervisor is gone, and the agent with it");
+            Ok(())
+        }
         Some(error) = failed.recv() => Err(anyhow::anyhow!("on-access protection ended: {error}")),
     };
     lifecycle::stopping();
@@ -117,6 +156,13 @@ async fn serve(
     drop(protection);
     let _ = std::fs::remove_file(status::socket(&folders.run));
     outcome
+}
+
+async fn gone(supervisor: Option<Supervisor>) {
+    match supervisor {
+        Some(supervisor) => supervisor.gone().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What on-access and on-demand protection share.
@@ -240,6 +286,9 @@ impl Parts {
                 .map(|place| show(&place.path))
                 .collect(),
             gaps: protection.places.gaps.clone(),
+            fallback: None,
+            marks: protection.marks.clone(),
+            supervised: None,
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::failure::{Answer, Failure};
 use crate::fanotify::reader::Asked;
 use crate::index::Index;
 use crate::lease;
+use crate::marks::Marks;
 use crate::quarantine::remedies::Remedies;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::selftest::TestFiles;
@@ -48,6 +49,8 @@ pub struct Guard {
     pub scanner: Scanner,
     /// Remembers them.
     pub cache: Arc<Cache>,
+    /// Has the kernel ask no more about some of them.
+    pub marks: Marks,
     /// Remembers which files were clean.
     pub index: Arc<Index>,
     /// Counts what is given up.
@@ -242,6 +245,9 @@ impl Guard {
                 verdict: scanned.verdict.clone(),
             };
             self.cache.put(stamp, known, &scanned.generations);
+            if scanned.verdict == Verdict::Clean {
+                self.marks.found_clean(&asked.event, &stamp);
+            }
         }
     }
 }

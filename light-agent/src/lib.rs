@@ -19,6 +19,7 @@
 //! | [`accounts`] | where every event went |
 //! | [`deadline`], [`threads`] | answers in time, whatever is stuck |
 //! | [`stamp`], [`lease`], [`cache`] | remembered verdicts, and when they may be used |
+//! | [`marks`] | clean files that the kernel asks no more about |
 //! | [`content`] | hashing and reading by descriptor |
 //! | [`lookup`] | many contents asked about in one message |
 //! | [`link`], [`selection`] | the session with a Protection Server, and with which |
@@ -29,6 +30,7 @@
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
 //! | [`scan`] | on-demand scans: walk, report, command |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
+//! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
 //!
@@ -56,11 +58,13 @@ pub mod lease;
 pub mod link;
 pub mod list;
 pub mod lookup;
+pub mod marks;
 pub mod mode;
 pub mod on_access;
 pub mod pace;
 pub mod private;
 pub mod probe;
+pub mod pulse;
 pub mod quarantine;
 pub mod scan;
 pub mod scanner;
@@ -70,6 +74,7 @@ pub mod settings;
 pub mod spool;
 pub mod stamp;
 pub mod status;
+pub mod supervise;
 pub mod threads;
 
 /// The agent's version.

@@ -3,6 +3,7 @@
 //! | command | part |
 //! | --- | --- |
 //! | `run` | [`palisade_light_agent::daemon`] |
+//! | `supervise` | [`palisade_light_agent::supervise`] |
 //! | `enrol` | [`palisade_light_agent::enrol`] |
 //! | `scan` | [`palisade_light_agent::scan`] |
 //! | `quarantine` | [`palisade_light_agent::quarantine::command`] |

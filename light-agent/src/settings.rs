@@ -16,6 +16,7 @@ use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
+use crate::marks::Level;
 use crate::mode::Mode;
 use crate::quarantine::policy::{OnSuspicion, Remedy};
 use crate::quarantine::vault::{Limits, MOST_FILES};
@@ -73,6 +74,10 @@ pub struct OnAccess {
     /// Files above this many bytes are let through unseen, as policy; all are scanned
     /// if unset.
     pub max_bytes: Option<u64>,
+    /// For which clean files the kernel is told to ask no more, until they change:
+    /// `balanced`, those of root that nobody else may write; `strict`, those that the
+    /// kernel keeps unchanged; `off`, none.
+    pub ignore_marks: Level,
     /// Milliseconds after which an open is answered by the failure table.
     pub deadline_ms: u64,
     /// Opens that may wait for a verdict at a time; more are answered by the failure table.
@@ -93,6 +98,7 @@ impl Default for OnAccess {
             paths: Vec::new(),
             after_writes: false,
             max_bytes: None,
+            ignore_marks: Level::default(),
             deadline_ms: 5000,
             queue: 512,
             cache_files: 16_384,
@@ -440,6 +446,7 @@ mod tests {
             ("[remediation]\nsuspicious = 'delete'", "block"),
             ("[quarantine]\nmax_files = 0", "quarantine.max_files"),
             ("[on_access]\nmode = 'watch'", "monitor"),
+            ("[on_access]\nignore_marks = 'all'", "balanced"),
             ("[failure]\nno_smv = 'deny'", "no_smv"),
             ("[failure]\nno_svm = 'block'", "failure table"),
             ("[[svm]]\naddress = 'somewhere'", "socket address"),
