@@ -88,6 +88,11 @@ impl Accounts {
         self.seen.fetch_add(1, Relaxed);
     }
 
+    /// Events that were read so far.
+    pub fn total_seen(&self) -> u64 {
+        self.seen.load(Relaxed)
+    }
+
     /// An event was answered.
     pub fn book(&self, outcome: Outcome) {
         let counter = match outcome {

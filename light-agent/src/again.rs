@@ -9,7 +9,8 @@
 //!
 //! A notice is no verdict: what the Protection Server says when it is asked decides,
 //! and it is asked about the bytes that are in the file now. What is found is
-//! reported; the file stays where it is, and its next open is answered as any other.
+//! reported, and treated as settings have it ([`crate::quarantine`]); a file that stays
+//! where it is is asked about at its next open as any other.
 //! A file that is gone, or another by now, is left alone: whatever is there is asked
 //! about when it is opened.
 
@@ -30,6 +31,7 @@ use tokio::sync::mpsc;
 use crate::cache::Cache;
 use crate::content::Content;
 use crate::index::{Held, Index, MAX_FILES};
+use crate::quarantine::remedies::Remedies;
 use crate::scan::walk::{self, Opened};
 use crate::scanner::{Scanner, Terms};
 use crate::spool;
@@ -77,6 +79,8 @@ pub struct Again {
     pub scanner: Scanner,
     /// Takes detections; full means a counted drop.
     pub detections: spool::Sender,
+    /// What is done about malware.
+    pub remedies: Remedies,
     /// Whose guest this is.
     pub tenant: TenantId,
 }
@@ -124,7 +128,7 @@ impl Again {
         let scanned = self.scanner.scan(&content, terms).await;
         match &scanned.verdict {
             Verdict::Malware { name, .. } | Verdict::Suspicious { name, .. } => {
-                tracing::warn!(path = %shown, %name, "was called clean, and is not by newer definitions; the file stays");
+                tracing::warn!(path = %shown, %name, "was called clean, and is not by newer definitions");
             }
             Verdict::NotScanned(reason) => {
                 tracing::warn!(path = %shown, %reason, "asked about again, and not scanned");
@@ -132,11 +136,13 @@ impl Again {
             Verdict::Clean => {}
         }
         let class = ScanClass::OnDemand;
+        let remedies = &self.remedies;
+        let done = remedies.treat(&content, &path, &scanned, class, 0).await;
         let found = spool::detection(
             self.tenant.clone(),
             &path,
             &scanned,
-            Action::Reported,
+            done.unwrap_or(Action::Reported),
             class,
         );
         if let Some(found) = found {

@@ -8,10 +8,11 @@
 //! Persisting it comes later; a restart begins empty.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use palisade_protocol::content::ContentId;
 use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
+use tokio::sync::watch;
 
 use crate::stamp::Stamp;
 
@@ -43,7 +44,12 @@ struct Inner {
 pub struct Cache {
     bound: usize,
     inner: Mutex<Inner>,
+    heard: watch::Sender<Generations>,
+    forgotten: OnceLock<Forgotten>,
 }
+
+/// Told that verdicts no longer answer; must not block.
+pub type Forgotten = Box<dyn Fn() + Send + Sync>;
 
 impl Cache {
     /// An empty cache for at most `bound` files; 0 remembers nothing.
@@ -51,6 +57,20 @@ impl Cache {
         Self {
             bound,
             inner: Mutex::new(Inner::default()),
+            heard: watch::Sender::default(),
+            forgotten: OnceLock::new(),
+        }
+    }
+
+    /// Has somebody told when verdicts no longer answer, for whatever reason but a
+    /// change of their own file. The first to ask is told.
+    pub fn on_forgotten(&self, tell: Forgotten) {
+        let _ = self.forgotten.set(tell);
+    }
+
+    fn tell_forgotten(&self) {
+        if let Some(tell) = self.forgotten.get() {
+            tell();
         }
     }
 
@@ -67,7 +87,7 @@ impl Cache {
             return;
         }
         let mut inner = self.lock();
-        inner.use_generations(generations);
+        let changed = inner.use_generations(generations, &self.heard);
         let key = (stamp.device, stamp.inode);
         let entry = Entry {
             stamp,
@@ -83,11 +103,23 @@ impl Cache {
             };
             inner.entries.remove(&oldest);
         }
+        drop(inner);
+        if changed {
+            self.tell_forgotten();
+        }
     }
 
     /// Puts other definitions into force: verdicts of earlier ones no longer answer.
     pub fn use_generations(&self, generations: &Generations) {
-        self.lock().use_generations(generations);
+        let changed = self.lock().use_generations(generations, &self.heard);
+        if changed {
+            self.tell_forgotten();
+        }
+    }
+
+    /// The definitions in force, as they are heard of.
+    pub fn definitions(&self) -> watch::Receiver<Generations> {
+        self.heard.subscribe()
     }
 
     /// Forgets the verdicts of these contents, so that their files are hashed and asked
@@ -103,6 +135,9 @@ impl Cache {
             let Inner { entries, order, .. } = &mut *inner;
             order.retain(|key| entries.contains_key(key));
         }
+        drop(inner);
+        // Also of files that are not remembered any more, but were marked when they were.
+        self.tell_forgotten();
         forgotten
     }
 
@@ -122,11 +157,19 @@ impl Cache {
 }
 
 impl Inner {
-    fn use_generations(&mut self, generations: &Generations) {
-        if self.generations != *generations {
+    /// Says whether they are other ones.
+    fn use_generations(
+        &mut self,
+        generations: &Generations,
+        heard: &watch::Sender<Generations>,
+    ) -> bool {
+        let other = self.generations != *generations;
+        if other {
             self.generations = generations.clone();
             self.epoch += 1;
+            heard.send_replace(generations.clone());
         }
+        other
     }
 }
 

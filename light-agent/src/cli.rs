@@ -6,11 +6,14 @@ use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
+use crate::daemon::How;
+use crate::pulse::Supervisor;
 use crate::scan::what::What;
 use crate::settings::{COMPONENT, Folders, Settings};
 use crate::status::failures::Shown;
+use crate::supervise::Program;
 use crate::tasks::command::TaskCommand;
-use crate::{daemon, enrol, probe, scan, status, tasks};
+use crate::{daemon, enrol, probe, quarantine, scan, status, supervise, tasks};
 
 /// Palisade Light Agent: protects this guest's files.
 #[derive(Debug, Parser)]
@@ -25,7 +28,20 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the agent (the default)
-    Run,
+    Run {
+        /// Signs of life go to the supervisor at standard input
+        #[arg(long, hide = true)]
+        supervised: bool,
+        /// Do not hold opens, for this reason
+        #[arg(long, hide = true, value_name = "REASON")]
+        fallback: Option<String>,
+    },
+    /// Run the agent, kill it if it hangs, and start it again: what the service runs
+    Supervise {
+        /// Only let opens be held again after the agent had failed again and again
+        #[arg(long)]
+        reset: bool,
+    },
     /// Join a site with a join token (`-` reads it from standard input)
     Enrol {
         /// What `palisade token create` printed; without it, join_token_file is read
@@ -45,6 +61,8 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Look into the quarantine, and take files out of it
+    Quarantine(quarantine::command::Quarantine),
     /// Show what the running agent does
     Status {
         /// Show what opens are answered without a verdict, reason by reason
@@ -76,12 +94,20 @@ impl Cli {
             probe::serve()?;
             return Ok(exit::FINE);
         }
-        let command = self.command.unwrap_or(Command::Run);
-        let quiet = !matches!(command, Command::Run);
+        let command = self.command.unwrap_or(Command::Run {
+            supervised: false,
+            fallback: None,
+        });
+        let quiet = !matches!(
+            command,
+            Command::Run { .. } | Command::Supervise { reset: false }
+        );
         logging::start(self.common.log_format, if quiet { "error" } else { "info" });
         let file = self.common.settings(COMPONENT);
         let settings = match (Settings::load(&file), &command) {
             (Ok(settings), _) => settings,
+            // The agent says what is wrong with them, and is started until it is mended.
+            (Err(_), Command::Supervise { .. }) => Settings::default(),
             (Err(error), Command::CheckConfig) => {
                 eprintln!("palisade-agent: {error}");
                 return Ok(exit::FOUND);
@@ -90,7 +116,32 @@ impl Cli {
         };
         let folders = settings.folders(&self.common.site());
         match command {
-            Command::Run => daemon::run(&settings, &folders).map(|()| exit::FINE),
+            Command::Run {
+                supervised,
+                fallback,
+            } => {
+                let supervisor = match supervised {
+                    true => {
+                        supervise::unblock_signals()?;
+                        Some(Supervisor::from_stdin()?)
+                    }
+                    false => None,
+                };
+                let how = How {
+                    supervisor,
+                    fallback,
+                };
+                daemon::run(settings, &folders, how).map(|()| exit::FINE)
+            }
+            Command::Supervise { reset: true } => {
+                supervise::reset(&folders)?;
+                println!("opens are held again when the service is restarted");
+                Ok(exit::FINE)
+            }
+            Command::Supervise { reset: false } => {
+                let options = self.common.arguments();
+                supervise::run(&Program { options }, &folders).map(|()| exit::FINE)
+            }
             Command::Enrol { token } => {
                 let runtime = daemon::runtime()?;
                 let said =
@@ -110,6 +161,7 @@ impl Cli {
             Command::Task { command, format } => {
                 tasks::command::run(&command, &folders, format.output)
             }
+            Command::Quarantine(command) => quarantine::command::run(&settings, &folders, command),
             Command::Status {
                 failures: true,
                 format,

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::health::{Health, ServerState};
 use crate::list::ListFile;
 use crate::pace::jittered;
+use crate::quarantine::escrow::Escrow;
 use crate::spool::{Spool, now_ms};
 
 /// Between attempts while there is no list, and the longest wait with one.
@@ -51,6 +52,8 @@ pub struct Control {
     pub spooled: Arc<Notify>,
     /// What is reported.
     pub health: Health,
+    /// The quarantine's key.
+    pub escrow: Escrow,
 }
 
 /// The greeting of this agent.
@@ -109,6 +112,7 @@ impl Control {
         // Before the report: a change while that travels is reported next.
         let mut posture = self.health.posture();
         self.report(session).await?;
+        self.escrow.settle(session).await?;
         let mut turn = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         self.spooled.notify_one();
         loop {
@@ -121,7 +125,11 @@ impl Control {
                     }
                 }
                 Ok(()) = posture.changed() => self.report(session).await?,
-                () = self.spooled.notified() => self.deliver(session).await?,
+                () = self.spooled.notified() => {
+                    self.deliver(session).await?;
+                    // What was found may be the first that was moved.
+                    self.escrow.settle(session).await?;
+                }
                 _ = turn.tick() => {
                     self.fetch(session).await?;
                     self.report(session).await?;

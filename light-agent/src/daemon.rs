@@ -30,13 +30,19 @@ use crate::health::Health;
 use crate::index::Index;
 use crate::link::Link;
 use crate::list::ListFile;
-use crate::on_access::OnAccess;
+use crate::mode::Mode;
+use crate::on_access::{Needs, OnAccess};
 use crate::private::Private;
 use crate::probe::Probe;
+use crate::pulse::Supervisor;
+use crate::quarantine::escrow::Escrow;
+use crate::quarantine::remedies::Remedies;
+use crate::quarantine::rescan::{self, Rescan};
 use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
 use crate::spool::Spool;
+use crate::supervise::record::RecordFile;
 use crate::tasks::Tasks;
 use crate::{enrol, spool, status};
 
@@ -59,22 +65,36 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
+/// How the agent is run.
+#[derive(Debug, Default)]
+pub struct How {
+    /// The supervisor that started it.
+    pub supervisor: Option<Supervisor>,
+    /// Why it must not hold opens, if it must not.
+    pub fallback: Option<String>,
+}
+
 /// Runs the agent until it is told to stop.
 ///
 /// # Errors
 /// What keeps it from starting, or ends it.
-pub fn run(settings: &Settings, folders: &Folders) -> anyhow::Result<()> {
+pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Result<()> {
+    if how.fallback.is_some() {
+        settings.on_access.mode = Mode::Monitor;
+    }
     std::fs::create_dir_all(&folders.state)
         .with_context(|| format!("the state folder {}", folders.state.display()))?;
     let descriptors = raise_descriptors();
     // Before any fanotify group exists: a forked child must never hold one.
     let probe = if settings.on_access.enabled && group::has_capability() {
+        // A crash must not keep the openers waiting until a core file is written.
+        nix::sys::prctl::set_dumpable(false).context("core files cannot be switched off")?;
         Some(Probe::start().context("the self-test's probe does not start")?)
     } else {
         None
     };
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(settings, folders, probe, descriptors));
+    let outcome = runtime.block_on(serve(&settings, folders, how, probe, descriptors));
     runtime.shutdown_timeout(GRACE);
     outcome
 }
@@ -82,6 +102,7 @@ pub fn run(settings: &Settings, folders: &Folders) -> anyhow::Result<()> {
 async fn serve(
     settings: &Settings,
     folders: &Folders,
+    how: How,
     probe: Option<Probe>,
     descriptors: u64,
 ) -> anyhow::Result<()> {
@@ -99,9 +120,24 @@ async fn serve(
         &parts,
         membership.identity.id().to_string(),
     )?;
-    let (protection, mut failed) = OnAccess::start(settings, &parts, probe, descriptors);
-    let source = parts.status_source(&membership, settings, &protection);
+    let (told, pulse) = match &how.supervisor {
+        Some(supervisor) => (Some(supervisor.try_clone()?), Some(supervisor.try_clone()?)),
+        None => (None, None),
+    };
+    let needs = Needs {
+        probe,
+        descriptors,
+        supervisor: pulse,
+    };
+    let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
+    let mut source = parts.status_source(&membership, settings, &protection);
+    source.fallback = how.fallback;
+    source.supervised = how
+        .supervisor
+        .is_some()
+        .then(|| RecordFile::new(&folders.state).load());
     tokio::spawn(status::serve(listener, source, Arc::clone(&parts.spooled)));
+    tokio::spawn(parts.rescan(settings, folders));
     tokio::spawn(follow_link(
         parts.link.clone(),
         parts.health.clone(),
@@ -111,8 +147,15 @@ async fn serve(
     ));
     tracing::info!(id = %membership.identity.id(), version = crate::VERSION, "the agent runs");
     lifecycle::ready();
+    if let Some(supervisor) = &how.supervisor {
+        supervisor.ready();
+    }
     let outcome = tokio::select! {
         stop = &mut stopping => stop.map_err(Into::into),
+        () = gone(told) => {
+            tracing::error!("the supervisor is gone, and the agent with it");
+            Ok(())
+        }
         Some(error) = failed.recv() => Err(anyhow::anyhow!("on-access protection ended: {error}")),
     };
     lifecycle::stopping();
@@ -121,6 +164,13 @@ async fn serve(
     tasks.stop(folders).await;
     let _ = std::fs::remove_file(status::socket(&folders.run));
     outcome
+}
+
+async fn gone(supervisor: Option<Supervisor>) {
+    match supervisor {
+        Some(supervisor) => supervisor.gone().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What on-access and on-demand protection share.
@@ -145,6 +195,8 @@ pub struct Parts {
     pub spooled: Arc<Notify>,
     /// Takes detections.
     pub detections: spool::Sender,
+    /// What is done about malware, besides denying its opens.
+    pub remedies: Remedies,
     /// Largest content that is scanned; 0 while no Protection Server is connected.
     pub max_scan_bytes: Arc<AtomicU64>,
 }
@@ -162,6 +214,7 @@ impl Parts {
         } else {
             Source::Static(settings.svm.clone())
         };
+        let remedies = Remedies::new(settings, folders);
         let control = Control {
             membership: membership.clone(),
             host: settings.host_facts(),
@@ -170,6 +223,7 @@ impl Parts {
             spool: spool.clone(),
             spooled: Arc::clone(&spooled),
             health: health.clone(),
+            escrow: Escrow::new(remedies.vault()),
         };
         tokio::spawn(control.run());
         let tenant = membership.identity.id().role.tenant().cloned();
@@ -179,6 +233,7 @@ impl Parts {
             index: Arc::default(),
             link: keep(membership.identity.clone(), source),
             detections: spool::start(&spool, Arc::clone(&spooled)),
+            remedies,
             max_scan_bytes: Arc::default(),
             accounts,
             writes: Arc::default(),
@@ -194,9 +249,24 @@ impl Parts {
             scanner: Scanner::new(self.link.clone(), 1, settings.scan.options())
                 .keeping(Private::new(&settings.private)),
             detections: self.detections.clone(),
+            remedies: self.remedies.clone(),
             tenant: self.tenant.clone(),
         };
         again::start(again, Arc::clone(&self.cache), Arc::clone(&self.index))
+    }
+
+    /// Looks at the quarantine whenever definitions change.
+    fn rescan(
+        &self,
+        settings: &Settings,
+        folders: &Folders,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let scanner = Scanner::new(self.link.clone(), 1, settings.scan.options())
+            .keeping(Private::new(&settings.private));
+        let vault = self.remedies.vault().clone();
+        let restore_clean = settings.quarantine.restore_clean;
+        let rescan = Rescan::new(vault, &scanner, &settings.private, restore_clean);
+        rescan::follow(rescan, folders.state.clone(), self.cache.definitions())
     }
 
     fn status_source(
@@ -224,6 +294,9 @@ impl Parts {
                 .map(|place| show(&place.path))
                 .collect(),
             gaps: protection.places.gaps.clone(),
+            fallback: None,
+            marks: protection.marks.clone(),
+            supervised: None,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! One thread of its own, which does nothing but sleep and answer: it takes no
 //! lock that is held across I/O, writes no log and opens nothing. An event that
-//! is answered earlier leaves the list by itself when it is dropped.
+//! is answered earlier leaves the list by itself when it is dropped. What it does
+//! between two answers is to say that it lives ([`pulse`](crate::pulse)).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -31,22 +32,25 @@ struct Shared {
     changed: Condvar,
 }
 
+/// Done between two answers; must not block. Gives the time until it is done again.
+pub type Chore = Box<dyn FnMut(Instant) -> Duration + Send>;
+
 /// The list of what waits. Clones share it.
 #[derive(Clone)]
 pub struct Deadlines(Arc<Shared>);
 
 impl Deadlines {
-    /// Starts the thread.
+    /// Starts the thread, with a chore of its own, if it has one.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start() -> std::io::Result<Self> {
+    pub fn start(chore: Option<Chore>) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             waiting: Mutex::default(),
             changed: Condvar::new(),
         });
         let thread = Arc::clone(&shared);
-        threads::vital("deadlines", move || thread.run())?;
+        threads::vital("deadlines", move || thread.run(chore))?;
         Ok(Self(shared))
     }
 
@@ -83,10 +87,19 @@ impl Shared {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self) {
+    fn run(&self, mut chore: Option<Chore>) {
+        let mut chore_at = chore.as_ref().map(|_| Instant::now());
         let mut waiting = self.lock();
         while !waiting.stopped {
             let now = Instant::now();
+            if let (Some(chore), Some(at)) = (&mut chore, &mut chore_at)
+                && *at <= now
+            {
+                drop(waiting);
+                *at = now + chore(now);
+                waiting = self.lock();
+                continue;
+            }
             let next = waiting.by_time.first_key_value().map(|(ticket, _)| *ticket);
             match next {
                 Some(ticket) if ticket.0 <= now => {
@@ -98,8 +111,12 @@ impl Shared {
                     }
                     waiting = self.lock();
                 }
-                Some((when, _)) => waiting = self.wait(waiting, Some(when - now)),
-                None => waiting = self.wait(waiting, None),
+                next => {
+                    let when = next.map(|(when, _)| when);
+                    let until =
+                        chore_at.map_or(when, |at| Some(when.map_or(at, |when| when.min(at))));
+                    waiting = self.wait(waiting, until.map(|until| until - now));
+                }
             }
         }
     }
@@ -139,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_waits_expires_in_order_and_what_is_forgotten_does_not() {
-        let deadlines = Deadlines::start().unwrap();
+        let deadlines = Deadlines::start(None).unwrap();
         let (sender, expired) = mpsc::channel();
         let soon: Arc<dyn Expires> = Arc::new(Reports(sender.clone(), "soon"));
         let later: Arc<dyn Expires> = Arc::new(Reports(sender.clone(), "later"));

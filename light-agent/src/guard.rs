@@ -33,6 +33,8 @@ use crate::failure::{Answer, Failure};
 use crate::fanotify::reader::Asked;
 use crate::index::Index;
 use crate::lease;
+use crate::marks::Marks;
+use crate::quarantine::remedies::Remedies;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::selftest::TestFiles;
 use crate::spool;
@@ -47,6 +49,8 @@ pub struct Guard {
     pub scanner: Scanner,
     /// Remembers them.
     pub cache: Arc<Cache>,
+    /// Has the kernel ask no more about some of them.
+    pub marks: Marks,
     /// Remembers which files were clean.
     pub index: Arc<Index>,
     /// Counts what is given up.
@@ -55,6 +59,8 @@ pub struct Guard {
     pub detections: spool::Sender,
     /// The agent's own test files, which are no detections.
     pub test_files: TestFiles,
+    /// What is done about malware, besides denying its opens.
+    pub remedies: Remedies,
     /// Whose guest this is.
     pub tenant: TenantId,
     /// Why it asks: whether somebody waits.
@@ -190,14 +196,36 @@ impl Guard {
             Verdict::Clean => {}
             Verdict::Malware { .. } | Verdict::Suspicious { .. } => {
                 if let Some(found) = detection(&self.tenant, path.into(), scanned, action, asked) {
-                    log(&found);
-                    self.detections.send(found);
+                    self.act(found, asked, scanned);
                 }
             }
         }
     }
 
+    /// Does what settings ask for, if anything, and reports what came of it.
+    fn act(&self, mut found: Detection, asked: &Asked, scanned: &Scanned) {
+        let detections = self.detections.clone();
+        if !self.remedies.concern(&scanned.verdict) {
+            log(&found);
+            detections.send(found);
+            return;
+        }
+        let content = Content::Event(Arc::clone(&asked.event));
+        let path = PathBuf::from(OsStr::from_bytes(&asked.path));
+        let (remedies, scanned) = (self.remedies.clone(), scanned.clone());
+        tokio::spawn(async move {
+            let (class, pid) = (found.class, found.pid);
+            let done = remedies.treat(&content, &path, &scanned, class, pid).await;
+            found.action = done.unwrap_or(found.action);
+            log(&found);
+            detections.send(found);
+        });
+    }
+
     fn remember(&self, asked: &Asked, scanned: &Scanned) {
+        if !scanned.older && !scanned.generations.is_empty() {
+            self.cache.use_generations(&scanned.generations);
+        }
         let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else {
             return;
         };
@@ -217,6 +245,9 @@ impl Guard {
                 verdict: scanned.verdict.clone(),
             };
             self.cache.put(stamp, known, &scanned.generations);
+            if scanned.verdict == Verdict::Clean {
+                self.marks.found_clean(&asked.event, &stamp);
+            }
         }
     }
 }
@@ -247,6 +278,8 @@ fn log(found: &Detection) {
         Action::Blocked => "blocked",
         Action::Reported => "found, and not blocked",
         Action::Late => "found after the open had been answered",
+        Action::Quarantined => "found, and moved into quarantine",
+        Action::Deleted => "found, and deleted",
     };
     tracing::warn!(
         path = %found.path, member = %found.member.as_deref().unwrap_or_default(),

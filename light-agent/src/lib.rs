@@ -20,16 +20,19 @@
 //! | [`accounts`] | where every event went |
 //! | [`deadline`], [`threads`] | answers in time, whatever is stuck |
 //! | [`stamp`], [`lease`], [`cache`] | remembered verdicts, and when they may be used |
+//! | [`marks`] | clean files that the kernel asks no more about |
 //! | [`content`] | hashing and reading by descriptor |
 //! | [`lookup`] | many contents asked about in one message |
 //! | [`link`], [`selection`] | the session with a Protection Server, and with which |
 //! | [`scanner`], [`pace`] | one file's way to a verdict, and how retries are spread |
 //! | [`guard`] | on-access scans from the queue to the answer |
 //! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
+//! | [`quarantine`] | what is done about malware besides denying its opens |
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
 //! | [`scan`] | on-demand scans: what they cover, walk, report, command |
 //! | [`tasks`] | scans in the background: schedules, pause and resume, what survives a restart |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
+//! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
 //!
@@ -57,11 +60,14 @@ pub mod lease;
 pub mod link;
 pub mod list;
 pub mod lookup;
+pub mod marks;
 pub mod mode;
 pub mod on_access;
 pub mod pace;
 pub mod private;
 pub mod probe;
+pub mod pulse;
+pub mod quarantine;
 pub mod scan;
 pub mod scanner;
 pub mod selection;
@@ -70,6 +76,7 @@ pub mod settings;
 pub mod spool;
 pub mod stamp;
 pub mod status;
+pub mod supervise;
 pub mod tasks;
 pub mod threads;
 

@@ -3,9 +3,11 @@
 //! | command | part |
 //! | --- | --- |
 //! | `run` | [`palisade_light_agent::daemon`] |
+//! | `supervise` | [`palisade_light_agent::supervise`] |
 //! | `enrol` | [`palisade_light_agent::enrol`] |
 //! | `scan` | [`palisade_light_agent::scan`] |
 //! | `task` | [`palisade_light_agent::tasks`] |
+//! | `quarantine` | [`palisade_light_agent::quarantine::command`] |
 //! | `status` | [`palisade_light_agent::status`] |
 //! | `check-config` | [`palisade_light_agent::settings`] |
 

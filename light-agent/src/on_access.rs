@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::accounts::Accounts;
 use crate::daemon::Parts;
-use crate::deadline::Deadlines;
+use crate::deadline::{Chore, Deadlines};
 use crate::decide::Scope;
 use crate::fanotify::event::{Desk, Respond};
 use crate::fanotify::group::{Group, Watched};
@@ -22,9 +22,11 @@ use crate::fanotify::places::{self, Place, Places};
 use crate::fanotify::reader::{self, Triage};
 use crate::guard::Guard;
 use crate::health::off;
+use crate::marks::{Level, Marks};
 use crate::mode::Mode;
 use crate::private::Private;
 use crate::probe::Probe;
+use crate::pulse::{Pulse, Readers, Supervisor};
 use crate::scanner::Scanner;
 use crate::selftest::{SelfTest, TestFiles};
 use crate::settings::Settings;
@@ -43,8 +45,20 @@ const WRITES_AT_A_TIME: usize = 2;
 pub struct OnAccess {
     /// What is protected, and what is not.
     pub places: Places,
+    /// Files that the kernel asks no more about.
+    pub marks: Marks,
     running: Vec<Running>,
     deadlines: Option<Deadlines>,
+}
+
+/// What is there before it starts.
+pub struct Needs {
+    /// Opens files for the self-test.
+    pub probe: Option<Probe>,
+    /// Descriptors that the process may have.
+    pub descriptors: u64,
+    /// Who hears signs of life.
+    pub supervisor: Option<Supervisor>,
 }
 
 /// One group with its reader.
@@ -57,12 +71,11 @@ struct Running {
 
 impl OnAccess {
     /// Starts it, or says in the health why it is off. The receiver tells when it
-    /// ended by itself.
+    /// ended by itself; a supervisor hears signs of life.
     pub fn start(
         settings: &Settings,
         parts: &Parts,
-        probe: Option<Probe>,
-        descriptors: u64,
+        needs: Needs,
     ) -> (Self, mpsc::Receiver<nix::Error>) {
         let (failing, failed) = mpsc::channel(GROUPS);
         let places = if settings.on_access.enabled {
@@ -75,10 +88,11 @@ impl OnAccess {
         }
         let mut started = Self {
             places,
+            marks: Marks::none(),
             running: Vec::new(),
             deadlines: None,
         };
-        if let Err(reason) = started.protect(settings, parts, probe, descriptors, &failing) {
+        if let Err(reason) = started.protect(settings, parts, needs, &failing) {
             // Half of it is none: what says "off" must not hold opens.
             started.stop();
             parts.health.set_protection(off(&reason));
@@ -90,8 +104,7 @@ impl OnAccess {
         &mut self,
         settings: &Settings,
         parts: &Parts,
-        probe: Option<Probe>,
-        descriptors: u64,
+        needs: Needs,
         failing: &mpsc::Sender<nix::Error>,
     ) -> Result<(), String> {
         let places = &self.places.places;
@@ -106,24 +119,41 @@ impl OnAccess {
         }
         let mode = settings.on_access.mode;
         let opens = Group::open(Watched::opens(mode)).map_err(|error| error.to_string())?;
-        let probe = probe.ok_or("the self-test's probe does not run; restart the agent")?;
+        let probe = needs
+            .probe
+            .ok_or("the self-test's probe does not run; restart the agent")?;
         let test_files = TestFiles::default();
         let test = SelfTest::new(places, test_files.clone(), probe, mode);
-        let deadlines = Deadlines::start().map_err(|error| error.to_string())?;
+        let readers = Readers::default();
+        let chore = needs.supervisor.map(|supervisor| {
+            let accounts = Arc::clone(&parts.accounts);
+            let mut pulse = Pulse::new(supervisor, readers.clone(), accounts);
+            Box::new(move |now| pulse.beat(now)) as Chore
+        });
+        let deadlines = Deadlines::start(chore).map_err(|error| error.to_string())?;
         self.deadlines = Some(deadlines.clone());
         let watching = Watching {
             settings,
             parts,
             deadlines,
-            descriptors,
+            descriptors: needs.descriptors,
             failing,
             test_files,
+            readers,
         };
         let whole = scope(settings, places, &test);
+        let opens = Arc::new(opens);
+        let level = match mode {
+            Mode::Block => settings.on_access.ignore_marks,
+            // Nobody waits, and every open is to be seen.
+            Mode::Monitor => Level::Off,
+        };
+        self.marks =
+            Marks::start(level, &opens, &parts.cache).map_err(|error| error.to_string())?;
         let running = watching.start(
             "reader",
-            Arc::new(opens),
-            &Kind::opens(settings, parts),
+            opens,
+            &Kind::opens(settings, parts, self.marks.clone()),
             whole.clone(),
         );
         self.running.push(running?);
@@ -189,16 +219,18 @@ struct Kind {
     class: ScanClass,
     deadline: Duration,
     at_a_time: usize,
+    marks: Marks,
 }
 
 impl Kind {
-    fn opens(settings: &Settings, parts: &Parts) -> Self {
+    fn opens(settings: &Settings, parts: &Parts, marks: Marks) -> Self {
         Self {
             mode: settings.on_access.mode,
             accounts: Arc::clone(&parts.accounts),
             class: ScanClass::OnAccess,
             deadline: settings.on_access.deadline(),
             at_a_time: settings.scan.concurrency,
+            marks,
         }
     }
 
@@ -210,6 +242,8 @@ impl Kind {
             class: ScanClass::OnDemand,
             deadline: WRITES_WITHIN,
             at_a_time: WRITES_AT_A_TIME.min(settings.scan.concurrency),
+            // Marks are of the group that holds opens.
+            marks: Marks::none(),
         }
     }
 }
@@ -222,6 +256,7 @@ struct Watching<'a> {
     descriptors: u64,
     failing: &'a mpsc::Sender<nix::Error>,
     test_files: TestFiles,
+    readers: Readers,
 }
 
 impl Watching<'_> {
@@ -246,12 +281,15 @@ impl Watching<'_> {
             desk,
             scope,
             cache: Arc::clone(&parts.cache),
+            marks: kind.marks.clone(),
             deadlines: self.deadlines.clone(),
             deadline: kind.deadline,
             max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
             fd_reserve_from: i32::try_from(reserve).unwrap_or(i32::MAX),
             queue,
+            turns: Arc::default(),
         };
+        self.readers.add(&group, Arc::clone(&triage.turns));
         let asking = 2 * kind.at_a_time;
         let guard = Guard {
             scanner: Scanner::new(parts.link.clone(), asking, settings.scan.options())
@@ -259,9 +297,11 @@ impl Watching<'_> {
             class: kind.class,
             max_age_s: settings.on_access.max_verdict_age_s,
             cache: Arc::clone(&parts.cache),
+            marks: kind.marks.clone(),
             index: Arc::clone(&parts.index),
             accounts: Arc::clone(&kind.accounts),
             detections: parts.detections.clone(),
+            remedies: parts.remedies.clone(),
             test_files: self.test_files.clone(),
             tenant: parts.tenant.clone(),
             on_time: Arc::new(Semaphore::new(kind.at_a_time)),

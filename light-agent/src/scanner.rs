@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use palisade_protocol::bounded::Text;
 use palisade_protocol::content::{ContentId, MAX_CONTENT_BYTES};
+use palisade_protocol::control::Action;
 use palisade_protocol::scan::{
     Named, RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource,
 };
@@ -83,6 +84,8 @@ pub struct Scanned {
     pub older: bool,
     /// And the Protection Server would like to scan the content anew.
     pub recheck: bool,
+    /// What was done about the file, where something was.
+    pub action: Option<Action>,
 }
 
 impl Scanned {
@@ -165,6 +168,7 @@ impl Scanner {
             generations: Generations::default(),
             older: false,
             recheck: false,
+            action: None,
         };
         match self.attempt(content, hashed, terms, &mut result).await {
             Ok(()) => {}

@@ -16,7 +16,10 @@ use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
+use crate::marks::Level;
 use crate::mode::Mode;
+use crate::quarantine::policy::{OnSuspicion, Remedy};
+use crate::quarantine::vault::{Limits, MOST_FILES};
 use crate::tasks::schedule::settings::Schedule;
 use crate::tasks::settings::Tasks;
 
@@ -56,6 +59,10 @@ pub struct Settings {
     pub tasks: Tasks,
     /// When they begin by themselves.
     pub schedule: Vec<Schedule>,
+    /// What is done about malware, besides denying its opens.
+    pub remediation: Remediation,
+    /// Files that were moved away.
+    pub quarantine: Quarantine,
     /// Protection Servers to use instead of the Integration Server's list, best first.
     pub svm: Vec<StaticSvm>,
 }
@@ -76,6 +83,10 @@ pub struct OnAccess {
     /// Files above this many bytes are let through unseen, as policy; all are scanned
     /// if unset.
     pub max_bytes: Option<u64>,
+    /// For which clean files the kernel is told to ask no more, until they change:
+    /// `balanced`, those of root that nobody else may write; `strict`, those that the
+    /// kernel keeps unchanged; `off`, none.
+    pub ignore_marks: Level,
     /// Milliseconds after which an open is answered by the failure table.
     pub deadline_ms: u64,
     /// Opens that may wait for a verdict at a time; more are answered by the failure table.
@@ -96,6 +107,7 @@ impl Default for OnAccess {
             paths: Vec::new(),
             after_writes: false,
             max_bytes: None,
+            ignore_marks: Level::default(),
             deadline_ms: 5000,
             queue: 512,
             cache_files: 16_384,
@@ -153,6 +165,48 @@ impl Scan {
             archives: self.archives,
             heuristics: self.heuristics,
             pua: self.pua,
+        }
+    }
+}
+
+/// What is done about a finding, besides denying its opens.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Remediation {
+    /// `block` leaves the file; `quarantine` moves it there; `delete` removes it for good.
+    pub malware: Remedy,
+    /// `block`: a suspicion moves nothing.
+    pub suspicious: OnSuspicion,
+}
+
+/// Files that were moved away.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quarantine {
+    /// Bytes that may lie there; what does not fit is blocked only.
+    pub max_bytes: u64,
+    /// Files that may lie there; what is too many is blocked only.
+    pub max_files: usize,
+    /// Whether what is clean by newer definitions is put back to its place.
+    pub restore_clean: bool,
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self {
+            max_bytes: 1 << 30,
+            max_files: 1000,
+            restore_clean: false,
+        }
+    }
+}
+
+impl Quarantine {
+    /// How much may lie there.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            bytes: self.max_bytes,
+            files: self.max_files,
         }
     }
 }
@@ -259,6 +313,8 @@ impl Settings {
             0,
             1_048_576,
         )?;
+        let files = self.quarantine.max_files as u64;
+        within("quarantine.max_files", files, 1, MOST_FILES as u64)?;
         within("scan.concurrency", self.scan.concurrency as u64, 1, 128)?;
         within("scan.svm_wait_s", self.scan.svm_wait_s, 1, 86_400)?;
         within("tasks.concurrency", self.tasks.concurrency as u64, 1, 128)?;
@@ -353,6 +409,8 @@ mod tests {
             },
             scan: set.scan,
             tasks: set.tasks,
+            remediation: set.remediation,
+            quarantine: set.quarantine,
             ..Settings::default()
         };
         assert_eq!(without_examples, Settings::default());
@@ -369,6 +427,8 @@ mod tests {
             "[scan]\n",
             "[tasks]\n",
             "[[schedule]]\n",
+            "[remediation]\n",
+            "[quarantine]\n",
             "[[svm]]\n",
         ] {
             let error = parse(&format!("{section}nonsense = 1")).unwrap_err();
@@ -403,7 +463,11 @@ mod tests {
             ("[scan]\nconcurrency = 1000", "scan.concurrency"),
             ("[on_access]\nmax_bytes = 10", "on_access.max_bytes"),
             ("private = ['here']", "private"),
+            ("[remediation]\nmalware = 'move'", "quarantine"),
+            ("[remediation]\nsuspicious = 'delete'", "block"),
+            ("[quarantine]\nmax_files = 0", "quarantine.max_files"),
             ("[on_access]\nmode = 'watch'", "monitor"),
+            ("[on_access]\nignore_marks = 'all'", "balanced"),
             ("[failure]\nno_smv = 'deny'", "no_smv"),
             ("[failure]\nno_svm = 'block'", "failure table"),
             ("[[svm]]\naddress = 'somewhere'", "socket address"),

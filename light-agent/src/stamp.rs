@@ -60,3 +60,11 @@ impl Stamp {
         now_ns - self.changed_ns >= RACY.as_nanos() as i128
     }
 }
+
+/// Names (hard links) that an open file has now.
+///
+/// # Errors
+/// The kernel's.
+pub fn links(file: impl AsFd) -> std::io::Result<u64> {
+    Ok(fstat(file)?.st_nlink)
+}

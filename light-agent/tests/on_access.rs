@@ -91,7 +91,7 @@ fn a_verdict_is_remembered_until_the_file_changes() {
     if !is_root("a_verdict_is_remembered_until_the_file_changes") {
         return;
     }
-    let world = World::started("");
+    let world = World::started("on_access: ignore_marks = 'off'");
     let file = world.file("f", b"hello");
     // A file that changed just now could change again unseen.
     std::thread::sleep(palisade_light_agent::stamp::RACY + Duration::from_millis(100));

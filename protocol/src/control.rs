@@ -183,6 +183,12 @@ pub enum ToServer {
     /// What became of a command about a Protection Server's definitions; answered by
     /// `Ack`.
     Definitions(DefinitionsAnswer),
+    /// An agent's quarantine key, to be kept for this guest; answered by `Ack` once it
+    /// is stored.
+    KeepQuarantineKey(QuarantineKey),
+    /// Asks for the quarantine key that this guest had kept; answered by
+    /// `QuarantineKey`.
+    GetQuarantineKey,
 }
 
 impl Message for ToServer {
@@ -206,10 +212,22 @@ pub enum FromServer {
     Denied(Denied),
     /// A command about its definitions, pushed to a Protection Server.
     Definitions(DefinitionsCommand),
+    /// The quarantine key that was kept for this guest, if one was.
+    QuarantineKey(Option<QuarantineKey>),
 }
 
 impl Message for FromServer {
     const MAX_BYTES: usize = 900 * 1024;
+}
+
+/// The key that a guest's quarantine is sealed with. It never shows in a log.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineKey(pub [u8; 32]);
+
+impl std::fmt::Debug for QuarantineKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("QuarantineKey(…)")
+    }
 }
 
 /// Opens a control session.
@@ -411,6 +429,10 @@ pub enum Action {
     Reported,
     /// The verdict came after the deadline; the open had been let through.
     Late,
+    /// The file was moved into the agent's quarantine.
+    Quarantined,
+    /// The file was removed, as the agent's settings have it.
+    Deleted,
 }
 
 impl Action {
@@ -420,6 +442,8 @@ impl Action {
             Self::Blocked => "blocked",
             Self::Reported => "reported",
             Self::Late => "late",
+            Self::Quarantined => "quarantined",
+            Self::Deleted => "deleted",
         }
     }
 }

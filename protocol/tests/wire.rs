@@ -202,6 +202,8 @@ fn to_server() -> Vec<ToServer> {
             csr: List::cut([1, 2, 3]),
         },
         ToServer::Definitions(definitions_answer()),
+        ToServer::KeepQuarantineKey(control::QuarantineKey([0xab; 32])),
+        ToServer::GetQuarantineKey,
     ]
 }
 
@@ -261,6 +263,8 @@ fn from_server() -> Vec<FromServer> {
             }]),
         }),
         FromServer::NotModified,
+        FromServer::QuarantineKey(Some(control::QuarantineKey([0xab; 32]))),
+        FromServer::QuarantineKey(None),
         FromServer::Denied(control::Denied {
             code: control::DeniedCode::SpentToken,
             message: Text::cut("spent"),
@@ -548,4 +552,11 @@ proptest! {
         let slash = format!("{text}/");
         prop_assert!(slash.parse::<palisade_protocol::spiffe::SpiffeId>().is_err());
     }
+}
+
+#[test]
+fn a_quarantine_key_never_shows() {
+    let key = control::QuarantineKey([0xab; 32]);
+    let shown = format!("{:?}", ToServer::KeepQuarantineKey(key));
+    assert!(!shown.contains("171") && !shown.contains("ab"), "{shown}");
 }

@@ -184,7 +184,8 @@ impl Site {
             self.invite(part)?;
         }
         let mut command = Command::new(command::program(&format!("palisade-{part}"))?);
-        command.arg("--site").arg(&self.dir).arg("run");
+        let verb = if part == "agent" { "supervise" } else { "run" };
+        command.arg("--site").arg(&self.dir).arg(verb);
         Process::start(part, &command, &self.dir.join("run"), &self.log(part))
     }
 

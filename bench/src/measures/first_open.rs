@@ -1,7 +1,9 @@
 //! Opens of 100 KiB files on a protected file system: the first, whose content the
-//! SharedCache knows, and later ones; against clamonacc and against nobody.
+//! SharedCache knows, and later ones, of files that others than root may write and of
+//! root's own with each kind of ignore marks; against clamonacc and against nobody.
 
 use std::fs::{self, File};
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc;
@@ -29,6 +31,10 @@ const REPEATED: usize = 5_000;
 const BEGIN: Duration = Duration::from_secs(60);
 /// How long all opens may take: a side that hangs is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the agent is left alone after the first opens: marks are placed behind them.
+const MARKING: Duration = Duration::from_secs(2);
+/// A user who is not root.
+const SOMEBODY: u32 = 1000;
 /// Where Debian's package puts it.
 const CLAMONACC: &str = "/usr/sbin/clamonacc";
 
@@ -41,10 +47,12 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     write_files(&known, bench.scale.opens)?;
     bench.site.scan(&bench.first, &known)?;
     let native = {
-        let place = Place::mount(bench, "native")?;
+        let place = Place::mount(bench, "native", SOMEBODY)?;
         Opens::of(&place.0)?
     };
-    let own = ours(bench)?;
+    let own = ours(bench, "users", SOMEBODY, "balanced")?;
+    let balanced = ours(bench, "roots", 0, "balanced")?;
+    let strict = ours(bench, "roots-strict", 0, "strict")?;
     let peer = clamonacc(bench);
     fs::remove_dir_all(&known)?;
     let value = |samples: &[f64], permille: usize| -> Result<Summary> {
@@ -94,6 +102,25 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
             ));
         }
         rows.extend([first, later]);
+        let at_most = if permille == 500 { 1.2 } else { 2.0 };
+        let without = value(&native.later, permille)?.median;
+        for (level, opens, target) in [
+            ("balanced", &balanced, Some(at_most * without)),
+            ("strict", &strict, None),
+        ] {
+            let mut row = Row::new(
+                format!("later opens of a file that only root may write, {level}, {name}"),
+                "µs",
+                value(&opens.later, permille)?,
+            );
+            if let Ok(peer) = &peer {
+                row = row.against("clamonacc", value(&peer.later, permille)?);
+            }
+            if let Some(target) = target {
+                row = row.target(Target::AtMost(target));
+            }
+            rows.push(row.limit(format!("native: {} µs", crate::report::short(without))));
+        }
     }
     Ok(rows)
 }
@@ -103,7 +130,7 @@ struct Place(PathBuf);
 
 impl Place {
     /// Mounts a tmpfs and fills it with the files.
-    fn mount(bench: &Bench, name: &str) -> Result<Self> {
+    fn mount(bench: &Bench, name: &str, owner: u32) -> Result<Self> {
         let folder = bench.folder().join(name);
         fs::create_dir_all(&folder)?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
@@ -111,6 +138,9 @@ impl Place {
             .with_context(|| format!("cannot mount {}", folder.display()))?;
         let place = Self(folder);
         write_files(&place.0, bench.scale.opens)?;
+        for entry in fs::read_dir(&place.0)? {
+            chown(entry?.path(), Some(owner), None)?;
+        }
         std::thread::sleep(SETTLE);
         Ok(place)
     }
@@ -170,8 +200,10 @@ impl Opens {
             drop(file);
             Ok(took)
         };
+        let first = files.iter().map(timed).collect::<Result<_>>()?;
+        std::thread::sleep(MARKING);
         Ok(Self {
-            first: files.iter().map(timed).collect::<Result<_>>()?,
+            first,
             later: files
                 .iter()
                 .cycle()
@@ -182,10 +214,15 @@ impl Opens {
     }
 }
 
-fn ours(bench: &Bench) -> Result<Opens> {
-    let place = Place::mount(bench, "protected")?;
-    let settings = format!("[on_access]\npaths = ['{}']\n", place.0.display());
-    let agent = bench.site.agent_with("watching", &settings)?;
+fn ours(bench: &Bench, name: &str, owner: u32, ignore_marks: &str) -> Result<Opens> {
+    let place = Place::mount(bench, name, owner)?;
+    let settings = format!(
+        "[on_access]\npaths = ['{}']\nignore_marks = '{ignore_marks}'\n",
+        place.0.display()
+    );
+    let agent = bench
+        .site
+        .agent_with(&format!("watching-{name}"), &settings)?;
     let daemon = bench.site.start_daemon(&agent)?;
     let opens = wait_for("protection", BEGIN, || {
         let status = bench.site.daemon_status(&agent)?;
@@ -211,7 +248,7 @@ fn clamonacc(bench: &Bench) -> Result<Opens> {
         Path::new(CLAMONACC).exists(),
         "it is not installed (clamav-daemon)"
     );
-    let place = Place::mount(bench, "watched")?;
+    let place = Place::mount(bench, "watched", SOMEBODY)?;
     let folder = bench.folder().join("clamonacc");
     fs::create_dir_all(&folder)?;
     let configuration = folder.join("clamonacc.conf");

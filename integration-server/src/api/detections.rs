@@ -43,7 +43,7 @@ pub struct Detection {
     /// The part of the file that it was found in; absent for the file itself. Bytes that
     /// are not printable are written as `\xNN`.
     pub member: Option<String>,
-    /// `blocked`, `reported` or `late`.
+    /// `blocked`, `reported`, `late`, `quarantined` or `deleted`.
     pub action: String,
     /// `on_access` or `on_demand`.
     pub class: String,

@@ -12,7 +12,7 @@
 use palisade_protocol::bounded::Text;
 use palisade_protocol::codec;
 use palisade_protocol::control::{
-    AgentReport, Denied, DeniedCode, Detection, Hello, SvmReport, ToServer,
+    AgentReport, Denied, DeniedCode, Detection, Hello, QuarantineKey, SvmReport, ToServer,
 };
 use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::envelope::{Body, Envelope, EnvelopeError, Opener};
@@ -77,6 +77,10 @@ pub enum Asked {
         /// For the key in this request.
         csr: Vec<u8>,
     },
+    /// To keep its quarantine key.
+    KeepKey(AgentId, QuarantineKey),
+    /// For the quarantine key that its guest had kept.
+    Key(AgentId),
     /// A Protection Server's answer to an order.
     Answer(SvmId, DefinitionsAnswer),
     /// What this member may not ask: answered, and the session goes on.
@@ -177,6 +181,10 @@ impl Conversation {
                     )),
                 }
             }
+            (Member::Agent { id, .. }, ToServer::KeepQuarantineKey(key)) => {
+                Asked::KeepKey(*id, key)
+            }
+            (Member::Agent { id, .. }, ToServer::GetQuarantineKey) => Asked::Key(*id),
             (Member::Agent { .. }, ToServer::GetSvmList { etag }) => Asked::List { etag },
             (_, ToServer::Renew { csr }) => Asked::Renew {
                 csr: csr.into_vec(),

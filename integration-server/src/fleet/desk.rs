@@ -112,6 +112,19 @@ impl Fleet {
                     FromServer::Ack
                 })
             }
+            Asked::KeepKey(id, key) => {
+                let stored = self.store.keep_quarantine_key(id, &key, now_ms).await;
+                stored.map(|()| {
+                    tracing::info!(agent = %id, "keeps its quarantine key");
+                    FromServer::Ack
+                })
+            }
+            Asked::Key(id) => self.store.quarantine_key(id).await.map(|key| {
+                if key.is_some() {
+                    tracing::warn!(agent = %id, "was given the quarantine key of its guest");
+                }
+                FromServer::QuarantineKey(key)
+            }),
             Asked::List { etag } => {
                 let list = self.list_for(product_uuid);
                 Ok(if list.etag == etag {

@@ -20,7 +20,7 @@ pub mod records;
 pub mod sqlite;
 
 use async_trait::async_trait;
-use palisade_protocol::control::{AgentReport, Detection, Hello, SvmReport};
+use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, SvmReport};
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use uuid::Uuid;
 
@@ -107,6 +107,17 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn report_agent(&self, id: AgentId, report: &AgentReport, now_ms: u64) -> Result<()>;
     /// Revokes an agent; false when there is none that could be.
     async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool>;
+
+    /// Keeps an agent's quarantine key, in place of the one it had.
+    async fn keep_quarantine_key(
+        &self,
+        id: AgentId,
+        key: &QuarantineKey,
+        now_ms: u64,
+    ) -> Result<()>;
+    /// The quarantine key of an agent, or else of one of the same tenant that said
+    /// the same SMBIOS UUID.
+    async fn quarantine_key(&self, id: AgentId) -> Result<Option<QuarantineKey>>;
 
     /// Keeps an agent's detections; those that it sent before stay as they are.
     /// Says how many are new.

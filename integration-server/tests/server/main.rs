@@ -14,6 +14,7 @@ mod envelopes;
 mod inventory;
 mod libvirtd;
 mod orders;
+mod quarantine_keys;
 mod site;
 mod starting;
 mod store;

@@ -242,7 +242,7 @@ mod tests {
     #[test]
     fn a_due_event_is_answered_by_the_table_even_if_nobody_does() {
         let (kernel, desk) = desk();
-        let deadlines = Deadlines::start().unwrap();
+        let deadlines = Deadlines::start(None).unwrap();
         let event = Arc::new(event(&desk, Access::Open));
         event.due_at(Instant::now() + Duration::from_millis(20), &deadlines);
         let started = Instant::now();

@@ -129,12 +129,47 @@ impl Group {
         )
     }
 
+    /// Has the kernel ask no more about opens of this file, until it is written to. The
+    /// mark does not keep the file in memory.
+    ///
+    /// # Errors
+    /// The kernel's: `EINVAL` before Linux 5.19.
+    pub fn ignore(&self, file: BorrowedFd<'_>) -> nix::Result<()> {
+        self.ignore_mark(
+            MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_EVICTABLE,
+            file,
+        )
+    }
+
+    /// Takes that back.
+    pub fn ignore_no_more(&self, file: BorrowedFd<'_>) {
+        // Gone is as good.
+        let _ = self.ignore_mark(MarkFlags::FAN_MARK_REMOVE, file);
+    }
+
+    fn ignore_mark(&self, flags: MarkFlags, file: BorrowedFd<'_>) -> nix::Result<()> {
+        let flags = flags | MarkFlags::FAN_MARK_IGNORED_MASK;
+        self.kernel
+            .mark(flags, self.watched.mask(), file, None::<&Path>)
+    }
+
+    /// Takes back every [`ignore`](Self::ignore).
+    pub fn lift_ignore_marks(&self) {
+        let _ = self.kernel.mark(
+            MarkFlags::FAN_MARK_FLUSH,
+            MaskFlags::empty(),
+            AT_FDCWD,
+            Some(Path::new("/")),
+        );
+    }
+
     /// Takes every mark away: no new events come.
     pub fn unmark_all(&self) {
         let flush = MarkFlags::FAN_MARK_FLUSH | MarkFlags::FAN_MARK_FILESYSTEM;
         let _ = self
             .kernel
             .mark(flush, MaskFlags::empty(), AT_FDCWD, Some(Path::new("/")));
+        self.lift_ignore_marks();
     }
 
     /// Reads what is queued, without waiting.

@@ -22,8 +22,9 @@ use crate::accounts::Outcome;
 use crate::cache::Cache;
 use crate::deadline::Deadlines;
 use crate::decide::{Decision, Facts, Scope, decide};
-use crate::failure::Failure;
+use crate::failure::{Answer, Failure};
 use crate::lease;
+use crate::marks::Marks;
 use crate::stamp::Stamp;
 
 /// An event that a Protection Server has to be asked about.
@@ -46,6 +47,8 @@ pub struct Triage {
     pub scope: Scope,
     /// What is remembered.
     pub cache: Arc<Cache>,
+    /// Has the kernel ask no more about some clean files.
+    pub marks: Marks,
     /// Who answers what nobody does.
     pub deadlines: Deadlines,
     /// How long an answer may take.
@@ -56,6 +59,8 @@ pub struct Triage {
     pub fd_reserve_from: i32,
     /// Who asks.
     pub queue: mpsc::Sender<Asked>,
+    /// How often the reader has turned, for whoever looks whether it moves.
+    pub turns: Arc<AtomicU64>,
 }
 
 /// Reads until `stop` closes or the kernel fails; returns the kernel's error.
@@ -65,6 +70,7 @@ pub struct Triage {
 pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()> {
     let own = std::process::id();
     loop {
+        triage.turns.fetch_add(1, Ordering::Relaxed);
         let mut wait = [
             PollFd::new(group.as_fd(), PollFlags::POLLIN),
             PollFd::new(stop.as_fd(), PollFlags::POLLIN),
@@ -144,6 +150,9 @@ impl Triage {
         match decision {
             Decision::Answer(outcome) => {
                 event.answer(outcome);
+                if self.marks.are_placed() && outcome == Outcome::Cached(Answer::Allow) {
+                    self.marks.found_clean(&Arc::new(event), &stamp);
+                }
             }
             Decision::Ask => {
                 let event = Arc::new(event);

@@ -28,6 +28,7 @@ use super::what::{Kind, What};
 use super::{Done, Job, Observer};
 use crate::list::ListFile;
 use crate::private::Private;
+use crate::quarantine::remedies::Remedies;
 use crate::scanner::Scanner;
 use crate::selection::{LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
@@ -69,28 +70,12 @@ pub async fn run(
         .tenant()
         .cloned()
         .unwrap_or_else(TenantId::default_tenant);
-    let file = ListFile::new(&folders.state);
-    let (lists, list) = watch::channel(file.load().map(Arc::new));
-    let source = if settings.svm.is_empty() {
-        Source::List(list)
-    } else {
-        Source::Static(settings.svm.clone())
-    };
-    let link = keep(membership.identity.clone(), source);
-    if settings.svm.is_empty() {
-        let host = settings.host_facts();
-        tokio::spawn(refresh_list(
-            membership.clone(),
-            host,
-            file,
-            lists,
-            link.clone(),
-        ));
-    }
+    let link = connect(settings, folders, &membership);
     let asking = settings.scan.concurrency;
     let scanner = Scanner::new(link.clone(), asking, settings.scan.options())
         .keeping(Private::new(&settings.private));
-    let job = Job::new(plan, &settings.scan);
+    let mut job = Job::new(plan, &settings.scan);
+    job.remedies = Some(Remedies::new(settings, folders));
     let mut watching = Watching::new(tenant, output, link);
     watching.count(job.plan.clone());
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;
@@ -112,6 +97,33 @@ pub async fn run(
     }
     deliver(settings, folders, &membership, &watching.detections).await;
     Ok(report.exit_code(outcome.is_ok() && missing.is_empty()))
+}
+
+/// A session with a Protection Server for one command, as long as anybody has it.
+pub fn connect(
+    settings: &Settings,
+    folders: &Folders,
+    membership: &Membership,
+) -> watch::Receiver<LinkState> {
+    let file = ListFile::new(&folders.state);
+    let (lists, list) = watch::channel(file.load().map(Arc::new));
+    let source = if settings.svm.is_empty() {
+        Source::List(list)
+    } else {
+        Source::Static(settings.svm.clone())
+    };
+    let link = keep(membership.identity.clone(), source);
+    if settings.svm.is_empty() {
+        let host = settings.host_facts();
+        tokio::spawn(refresh_list(
+            membership.clone(),
+            host,
+            file,
+            lists,
+            link.clone(),
+        ));
+    }
+    link
 }
 
 /// What is walked, and which given paths do not exist; the latter stay among the
@@ -351,8 +363,8 @@ impl Observer for Watching {
             && self.detections.len() < MAX_REPORTED
         {
             let tenant = self.tenant.clone();
-            let found =
-                spool::detection(tenant, path, scanned, Action::Reported, ScanClass::OnDemand);
+            let action = scanned.action.unwrap_or(Action::Reported);
+            let found = spool::detection(tenant, path, scanned, action, ScanClass::OnDemand);
             self.detections.extend(found);
         }
         if self.output == Output::Text

@@ -41,6 +41,7 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::mpsc;
 
 use crate::content::{self, Content, Hashed};
+use crate::quarantine::remedies::Remedies;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::settings;
 use hands::Hands;
@@ -73,6 +74,8 @@ pub struct Job {
     pub hands: Hands,
     /// Whether the report lists what is not clean.
     pub lists_findings: bool,
+    /// What is done about malware; it is only reported if nothing is set.
+    pub remedies: Option<Remedies>,
 }
 
 impl Job {
@@ -85,6 +88,7 @@ impl Job {
             svm_wait: Duration::from_secs(settings.svm_wait_s),
             hands: Hands::default(),
             lists_findings: true,
+            remedies: None,
         }
     }
 
@@ -170,7 +174,7 @@ pub async fn run(
                 Ok(prepared) => in_flight.extend(
                     prepared
                         .into_iter()
-                        .map(|(file, opened)| scan_file(file, opened, scanner, job.terms())),
+                        .map(|(file, opened)| scan_file(file, opened, scanner, job)),
                 ),
                 Err(error) => match error.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
@@ -254,15 +258,15 @@ fn prepare(path: &Path) -> Prepared {
     })
 }
 
-async fn scan_file(
-    file: Found,
-    prepared: Prepared,
-    scanner: &Scanner,
-    terms: Terms,
-) -> (Found, Done) {
+async fn scan_file(file: Found, prepared: Prepared, scanner: &Scanner, job: &Job) -> (Found, Done) {
     let done = match prepared {
         Ok(Some((content, hashed))) => {
-            let scanned = scanner.scan_hashed(&content, hashed, terms).await;
+            let mut scanned = scanner.scan_hashed(&content, hashed, job.terms()).await;
+            if let Some(remedies) = &job.remedies {
+                scanned.action = remedies
+                    .treat(&content, &file.at.path, &scanned, ScanClass::OnDemand, 0)
+                    .await;
+            }
             Done::Scanned(Box::new(scanned))
         }
         Ok(None) => Done::Skipped,

@@ -8,7 +8,7 @@
 //! | what users start, and who may log in as them | [`OF_A_HOME`] below every home in `/etc/passwd` |
 //! | where things are dropped | [`TEMPORARY`] |
 //!
-//! A full scan begins at every local file system ([`mounts`](super::mounts)).
+//! A full scan begins at every local file system ([`super::mounts`]).
 //!
 //! An executable that has no name any more, or whose name means another file here (it
 //! runs in a container), is scanned as `/proc/PID/exe`; a mapped file without a name

@@ -277,6 +277,7 @@ mod tests {
             generations: Generations::default(),
             older: false,
             recheck: false,
+            action: None,
         }))
     }
 

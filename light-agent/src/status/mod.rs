@@ -25,8 +25,10 @@ use crate::accounts::{Accounts, Snapshot};
 use crate::failure::Table;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
+use crate::marks::{self, Marks};
 use crate::selection::LinkState;
 use crate::spool::Spool;
+use crate::supervise::breaker::{Ending, Record};
 
 /// Readers at a time.
 const MAX_READERS: usize = 8;
@@ -60,12 +62,21 @@ pub struct AgentPart {
 pub struct ProtectionPart {
     /// `blocking`, `monitoring` or `off`.
     pub state: &'static str,
-    /// Why it is off.
+    /// Why it is off, or why opens are not held although the settings say so.
     pub reason: Option<String>,
     /// Protected paths.
     pub paths: Vec<String>,
     /// What was to be protected and is not.
     pub gaps: Vec<Gap>,
+}
+
+/// The supervisor.
+#[derive(Debug, Clone, Serialize)]
+pub struct SupervisorPart {
+    /// How often it had to start the agent again, ever.
+    pub restarts: u64,
+    /// Why, the last time.
+    pub last: Option<&'static str>,
 }
 
 /// The Protection Server in force.
@@ -97,6 +108,8 @@ pub struct SpoolPart {
 pub struct Status {
     /// Who the agent is.
     pub agent: AgentPart,
+    /// The supervisor, if one runs it.
+    pub supervisor: Option<SupervisorPart>,
     /// On-access protection.
     pub protection: ProtectionPart,
     /// The Protection Server in force.
@@ -109,6 +122,8 @@ pub struct Status {
     pub writes: Snapshot,
     /// Files whose verdict is remembered.
     pub cached_files: usize,
+    /// Files that the kernel asks no more about.
+    pub ignore_marks: marks::Snapshot,
     /// The failure table in force, by reason: what open and exec are answered.
     pub failure_table: failures::Answers,
     /// Detections that wait for the Integration Server.
@@ -136,6 +151,12 @@ pub struct Source {
     pub paths: Vec<String>,
     /// What was to be protected and is not.
     pub gaps: Vec<Gap>,
+    /// Files that the kernel asks no more about.
+    pub marks: Marks,
+    /// Why opens are not held although the settings say so.
+    pub fallback: Option<String>,
+    /// What the supervisor has kept, if one runs the agent.
+    pub supervised: Option<Record>,
 }
 
 impl Source {
@@ -144,7 +165,7 @@ impl Source {
         let posture = self.health.posture().borrow().clone();
         let (state, reason) = match posture.protection {
             Protection::Blocking => ("blocking", None),
-            Protection::Monitoring => ("monitoring", None),
+            Protection::Monitoring => ("monitoring", self.fallback.clone()),
             Protection::Off { reason } => ("off", Some(reason.as_str().to_owned())),
         };
         Status {
@@ -155,6 +176,10 @@ impl Source {
                 pid: std::process::id(),
                 uptime_s: self.health.started.elapsed().as_secs(),
             },
+            supervisor: self.supervised.as_ref().map(|record| SupervisorPart {
+                restarts: record.restarts,
+                last: record.last.map(Ending::as_str),
+            }),
             protection: ProtectionPart {
                 state,
                 reason,
@@ -166,6 +191,7 @@ impl Source {
             events: self.health.accounts().snapshot(),
             writes: self.writes.snapshot(),
             cached_files: self.cache.len(),
+            ignore_marks: self.marks.snapshot(),
             failure_table: failures::answers(&self.table),
             spool: SpoolPart {
                 waiting: self.spool.waiting(),

@@ -8,6 +8,8 @@ use serde::Deserialize;
 #[derive(Debug, Deserialize)]
 struct Shown {
     agent: serde_json::Value,
+    #[serde(default)]
+    supervisor: serde_json::Value,
     protection: serde_json::Value,
     svm: serde_json::Value,
     server: serde_json::Value,
@@ -33,6 +35,13 @@ impl fmt::Display for ForPeople<'_> {
             text(&shown.agent, "name"),
             text(&shown.agent, "id")
         )?;
+        if let Some(restarts @ 1..) = shown.supervisor["restarts"].as_u64() {
+            writeln!(
+                f,
+                "restarted   {restarts} times by the supervisor, the last time because {}",
+                text(&shown.supervisor, "last")
+            )?;
+        }
         write!(f, "protection  {}", text(&shown.protection, "state"))?;
         match &shown.protection["reason"] {
             serde_json::Value::String(reason) => writeln!(f, ": {reason}")?,

@@ -45,6 +45,7 @@ use tokio::task::JoinHandle;
 
 use crate::daemon::Parts;
 use crate::private::Private;
+use crate::quarantine::remedies::Remedies;
 use crate::settings::{Folders, Settings};
 use desk::Desk;
 use runner::Runner;
@@ -96,6 +97,7 @@ impl Tasks {
             asking: settings.tasks.concurrency,
             options: settings.scan.options(),
             private: Private::new(&settings.private),
+            remedies: Remedies::new(settings, folders),
             exclude: settings.exclude.clone(),
         };
         let (stop, stopped) = watch::channel(false);

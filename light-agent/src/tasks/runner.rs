@@ -27,6 +27,7 @@ use super::ledger::Ledger;
 use super::shown::Live;
 use super::task::{State, Task};
 use crate::private::Private;
+use crate::quarantine::remedies::Remedies;
 use crate::scan::hands::Hands;
 use crate::scan::places::Cover;
 use crate::scan::progress::Pace;
@@ -62,6 +63,8 @@ pub struct Runner {
     pub options: ScanOptions,
     /// Of which nothing is sent.
     pub private: Private,
+    /// What is done about malware.
+    pub remedies: Remedies,
     /// What is not scanned.
     pub exclude: Vec<PathBuf>,
 }
@@ -118,7 +121,8 @@ impl Runner {
         };
         let mut plan = cover.plan(&self.exclude);
         plan.done = task.resume();
-        let job = Job::new(plan.clone(), &self.scan).in_background(self.asking, hands.clone());
+        let mut job = Job::new(plan.clone(), &self.scan).in_background(self.asking, hands.clone());
+        job.remedies = Some(self.remedies.clone());
         let scanner = Scanner::new(self.link.clone(), self.asking, self.options)
             .keeping(self.private.clone())
             .by(hands.clone());

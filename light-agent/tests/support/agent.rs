@@ -57,15 +57,49 @@ impl Agent {
 
     /// Starts the daemon, and waits until it answers.
     pub fn run(&mut self) {
-        let log = fs::File::create(self.log_path()).unwrap();
-        let child = self
-            .command(&["run"])
-            .stderr(log)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.process = Some(child);
+        let command = self.command(&["run"]);
+        self.run_by(command);
+    }
+
+    /// The same in mounts of its own, after a script that may change them.
+    pub fn run_with_mounts(&mut self, script: &str) {
+        let mut command = Command::new("unshare");
+        command
+            .args([
+                "--mount",
+                "sh",
+                "-ec",
+                &format!("{script}\nexec \"$@\""),
+                "sh",
+                BINARY,
+            ])
+            .arg("--site")
+            .arg(self.dir.path())
+            .arg("run")
+            .env_remove("PALISADE_SITE");
+        self.run_by(command);
+    }
+
+    /// Starts the daemon with its supervisor, and waits until it answers.
+    pub fn supervise(&mut self) {
+        let command = self.command(&["supervise"]);
+        self.run_by(command);
+    }
+
+    pub fn run_by(&mut self, command: Command) {
+        self.spawn(command);
         wait_until("the agent answers", || self.try_status().is_some());
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(&mut self, mut command: Command) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .unwrap();
+        let child = command.stderr(log).stdin(Stdio::null()).spawn().unwrap();
+        self.process = Some(child);
     }
 
     pub fn status(&self) -> Value {
@@ -73,7 +107,7 @@ impl Agent {
             .unwrap_or_else(|| panic!("no status; log:\n{}", self.log()))
     }
 
-    fn try_status(&self) -> Option<Value> {
+    pub fn try_status(&self) -> Option<Value> {
         let output = self.output(&["status", "-o", "json"]);
         output
             .status
@@ -83,7 +117,8 @@ impl Agent {
 
     pub fn wait_protection(&self, state: &str) {
         wait_until(&format!("protection {state}"), || {
-            self.status()["protection"]["state"] == state
+            self.try_status()
+                .is_some_and(|status| status["protection"]["state"] == state)
         });
     }
 
@@ -112,6 +147,12 @@ impl Agent {
             .sum();
         assert_eq!(failures, n("failed_open") + n("failed_closed"), "{events}");
         events
+    }
+
+    /// The process that answers, which a supervisor may have started.
+    pub fn serving_pid(&self) -> i32 {
+        let pid = self.status()["agent"]["pid"].as_u64().unwrap();
+        pid.try_into().unwrap()
     }
 
     pub fn pid(&self) -> i32 {

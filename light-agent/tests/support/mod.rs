@@ -5,7 +5,9 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod agent;
+pub mod home;
 pub mod mount;
+pub mod quarantine;
 pub mod site;
 pub mod svm;
 pub mod world;

@@ -59,6 +59,15 @@ struct Shared {
     mode: Mutex<Mode>,
     counts: Mutex<Counts>,
     max_scan_bytes: u64,
+    definitions: Mutex<Definitions>,
+}
+
+/// Which definitions it has.
+#[derive(Debug, Clone, Copy)]
+struct Definitions {
+    generation: u64,
+    /// Whether the marker is malware by them.
+    know_marker: bool,
 }
 
 pub struct Svm {
@@ -80,6 +89,10 @@ impl Svm {
             mode: Mutex::new(Mode::Serve),
             counts: Mutex::default(),
             max_scan_bytes,
+            definitions: Mutex::new(Definitions {
+                generation: 1,
+                know_marker: true,
+            }),
         };
         let mut svm = Self {
             id,
@@ -94,6 +107,15 @@ impl Svm {
 
     pub fn set(&self, mode: Mode) {
         *self.shared.mode.lock().unwrap() = mode;
+    }
+
+    /// Gets other definitions; connected agents are not told.
+    pub fn definitions(&self, generation: u64, know_marker: bool) {
+        *self.shared.definitions.lock().unwrap() = Definitions {
+            generation,
+            know_marker,
+        };
+        self.shared.counts.lock().unwrap().known.clear();
     }
 
     pub fn requests(&self) -> u32 {
@@ -178,10 +200,10 @@ async fn accept_all(endpoint: &quinn::Endpoint, shared: &Arc<Shared>) {
     }
 }
 
-fn generations() -> Generations {
+fn generations(shared: &Shared) -> Generations {
     List::cut([EngineGeneration {
         engine: Text::cut("test"),
-        generation: Generation(1),
+        generation: Generation(shared.definitions.lock().unwrap().generation),
         fingerprint: [1; 16],
     }])
 }
@@ -200,7 +222,7 @@ async fn stream(
                 version: Text::cut("test"),
                 max_scan_bytes: shared.max_scan_bytes,
                 max_requests: 32,
-                generations: generations(),
+                generations: generations(shared),
                 load: LoadHint::default(),
             };
             frame::write(&mut send, &ToAgent::Welcome(welcome)).await?;
@@ -213,7 +235,7 @@ async fn stream(
                     |named: &Named| counts.known.get(&named.content) == Some(&Verdict::Clean);
                 Known {
                     clean: List::cut(lookup.contents.iter().map(clean)),
-                    generations: generations(),
+                    generations: generations(shared),
                     load: LoadHint::default(),
                 }
             };
@@ -257,12 +279,14 @@ async fn answer(
         Mode::Mismatch(_) => return Ok(mismatch()),
         Mode::Encrypted => {
             return Ok(verdict(
+                shared,
                 Verdict::NotScanned(NotScanned::Encrypted),
                 VerdictSource::Scanned,
             ));
         }
         Mode::Older if request.max_age_s > 0 => {
-            let ToAgent::Verdict(mut result) = verdict(Verdict::Clean, VerdictSource::SharedCache)
+            let ToAgent::Verdict(mut result) =
+                verdict(shared, Verdict::Clean, VerdictSource::SharedCache)
             else {
                 unreachable!("a verdict is a verdict");
             };
@@ -283,7 +307,7 @@ async fn answer(
         .get(&request.content)
         .cloned();
     if let Some(known) = known {
-        return Ok(verdict(known, VerdictSource::SharedCache));
+        return Ok(verdict(shared, known, VerdictSource::SharedCache));
     }
     let count = fragment_count(request.size)?;
     let mut values = Vec::new();
@@ -319,23 +343,23 @@ async fn answer(
             content.extend(fragment.bytes);
         }
     }
-    let found = judge(&content);
+    let found = judge(&content, shared.definitions.lock().unwrap().know_marker);
     shared
         .counts
         .lock()
         .unwrap()
         .known
         .insert(request.content, found.clone());
-    Ok(verdict(found, VerdictSource::Scanned))
+    Ok(verdict(shared, found, VerdictSource::Scanned))
 }
 
-fn judge(content: &[u8]) -> Verdict {
+fn judge(content: &[u8], know_marker: bool) -> Verdict {
     let holds = |what: &[u8]| content.windows(what.len()).any(|window| window == what);
     let malware = |name: &str| Verdict::Malware {
         name: Text::cut(name),
         engine: Text::cut("test"),
     };
-    if holds(MARKER) {
+    if know_marker && holds(MARKER) {
         malware(MARKER_NAME)
     } else if holds(&palisade_light_agent::selftest::eicar()) {
         malware("Eicar-Test-Signature")
@@ -344,14 +368,14 @@ fn judge(content: &[u8]) -> Verdict {
     }
 }
 
-fn verdict(verdict: Verdict, source: VerdictSource) -> ToAgent {
+fn verdict(shared: &Shared, verdict: Verdict, source: VerdictSource) -> ToAgent {
     ToAgent::Verdict(ScanResult {
         verdict,
         details: Default::default(),
         source,
         engines: Default::default(),
         sha256: Some([0x5a; 32]),
-        generations: generations(),
+        generations: generations(shared),
         older: false,
         recheck: false,
         load: LoadHint::default(),

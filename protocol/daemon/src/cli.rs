@@ -1,5 +1,6 @@
 //! The options that every program takes, and what its exit code says.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -89,6 +90,20 @@ impl Common {
     /// The layout in force.
     pub fn site(&self) -> Site {
         Site::new(self.site.as_deref())
+    }
+
+    /// The same options, for another process of the same program.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut arguments = Vec::new();
+        for (option, value) in [("--site", &self.site), ("--config", &self.config)] {
+            if let Some(value) = value {
+                arguments.extend([option.into(), value.clone().into_os_string()]);
+            }
+        }
+        if self.log_format == LogFormat::Json {
+            arguments.extend(["--log-format".into(), "json".into()]);
+        }
+        arguments
     }
 
     /// The settings file in force.

@@ -5,11 +5,12 @@
 //! here in order instead of waiting for each other's locks; reads have their own.
 //!
 //! One file per group of tables: `components`, `detections`, `inventory`,
-//! `tokens`.
+//! `quarantine_keys`, `tokens`.
 
 mod components;
 mod detections;
 mod inventory;
+mod quarantine_keys;
 mod row;
 mod tokens;
 
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use palisade_protocol::control::{AgentReport, Detection, Hello, SvmReport};
+use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, SvmReport};
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -214,6 +215,17 @@ impl Store for SqliteStore {
     }
     async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool> {
         components::revoke_agent(self, id, now_ms).await
+    }
+    async fn keep_quarantine_key(
+        &self,
+        id: AgentId,
+        key: &QuarantineKey,
+        now_ms: u64,
+    ) -> Result<()> {
+        quarantine_keys::keep(self, id, key, now_ms).await
+    }
+    async fn quarantine_key(&self, id: AgentId) -> Result<Option<QuarantineKey>> {
+        quarantine_keys::find(self, id).await
     }
     async fn add_detections(
         &self,

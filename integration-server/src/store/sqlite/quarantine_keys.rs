@@ -1,0 +1,49 @@
+//! Table `quarantine_keys`: one key for each agent, none ever overwritten by another's.
+
+use palisade_protocol::control::QuarantineKey;
+use palisade_protocol::ids::AgentId;
+use sqlx::Row as _;
+
+use super::SqliteStore;
+use super::row;
+use crate::store::Result;
+
+pub async fn keep(
+    store: &SqliteStore,
+    agent: AgentId,
+    key: &QuarantineKey,
+    now_ms: u64,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO quarantine_keys (agent_id, key, kept_ms) VALUES ($1, $2, $3) \
+         ON CONFLICT (agent_id) DO UPDATE SET key = excluded.key, kept_ms = excluded.kept_ms",
+    )
+    .bind(agent.to_string())
+    .bind(key.0.to_vec())
+    .bind(row::number(now_ms))
+    .execute(&store.writer)
+    .await
+    .map(drop)
+    .map_err(|error| store.failed("keep a quarantine key", error))
+}
+
+/// The agent's own, or else the newest of an agent of the same tenant on the same
+/// machine.
+pub async fn find(store: &SqliteStore, agent: AgentId) -> Result<Option<QuarantineKey>> {
+    let at = |error| store.failed("find a quarantine key", error);
+    let found = sqlx::query(
+        "SELECT kept.key AS key FROM quarantine_keys AS kept \
+         JOIN agents AS owner ON owner.id = kept.agent_id \
+         JOIN agents AS asking ON asking.id = $1 \
+         WHERE owner.id = asking.id \
+         OR (owner.tenant = asking.tenant AND owner.product_uuid = asking.product_uuid) \
+         ORDER BY owner.id = asking.id DESC, kept.kept_ms DESC LIMIT 1",
+    )
+    .bind(agent.to_string())
+    .fetch_optional(&store.readers)
+    .await
+    .map_err(at)?;
+    let Some(found) = found else { return Ok(None) };
+    let bytes: Vec<u8> = found.try_get("key").map_err(at)?;
+    Ok(bytes.try_into().ok().map(QuarantineKey))
+}

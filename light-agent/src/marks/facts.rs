@@ -1,0 +1,142 @@
+//! What is known of an open file, by its descriptor.
+//!
+//! Owns the questions to the kernel, and which mounts are the agent's own; what follows
+//! is [`policy`](super::policy)'s. Whatever cannot be found out speaks against a mark.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::{AtFlags, IFlags, StatVfsMountFlags, StatxFlags};
+use rustix::io::Errno;
+
+use super::policy::Facts;
+
+/// Largest table of mounts that is read, in bytes: beyond, files there are not marked.
+const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
+/// File systems that cannot be written, however they are mounted: by `statfs`'s type.
+const NEVER_WRITTEN: [u64; 2] = [0xE0F5_E1E2, 0x7371_7368]; // erofs, squashfs
+/// The flag of `FS_IOC_GETFLAGS` that says that fs-verity guards the content.
+const VERITY: u32 = 0x0010_0000;
+
+/// What is known of a file.
+///
+/// # Errors
+/// The kernel's: the file is not marked.
+pub fn of(file: BorrowedFd<'_>, mounts: &mut Mounts) -> Result<Facts, Errno> {
+    let wanted = StatxFlags::UID | StatxFlags::MODE | StatxFlags::MNT_ID;
+    let stat = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, wanted)?;
+    if !StatxFlags::from_bits_retain(stat.stx_mask).contains(wanted) {
+        return Err(Errno::NOSYS);
+    }
+    Ok(Facts {
+        owner: stat.stx_uid,
+        mode: u32::from(stat.stx_mode),
+        acl: has_acl(file),
+        plain_mount: mounts.is_plain(stat.stx_mnt_id),
+        unchangeable: unchangeable(file),
+    })
+}
+
+fn has_acl(file: BorrowedFd<'_>) -> bool {
+    let mut none = [0_u8; 0];
+    let size = rustix::fs::fgetxattr(file, c"system.posix_acl_access", &mut none[..]);
+    !matches!(size, Err(Errno::NODATA | Errno::OPNOTSUPP))
+}
+
+fn unchangeable(file: BorrowedFd<'_>) -> bool {
+    let flags = rustix::fs::ioctl_getflags(file).unwrap_or(IFlags::empty());
+    if flags.contains(IFlags::IMMUTABLE) || flags.bits() & VERITY != 0 {
+        return true;
+    }
+    // A mount that is read-only may be written through another one.
+    let kind = rustix::fs::fstatfs(file).map(|stat| u64::try_from(stat.f_type).unwrap_or(0));
+    kind.is_ok_and(|kind| NEVER_WRITTEN.contains(&kind))
+        && rustix::fs::fstatvfs(file)
+            .is_ok_and(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
+}
+
+/// The mounts of the agent's own namespace that map no ids. Through any other, owner
+/// and permissions may be other ones than those that count elsewhere.
+pub struct Mounts {
+    table: Option<File>,
+    plain: HashSet<u64>,
+}
+
+impl Mounts {
+    /// Reads them for the first time.
+    pub fn new() -> Self {
+        let table = File::open("/proc/self/mountinfo").ok();
+        let mut mounts = Self {
+            table,
+            plain: HashSet::new(),
+        };
+        mounts.read();
+        mounts
+    }
+
+    fn is_plain(&mut self, id: u64) -> bool {
+        let changed = match &self.table {
+            Some(table) => {
+                let mut ready = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
+                // The kernel says so once to each that has it open.
+                poll(&mut ready, PollTimeout::ZERO).map_or(true, |n| n > 0)
+            }
+            None => false,
+        };
+        if changed {
+            self.read();
+        }
+        self.plain.contains(&id)
+    }
+
+    fn read(&mut self) {
+        self.plain.clear();
+        let mut text = String::new();
+        // A table that is cut, or no text, names no mount that would not be there.
+        if let Ok(table) = File::open("/proc/self/mountinfo")
+            && table
+                .take(MAX_TABLE_BYTES)
+                .read_to_string(&mut text)
+                .is_ok()
+        {
+            self.plain = plain(&text);
+        }
+    }
+}
+
+/// The ids of mounts that map no ids, of a table as the kernel writes it.
+fn plain(table: &str) -> HashSet<u64> {
+    let id = |line: &str| {
+        let mut words = line.split(' ');
+        let id = words.next()?.parse().ok()?;
+        let options = words.nth(4)?;
+        let mapped = options.split(',').any(|option| option == "idmapped");
+        (!mapped).then_some(id)
+    };
+    table.lines().filter_map(id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_that_map_ids_are_not_plain() {
+        let table = "22 1 0:21 / /proc rw,nosuid shared:5 - proc proc rw\n\
+                     31 22 8:1 /a\\040b /mnt rw,idmapped,relatime - ext4 /dev/sda1 rw\n\
+                     nonsense\n32 22 8:1 / /idmapped rw - ext4 idmapped rw\n33 1";
+        assert_eq!(plain(table), HashSet::from([22, 32]));
+    }
+
+    #[test]
+    fn a_file_of_this_namespace_is_seen_as_it_is() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let facts = of(file.as_file().as_fd(), &mut Mounts::new()).unwrap();
+        assert_eq!(facts.owner, nix::unistd::getuid().as_raw());
+        assert_eq!(facts.mode & 0o777, 0o600);
+        assert!(facts.plain_mount && !facts.acl && !facts.unchangeable);
+    }
+}

@@ -1,0 +1,175 @@
+//! The supervised agent as a process: started, heard, stopped, killed.
+
+use std::ffi::OsString;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::breaker::Ending;
+use super::fuse;
+use crate::pulse::Sign;
+
+/// How often its end is looked for while it is waited for.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a killed process may take to be gone.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
+
+/// The agent's program and what it is told.
+#[derive(Debug, Clone)]
+pub struct Program {
+    /// The options before the command.
+    pub options: Vec<OsString>,
+}
+
+impl Program {
+    /// Starts an agent; `fallback` is why it must not hold opens, if it must not.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(&self, fallback: Option<&str>) -> io::Result<Agent> {
+        let (socket, theirs) = UnixStream::pair()?;
+        socket.set_nonblocking(true)?;
+        let mut command = Command::new(program()?);
+        command.args(&self.options).args(["run", "--supervised"]);
+        if let Some(why) = fallback {
+            command.arg("--fallback").arg(why);
+        }
+        let child = command
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            // Readiness is the supervisor's to tell, once, and stopping, too.
+            .env_remove("NOTIFY_SOCKET")
+            .spawn()?;
+        Ok(Agent { child, socket })
+    }
+}
+
+/// This program; after an upgrade the one that runs, which has no name any more.
+fn program() -> io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    Ok(if own.exists() {
+        own
+    } else {
+        "/proc/self/exe".into()
+    })
+}
+
+/// What was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beat {
+    /// The last of one or more signs.
+    Sign(Sign),
+    /// Nothing.
+    None,
+    /// It closed its end.
+    Closed,
+}
+
+/// A started agent.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Agent {
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Readable when there is something to hear.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Takes what there is to hear.
+    pub fn beat(&mut self) -> Beat {
+        let mut heard = Beat::None;
+        let mut signs = [0; 64];
+        loop {
+            match self.socket.read(&mut signs) {
+                Ok(0) => {
+                    return if heard == Beat::None {
+                        Beat::Closed
+                    } else {
+                        heard
+                    };
+                }
+                Ok(n) => {
+                    if let Some(sign) = signs[..n].iter().rev().find_map(|byte| Sign::of(*byte)) {
+                        heard = Beat::Sign(sign);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Err(_) => return Beat::Closed,
+            }
+        }
+    }
+
+    /// How it ended, if it did: `None` within is fine.
+    pub fn ended(&mut self) -> Option<Option<Ending>> {
+        match self.child.try_wait() {
+            Ok(Some(status)) => Some(ending(status)),
+            Ok(None) => None,
+            Err(error) => {
+                tracing::error!(%error, "the agent's end cannot be looked for");
+                Some(Some(Ending::Crashed))
+            }
+        }
+    }
+
+    /// Waits for its end, and kills it if it does not come.
+    pub fn end_within(&mut self, within: Duration) -> Option<Ending> {
+        let until = Instant::now() + within;
+        while Instant::now() < until {
+            if let Some(end) = self.ended() {
+                return end;
+            }
+            std::thread::sleep(LOOK);
+        }
+        self.kill();
+        Some(Ending::Stalled)
+    }
+
+    /// Tells it to stop, and kills it if it does not.
+    pub fn stop(&mut self, within: Duration) {
+        if let Ok(pid) = i32::try_from(self.child.id()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        self.end_within(within);
+    }
+
+    /// Kills it: the kernel lets go whoever waits for it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let until = Instant::now() + GONE_WITHIN;
+        while self.ended().is_none() {
+            if Instant::now() >= until {
+                // It waits within the kernel, where no signal reaches it.
+                fuse::abort_stuck(self.child.id());
+                break;
+            }
+            std::thread::sleep(LOOK);
+        }
+        let _ = self.child.wait();
+    }
+}
+
+fn ending(status: ExitStatus) -> Option<Ending> {
+    match (status.success(), status.signal()) {
+        (true, _) => None,
+        (false, Some(signal)) => {
+            tracing::error!(signal, "the agent was ended by a signal");
+            Some(Ending::Crashed)
+        }
+        (false, None) => Some(Ending::Failed),
+    }
+}

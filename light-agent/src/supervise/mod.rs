@@ -1,0 +1,288 @@
+//! `palisade-agent supervise`: a small process of its own that starts the agent,
+//! hears its signs of life, and kills it when it gives none, so that no open waits
+//! for an agent that is stuck.
+//!
+//! ```text
+//!  supervise ── starts, with a socket as its standard input ──► run --supervised
+//!      ▲  ◄──────────────── signs of life (pulse) ──────────────────┤
+//!      │  silence: SIGKILL; the kernel lets the openers go          │
+//!      └── started again; three times in vain: it does not hold opens
+//! ```
+//!
+//! Owns the child and what is done about its end; [`breaker`] decides, and [`record`]
+//! keeps it. Holds no part of fanotify: a copy of a group here would keep openers
+//! waiting after the agent's death. Does not know what the agent does; a sign of life
+//! is the agent's own account ([`pulse`](crate::pulse)).
+//!
+//! **What this cannot promise:** killing a stalled agent lets the opens go that waited
+//! for it, whatever the failure table says.
+
+pub mod breaker;
+mod child;
+mod fuse;
+pub mod record;
+
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use palisade_daemon::lifecycle;
+
+use self::breaker::{Ending, SETTLED};
+pub use self::child::Program;
+use self::child::{Agent, Beat};
+use self::record::{RecordFile, boot, now};
+use crate::pulse::Sign;
+use crate::settings::Folders;
+
+/// How late a sign of life may be.
+const GRACE: Duration = Duration::from_secs(3);
+/// After that, once more: a machine that stood still does not end its agent.
+const SECOND_GRACE: Duration = Duration::from_secs(2);
+/// How long an agent may take to stop when it is told to.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// What came of one agent.
+enum End {
+    /// It ended badly.
+    Bad(Ending),
+    /// It ended without an error.
+    Fine,
+    /// It was stopped, because opens may be held again.
+    Rested,
+    /// The supervisor was told to stop, and it was stopped.
+    Stopped,
+}
+
+/// Runs the agent until the supervisor is told to stop.
+///
+/// # Errors
+/// When no agent can be started at all.
+pub fn run(program: &Program, folders: &Folders) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&folders.state)
+        .with_context(|| format!("the state folder {}", folders.state.display()))?;
+    let signals = Signals::take().context("the supervisor's signals")?;
+    let file = RecordFile::new(&folders.state);
+    let (boot, mut record) = (boot(), file.load());
+    record.begin(&boot, now());
+    loop {
+        if signals.stop_within(record.wait()) {
+            break;
+        }
+        let why = record.why(now());
+        if let Some(why) = &why {
+            tracing::error!("{why}");
+        }
+        record.starts(&boot);
+        file.save(&record);
+        let agent = program
+            .start(why.as_deref())
+            .context("the agent cannot be started")?;
+        tracing::info!(pid = agent.pid(), "the supervised agent was started");
+        let rest = why.and_then(|_| record.resting(now()));
+        let end = Watch {
+            signals: &signals,
+            agent,
+            rest,
+        }
+        .run(|| {
+            record.settled();
+            file.save(&record);
+        });
+        match end {
+            End::Bad(ending) => {
+                tracing::error!("the agent is started again: {}", ending.as_str());
+                record.bad_end(ending, now());
+            }
+            End::Fine | End::Rested | End::Stopped => record.fine(),
+        }
+        file.save(&record);
+        if matches!(end, End::Stopped) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Lets opens be held again from the next start on.
+///
+/// # Errors
+/// When the record cannot be reached.
+pub fn reset(folders: &Folders) -> anyhow::Result<()> {
+    let file = RecordFile::new(&folders.state);
+    let mut record = file.load();
+    record.resting_until = None;
+    record.rests = 0;
+    record.ends.clear();
+    file.save(&record);
+    anyhow::ensure!(
+        file.load() == record,
+        "the record in {} was not changed",
+        folders.state.display()
+    );
+    Ok(())
+}
+
+fn told_by() -> SigSet {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    set
+}
+
+/// Takes back what an agent inherits of its supervisor's signals; before its first
+/// thread.
+///
+/// # Errors
+/// The kernel's.
+pub fn unblock_signals() -> nix::Result<()> {
+    told_by().thread_unblock()
+}
+
+/// The signals that the supervisor is told by.
+struct Signals(SignalFd);
+
+impl Signals {
+    fn take() -> nix::Result<Self> {
+        let set = told_by();
+        set.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self(SignalFd::with_flags(&set, flags)?))
+    }
+
+    /// Whether a stop was asked for; takes what is there.
+    fn stop_asked(&self) -> bool {
+        let mut stop = false;
+        while let Ok(Some(signal)) = self.0.read_signal() {
+            stop |= signal.ssi_signo != Signal::SIGCHLD as u32;
+        }
+        stop
+    }
+
+    /// Waits; says whether a stop was asked for meanwhile.
+    fn stop_within(&self, wait: Duration) -> bool {
+        let until = Instant::now() + wait;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return self.stop_asked();
+            }
+            let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ready, timeout(left)).is_ok_and(|n| n > 0) && self.stop_asked() {
+                return true;
+            }
+        }
+    }
+}
+
+/// One agent, from its start to its end.
+struct Watch<'a> {
+    signals: &'a Signals,
+    agent: Agent,
+    /// How long it does not hold opens, if it does not.
+    rest: Option<Duration>,
+}
+
+impl Watch<'_> {
+    fn run(mut self, mut settled: impl FnMut()) -> End {
+        let started = Instant::now();
+        let mut is_settled = false;
+        // Until the first sign there is nothing that could be silent: the agent may
+        // be waiting for its enrolment.
+        let mut patience: Option<Duration> = None;
+        let mut late = false;
+        loop {
+            let next_look = match is_settled {
+                false => Some(SETTLED.saturating_sub(started.elapsed())),
+                true => self.rest.map(|rest| rest.saturating_sub(started.elapsed())),
+            };
+            let wait = match (patience, next_look) {
+                (Some(patience), Some(look)) => Some(patience.min(look)),
+                (patience, look) => patience.or(look),
+            };
+            let asked_at = Instant::now();
+            let silent = self.wait(wait);
+            if self.signals.stop_asked() {
+                lifecycle::stopping();
+                self.agent.stop(STOP_WITHIN);
+                return End::Stopped;
+            }
+            if let Some(end) = self.agent.ended() {
+                return end.map_or(End::Fine, End::Bad);
+            }
+            let beat = self.agent.beat();
+            match beat {
+                Beat::Sign(sign) => {
+                    if sign == Sign::Ready {
+                        lifecycle::ready();
+                    } else {
+                        patience = Some(sign.next_within() + GRACE);
+                        late = false;
+                    }
+                }
+                // Its end is there, or comes at once.
+                Beat::Closed => {
+                    let end = self.agent.end_within(STOP_WITHIN);
+                    return end.map_or(End::Fine, End::Bad);
+                }
+                Beat::None if silent => {
+                    if let Some(left) = patience {
+                        let waited = asked_at.elapsed();
+                        if waited < left {
+                            patience = Some(left - waited);
+                        } else if late {
+                            tracing::error!(
+                                pid = self.agent.pid(),
+                                "the agent gives no sign of life and is killed: opens that wait for it are let go"
+                            );
+                            self.agent.kill();
+                            return End::Bad(Ending::Stalled);
+                        } else {
+                            // Measured anew: the clock may have stood still with us.
+                            late = true;
+                            patience = Some(SECOND_GRACE);
+                        }
+                    }
+                }
+                Beat::None => {}
+            }
+            if !is_settled && started.elapsed() >= SETTLED {
+                is_settled = true;
+                settled();
+            }
+            if self.rest.is_some_and(|rest| started.elapsed() >= rest) {
+                tracing::info!("opens are held again: the agent is started anew");
+                self.agent.stop(STOP_WITHIN);
+                return End::Rested;
+            }
+        }
+    }
+
+    /// Waits for a signal or a sign of life; says whether neither came.
+    fn wait(&self, wait: Option<Duration>) -> bool {
+        let mut ready = [
+            PollFd::new(self.signals.0.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.agent.socket(), PollFlags::POLLIN),
+        ];
+        match poll(&mut ready, wait.map_or(PollTimeout::NONE, timeout)) {
+            Ok(0) => true,
+            Ok(_) | Err(Errno::EINTR) => false,
+            Err(error) => {
+                tracing::error!(%error, "the supervisor cannot wait");
+                std::thread::sleep(Duration::from_secs(1));
+                false
+            }
+        }
+    }
+}
+
+/// Rounded up, so that a wait that is over has really passed.
+fn timeout(wait: Duration) -> PollTimeout {
+    let ms = wait.as_micros().div_ceil(1000);
+    PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX)
+}
