@@ -157,9 +157,10 @@ impl Readers {
     fn move_all(&self) -> bool {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Every one is looked at, whatever the first says.
-        readers
+        let stuck = readers
             .iter_mut()
-            .fold(true, |all, reader| reader.moves() && all)
+            .filter_map(|reader| (!reader.moves()).then_some(()));
+        stuck.count() == 0
     }
 }
 
