@@ -13,6 +13,7 @@ libvirt-dev|the Integration Server reads the inventory through libvirt
 
 test_packages='
 clamav|clamscan, the peer that scan results are compared with
+tzdata|time zones, whose daylight saving the schedules meet
 clamav-testfiles|44 packed and archived test files
 zip|makes archives with markers in them
 p7zip-full|makes 7z archives with markers in them

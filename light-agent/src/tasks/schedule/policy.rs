@@ -185,7 +185,11 @@ mod tests {
         let times = (0..24 * 7 * 4).map(|hour| start + SignedDuration::from_hours(hour));
         let due = walk(&weekly, Duration::from_secs(6000), &utc, times);
         let dates: Vec<String> = due.iter().map(|(date, _)| date.to_string()).collect();
-        assert_eq!(dates, ["2026-03-08", "2026-03-15", "2026-03-22"], "{due:?}");
+        assert_eq!(
+            dates,
+            ["2026-03-08", "2026-03-15", "2026-03-22", "2026-03-29"],
+            "{due:?}"
+        );
         assert_eq!(
             due[0].1,
             time("2026-03-09T01:00:00Z"),
