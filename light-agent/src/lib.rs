@@ -43,6 +43,7 @@
 
 pub mod accounts;
 pub mod again;
+pub mod bypass;
 pub mod cache;
 pub mod cli;
 pub mod content;
@@ -53,8 +54,10 @@ pub mod decide;
 pub mod enrol;
 pub mod failure;
 pub mod fanotify;
+mod forecast;
 pub mod guard;
 pub mod health;
+mod hedge;
 pub mod index;
 pub mod lease;
 pub mod link;
