@@ -25,7 +25,8 @@ use crate::accounts::Accounts;
 use crate::again::{self, Again};
 use crate::cache::Cache;
 use crate::control::Control;
-use crate::fanotify::group;
+use crate::fanotify::overlay::Seen;
+use crate::fanotify::{group, overlay};
 use crate::health::Health;
 use crate::index::Index;
 use crate::link::Link;
@@ -93,8 +94,18 @@ pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Resul
     } else {
         None
     };
+    let overlays = match probe {
+        Some(_) => overlay::ask(&folders.state),
+        None => Seen::default(),
+    };
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(&settings, folders, how, probe, descriptors));
+    let outcome = runtime.block_on(serve(
+        &settings,
+        folders,
+        how,
+        (probe, overlays),
+        descriptors,
+    ));
     runtime.shutdown_timeout(GRACE);
     outcome
 }
@@ -103,7 +114,7 @@ async fn serve(
     settings: &Settings,
     folders: &Folders,
     how: How,
-    probe: Option<Probe>,
+    (probe, overlays): (Option<Probe>, Seen),
     descriptors: u64,
 ) -> anyhow::Result<()> {
     let listener = status::listen(&folders.run)
@@ -128,6 +139,7 @@ async fn serve(
         probe,
         descriptors,
         supervisor: pulse,
+        overlays,
     };
     let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
     let mut source = parts.status_source(&membership, settings, &protection);
@@ -293,7 +305,7 @@ impl Parts {
                 .iter()
                 .map(|place| show(&place.path))
                 .collect(),
-            gaps: protection.places.gaps.clone(),
+            coverage: protection.coverage.clone(),
             fallback: None,
             marks: protection.marks.clone(),
             supervised: None,

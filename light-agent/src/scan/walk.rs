@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
 use super::places::is_executable_of_process;
+use super::remote::{self, Remote};
 use crate::fanotify::places::is_pseudo;
 
 /// Files among which the order is mixed: enough for many guests to be at different
@@ -251,7 +252,8 @@ impl<S: Sink> Visit<'_, S> {
         if is_executable_of_process(path) {
             return self.give(index, path.clone(), None);
         }
-        let root = match resolve(path) {
+        let remote = Remote::mounted();
+        let root = match resolve(path, &remote) {
             Ok(root) => root,
             Err(error) => {
                 return self.give(index, path.clone(), Some(cannot_be_read(&error)));
@@ -273,9 +275,14 @@ impl<S: Sink> Visit<'_, S> {
             match entry {
                 Ok(entry) if entry.file_type().is_dir() => {
                     let skips = plan.done.has_left(index, entry.path())
-                        || (entry.depth() > 0
-                            && (is_excluded(entry.path()) || enters_pseudo(&entry)));
-                    if skips {
+                        || (entry.depth() > 0 && is_excluded(entry.path()));
+                    // A root was asked already.
+                    if !skips && entry.depth() > 0 && remote.is_at(entry.path()) {
+                        if let Err(error) = remote::ask(entry.path(), remote::PATIENCE) {
+                            entries.skip_current_dir();
+                            self.give(index, entry.into_path(), Some(cannot_be_read(&error)))?;
+                        }
+                    } else if skips || (entry.depth() > 0 && enters_pseudo(&entry)) {
                         entries.skip_current_dir();
                     }
                 }
@@ -321,7 +328,10 @@ fn cannot_be_read(reason: &io::Error) -> String {
 }
 
 /// A given path: a link is followed, as whoever gave it expects.
-fn resolve(path: &Path) -> io::Result<PathBuf> {
+fn resolve(path: &Path, remote: &Remote) -> io::Result<PathBuf> {
+    if remote.holds(path) {
+        remote::ask(path, remote::PATIENCE)?;
+    }
     if fs::symlink_metadata(path)?.is_symlink() {
         fs::canonicalize(path)
     } else {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_daemon::local;
+use palisade_daemon::{local, logging};
 use palisade_protocol::control::Protection;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
@@ -23,6 +23,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::accounts::{Accounts, Snapshot};
 use crate::failure::Table;
+use crate::fanotify::coverage::Coverage;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
 use crate::marks::{self, Marks};
@@ -66,6 +67,10 @@ pub struct ProtectionPart {
     pub reason: Option<String>,
     /// Protected paths.
     pub paths: Vec<String>,
+    /// File systems that are marked.
+    pub file_systems: usize,
+    /// Mount namespaces besides the agent's own that were looked at.
+    pub namespaces: usize,
     /// What was to be protected and is not.
     pub gaps: Vec<Gap>,
 }
@@ -128,6 +133,8 @@ pub struct Status {
     pub failure_table: failures::Answers,
     /// Detections that wait for the Integration Server.
     pub spool: SpoolPart,
+    /// Lines of the log that could not be written.
+    pub log_lines_lost: u64,
 }
 
 /// Makes answers.
@@ -147,10 +154,10 @@ pub struct Source {
     pub table: Table,
     /// What is remembered.
     pub cache: Arc<crate::cache::Cache>,
-    /// Protected paths and gaps.
+    /// Protected paths.
     pub paths: Vec<String>,
-    /// What was to be protected and is not.
-    pub gaps: Vec<Gap>,
+    /// What is marked, and the gaps.
+    pub coverage: Coverage,
     /// Files that the kernel asks no more about.
     pub marks: Marks,
     /// Why opens are not held although the settings say so.
@@ -163,6 +170,7 @@ impl Source {
     /// The status now.
     pub fn status(&self) -> Status {
         let posture = self.health.posture().borrow().clone();
+        let covered = self.coverage.now();
         let (state, reason) = match posture.protection {
             Protection::Blocking => ("blocking", None),
             Protection::Monitoring => ("monitoring", self.fallback.clone()),
@@ -184,7 +192,9 @@ impl Source {
                 state,
                 reason,
                 paths: self.paths.clone(),
-                gaps: self.gaps.clone(),
+                file_systems: covered.file_systems,
+                namespaces: covered.namespaces,
+                gaps: covered.gaps,
             },
             svm: svm_part(&self.link.borrow()),
             server: self.health.server(),
@@ -197,6 +207,7 @@ impl Source {
                 waiting: self.spool.waiting(),
                 dropped: self.spool.dropped(),
             },
+            log_lines_lost: logging::lost(),
         }
     }
 }
