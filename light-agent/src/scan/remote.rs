@@ -36,9 +36,10 @@ impl Remote {
         Self(remote.map(|mount| mount.point).collect())
     }
 
-    /// Whether one is mounted here.
-    pub fn is_at(&self, path: &Path) -> bool {
-        self.0.contains(path)
+    /// Those below a path.
+    pub fn below<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a PathBuf> {
+        let below = move |point: &&PathBuf| *point != path && point.starts_with(path);
+        self.0.iter().filter(below)
     }
 
     /// Whether one is mounted here or above.

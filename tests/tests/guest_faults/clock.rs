@@ -23,8 +23,8 @@ fn library() -> Option<PathBuf> {
 /// What the agent takes for the time.
 fn set_clock(file: &Path, offset: &str) {
     fs::write(file, format!("{offset}\n")).unwrap();
-    // It looks once a second.
-    std::thread::sleep(Duration::from_millis(1500));
+    // It looks once a second, when it looks at all.
+    std::thread::sleep(Duration::from_millis(2500));
 }
 
 /// Seconds by which the agent's clock is off, as a detection of now tells.

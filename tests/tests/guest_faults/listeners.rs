@@ -112,9 +112,9 @@ fn two_listeners_both_answer() {
         return;
     }
     let guest = Guest::start("[on_access]\nignore_marks = 'off'");
+    let theirs = guest.clean("theirs");
     let other = Listener::start(&guest.test.protected, "theirs");
     let files: Vec<PathBuf> = (0..FILES).map(|n| guest.clean(&n.to_string())).collect();
-    let theirs = guest.clean("theirs");
     let (bad, before) = (guest.bad("bad"), guest.settled());
     let answered = other.answered.load(Ordering::Relaxed);
     std::thread::scope(|scope| {

@@ -37,11 +37,13 @@ fn enrolled(guest: &Guest, name: &str) -> (PathBuf, SocketAddr) {
         .local_addr()
         .unwrap();
     let settings = folder.join("scanserver.toml");
+    let program = command::program("palisade-scanserver").unwrap();
     let text = format!(
         "listen = '{address}'\nstate_dir = '{0}/var'\nrun_dir = '{0}/run'\n\
-         [definitions]\nsource = '{1}'\n",
+         helpers_dir = '{2}'\n[definitions]\nsource = '{1}'\n",
         folder.display(),
-        guest.test.definitions().display()
+        guest.test.definitions().display(),
+        program.parent().unwrap().display()
     );
     fs::write(&settings, text).unwrap();
     let token = guest.test.site.join_token("svm").unwrap();
