@@ -2,7 +2,8 @@
 //! other for ever, and both answer.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +14,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{
     EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response,
 };
-use nix::unistd::pipe;
 use palisade_tests::skip;
 
 use super::guest::{Guest, denied, number, open_soon};
@@ -22,7 +22,7 @@ use super::guest::{Guest, denied, number, open_soon};
 /// those of one name.
 struct Listener {
     group: Arc<Fanotify>,
-    stop: Option<OwnedFd>,
+    stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
     answered: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
@@ -44,7 +44,8 @@ impl Listener {
                 Some(folder),
             )
             .unwrap();
-        let (stopped, stop) = pipe().unwrap();
+        // No program that is started meanwhile holds an end of it.
+        let (stopped, stop) = UnixStream::pair().unwrap();
         let (answered, ended) = (
             Arc::new(AtomicU64::new(0)),
             Arc::new(AtomicBool::new(false)),
@@ -80,7 +81,7 @@ impl Drop for Listener {
 }
 
 /// One turn; whether there is another.
-fn listen(group: &Fanotify, stop: &OwnedFd, answered: &AtomicU64, denies: &str) -> bool {
+fn listen(group: &Fanotify, stop: &UnixStream, answered: &AtomicU64, denies: &str) -> bool {
     let mut wait = [
         PollFd::new(group.as_fd(), PollFlags::POLLIN),
         PollFd::new(stop.as_fd(), PollFlags::POLLIN),
