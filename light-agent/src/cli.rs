@@ -1,5 +1,6 @@
 //! The command line: what is said, and which part does it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -7,6 +8,7 @@ use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
 use crate::daemon::How;
+use crate::fanotify::overlay;
 use crate::pulse::Supervisor;
 use crate::scan::what::What;
 use crate::settings::{COMPONENT, Folders, Settings};
@@ -84,6 +86,8 @@ enum Command {
     CheckConfig,
     #[command(name = probe::COMMAND, hide = true)]
     ProbeOpens,
+    #[command(name = overlay::COMMAND, hide = true)]
+    ProbeOverlay { folder: PathBuf },
 }
 
 impl Cli {
@@ -103,6 +107,10 @@ impl Cli {
             probe::serve()?;
             return Ok(exit::FINE);
         }
+        if let Some(Command::ProbeOverlay { folder }) = &self.command {
+            overlay::serve(folder)?;
+            return Ok(exit::FINE);
+        }
         let command = self.command.unwrap_or(Command::Run {
             supervised: false,
             fallback: None,
@@ -111,7 +119,13 @@ impl Cli {
             command,
             Command::Run { .. } | Command::Supervise { reset: false }
         );
-        logging::start(self.common.log_format, if quiet { "error" } else { "info" });
+        // Who answers openers waits for no log.
+        let _ending = if quiet {
+            logging::start(self.common.log_format, "error");
+            None
+        } else {
+            Some(logging::start_unheld(self.common.log_format, "info")?)
+        };
         let file = self.common.settings(COMPONENT);
         let settings = match (Settings::load(&file), &command) {
             (Ok(settings), _) => settings,
@@ -184,7 +198,7 @@ impl Cli {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)
             }
-            Command::ProbeOpens => Ok(exit::FINE),
+            Command::ProbeOpens | Command::ProbeOverlay { .. } => Ok(exit::FINE),
         }
     }
 }

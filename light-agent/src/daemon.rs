@@ -26,7 +26,8 @@ use crate::again::{self, Again};
 use crate::bypass::{BypassFile, Switched, To};
 use crate::cache::Cache;
 use crate::control::Control;
-use crate::fanotify::group;
+use crate::fanotify::overlay::Seen;
+use crate::fanotify::{group, overlay};
 use crate::health::Health;
 use crate::index::Index;
 use crate::link::Link;
@@ -104,11 +105,16 @@ pub fn run(mut settings: Settings, folders: &Folders, mut how: How) -> anyhow::R
     } else {
         None
     };
+    let overlays = match probe {
+        Some(_) => overlay::ask(&folders.state),
+        None => Seen::default(),
+    };
     let runtime = runtime()?;
     let own = Own {
         probe,
         descriptors,
         switched,
+        overlays,
     };
     let outcome = runtime.block_on(serve(&settings, folders, how, own));
     runtime.shutdown_timeout(GRACE);
@@ -120,6 +126,7 @@ struct Own {
     probe: Option<Probe>,
     descriptors: u64,
     switched: Option<Switched>,
+    overlays: Seen,
 }
 
 async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> anyhow::Result<()> {
@@ -150,6 +157,7 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
             .as_ref()
             .filter(|switched| switched.to == To::Off)
             .map(|switched| switched.reason.clone()),
+        overlays: own.overlays,
     };
     let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
     let mut source = parts.status_source(&membership, settings, &protection);
@@ -331,7 +339,7 @@ impl Parts {
                 .iter()
                 .map(|place| show(&place.path))
                 .collect(),
-            gaps: protection.places.gaps.clone(),
+            coverage: protection.coverage.clone(),
             fallback: None,
             marks: protection.marks.clone(),
             supervised: None,

@@ -34,12 +34,20 @@ impl Scope {
     /// Whether a file of this path, as the kernel names it, and of this size in bytes
     /// is protected.
     pub fn covers(&self, path: &[u8], size: u64) -> bool {
-        if self.max_bytes.is_some_and(|max| size > max) {
-            return false;
-        }
         let path = Path::new(OsStr::from_bytes(path));
-        self.paths.iter().any(|root| path.starts_with(root))
-            && !self.exclude.iter().any(|root| path.starts_with(root))
+        self.fits(size)
+            && self.paths.iter().any(|root| path.starts_with(root))
+            && !self.excludes(path)
+    }
+
+    /// Whether this path is excluded.
+    pub fn excludes(&self, path: &Path) -> bool {
+        self.exclude.iter().any(|root| path.starts_with(root))
+    }
+
+    /// Whether a file of this size in bytes is scanned at all.
+    pub fn fits(&self, size: u64) -> bool {
+        self.max_bytes.is_none_or(|max| size <= max)
     }
 }
 
@@ -52,6 +60,8 @@ pub struct Facts<'a> {
     pub own: bool,
     /// Its path, where the kernel gives one.
     pub path: Option<&'a [u8]>,
+    /// Whether it is protected although its name does not say so.
+    pub hidden: bool,
     /// Whether it is a regular file.
     pub regular: bool,
     /// Its size in bytes.
@@ -81,7 +91,8 @@ pub fn decide(
 ) -> Decision {
     let covered = facts
         .path
-        .is_some_and(|path| scope.covers(path, facts.size));
+        .is_some_and(|path| scope.covers(path, facts.size))
+        || (facts.hidden && scope.fits(facts.size));
     if facts.own || !facts.regular || !covered || facts.size == 0 {
         return Decision::Answer(Outcome::Policy);
     }
@@ -162,7 +173,7 @@ mod tests {
     proptest! {
         #[test]
         fn decisions_keep_their_promises(
-            exec: bool, own: bool, regular: bool, few_fds: bool, size in 0_u64..6,
+            exec: bool, own: bool, hidden: bool, regular: bool, few_fds: bool, size in 0_u64..6,
             path in prop::option::of(prop_oneof![
                 Just(&b"/home/f"[..]), Just(&b"/home/cache/f"[..]), Just(&b"/etc/f"[..])
             ]),
@@ -170,11 +181,12 @@ mod tests {
             remembered in prop::option::of(verdicts()),
         ) {
             let access = if exec { Access::Exec } else { Access::Open };
-            let facts = Facts { access, own, path, regular, size, few_fds, max_scan_bytes };
+            let facts = Facts { access, own, path, hidden, regular, size, few_fds, max_scan_bytes };
             let table = Table::default();
             let mut asked = false;
             let decision = decide(&facts, &scope(), &table, || { asked = true; remembered.clone() });
-            let covered = !own && regular && (1..=3).contains(&size) && path == Some(&b"/home/f"[..]);
+            let protected = hidden || path == Some(&b"/home/f"[..]);
+            let covered = !own && regular && (1..=3).contains(&size) && protected;
             prop_assert_eq!(decision == Decision::Answer(Outcome::Policy), !covered);
             if asked {
                 prop_assert!(covered && !few_fds);

@@ -5,7 +5,9 @@
 //! ([`daemon`](crate::daemon)).
 
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use palisade_protocol::bounded::PathBytes;
@@ -16,9 +18,14 @@ use crate::accounts::Accounts;
 use crate::daemon::Parts;
 use crate::deadline::{Chore, Deadlines};
 use crate::decide::Scope;
+use crate::fanotify::coverage::Coverage;
 use crate::fanotify::event::{Desk, Respond};
+use crate::fanotify::follow::Follower;
 use crate::fanotify::group::{Group, Watched};
-use crate::fanotify::places::{self, Place, Places};
+use crate::fanotify::overlay::Seen;
+use crate::fanotify::places::{self, Places};
+use crate::fanotify::plan::Rules;
+use crate::fanotify::programs::Programs;
 use crate::fanotify::reader::{self, Triage};
 use crate::guard::Guard;
 use crate::health::off;
@@ -43,12 +50,16 @@ const WRITES_AT_A_TIME: usize = 2;
 
 /// On-access protection, from its start to its end.
 pub struct OnAccess {
-    /// What is protected, and what is not.
+    /// What is protected at the start, and what is not.
     pub places: Places,
+    /// What is protected now.
+    pub coverage: Coverage,
     /// Files that the kernel asks no more about.
     pub marks: Marks,
     running: Vec<Running>,
     deadlines: Option<Deadlines>,
+    /// Nothing is marked any more once it is set.
+    over: Arc<AtomicBool>,
 }
 
 /// What is there before it starts.
@@ -61,6 +72,8 @@ pub struct Needs {
     pub supervisor: Option<Supervisor>,
     /// Why it is off, if it was switched off.
     pub off: Option<String>,
+    /// Whether marks of an overlay's layers see what is opened through it.
+    pub overlays: Seen,
 }
 
 /// One group with its reader.
@@ -89,6 +102,8 @@ impl OnAccess {
             tracing::warn!(path = %gap.path, reason = %gap.reason, "a path is not protected on access");
         }
         let mut started = Self {
+            coverage: Coverage::new(&places),
+            over: Arc::default(),
             places,
             marks: Marks::none(),
             running: Vec::new(),
@@ -130,6 +145,7 @@ impl OnAccess {
         let test_files = TestFiles::default();
         let test = SelfTest::new(places, test_files.clone(), probe, mode);
         let readers = Readers::default();
+        let overlays = needs.overlays;
         let chore = needs.supervisor.map(|supervisor| {
             let accounts = Arc::clone(&parts.accounts);
             let mut pulse = Pulse::new(supervisor, readers.clone(), accounts);
@@ -146,7 +162,7 @@ impl OnAccess {
             test_files,
             readers,
         };
-        let whole = scope(settings, places, &test);
+        let whole = scope(settings, &self.places, &test);
         let opens = Arc::new(opens);
         let level = match mode {
             Mode::Block => settings.on_access.ignore_marks,
@@ -190,12 +206,33 @@ impl OnAccess {
             tracing::info!(path = %PathBytes::from_path(&place.path), kind = place.kind, "protecting");
         }
         tokio::spawn(test.run(parts.health.clone(), parts.link.clone()));
+        tokio::spawn(self.follower(settings, parts, overlays).run());
         Ok(())
+    }
+
+    fn follower(&self, settings: &Settings, parts: &Parts, overlays: Seen) -> Follower {
+        let groups = self.running.iter();
+        Follower {
+            groups: groups.map(|one| Arc::downgrade(&one.group)).collect(),
+            rules: Rules {
+                paths: chosen(settings, &self.places),
+                below: settings.on_access.new_mounts,
+                exclude: settings.exclude.clone(),
+                overlays,
+            },
+            unusable: self.places.gaps.clone(),
+            elsewhere: settings.on_access.other_namespaces,
+            coverage: self.coverage.clone(),
+            accounts: Arc::clone(&parts.accounts),
+            over: Arc::clone(&self.over),
+        }
     }
 
     /// No new events, then the readers' end, then whatever waits is answered as
     /// its event is dropped with its task.
     fn stop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.coverage.end();
         for running in &self.running {
             running.group.unmark_all();
         }
@@ -225,6 +262,7 @@ struct Kind {
     deadline: Duration,
     at_a_time: usize,
     marks: Marks,
+    programs: Programs,
 }
 
 impl Kind {
@@ -236,6 +274,7 @@ impl Kind {
             deadline: settings.on_access.deadline(),
             at_a_time: settings.scan.concurrency,
             marks,
+            programs: Programs::new(&settings.on_access.exclude_processes),
         }
     }
 
@@ -249,6 +288,8 @@ impl Kind {
             at_a_time: WRITES_AT_A_TIME.min(settings.scan.concurrency),
             // Marks are of the group that holds opens.
             marks: Marks::none(),
+            // Whoever wrote it, somebody else may open it.
+            programs: Programs::default(),
         }
     }
 }
@@ -285,6 +326,7 @@ impl Watching<'_> {
         let triage = Triage {
             desk,
             scope,
+            programs: kind.programs.clone(),
             cache: Arc::clone(&parts.cache),
             marks: kind.marks.clone(),
             deadlines: self.deadlines.clone(),
@@ -329,8 +371,25 @@ impl Watching<'_> {
     }
 }
 
-fn scope(settings: &Settings, places: &[Place], test: &SelfTest) -> Scope {
-    let mut paths: Vec<_> = places.iter().map(|place| place.path.clone()).collect();
+/// The protected paths: without links, and as the settings name those that could not be
+/// used. These are not looked at again: a server may not answer.
+fn chosen(settings: &Settings, places: &Places) -> Vec<PathBuf> {
+    let mut paths: Vec<_> = places
+        .places
+        .iter()
+        .map(|place| place.path.clone())
+        .collect();
+    let unusable = |path: &&PathBuf| {
+        let path = path.display().to_string();
+        places.gaps.iter().any(|gap| gap.path == path)
+    };
+    let named = settings.on_access.paths.iter();
+    paths.extend(named.filter(unusable).cloned());
+    paths
+}
+
+fn scope(settings: &Settings, places: &Places, test: &SelfTest) -> Scope {
+    let mut paths = chosen(settings, places);
     paths.extend(test.paths().iter().cloned());
     Scope {
         paths,

@@ -80,6 +80,15 @@ pub struct OnAccess {
     pub mode: Mode,
     /// Below which paths.
     pub paths: Vec<PathBuf>,
+    /// Whether file systems that are mounted below the paths, now or later, are
+    /// protected, too.
+    pub new_mounts: bool,
+    /// Whether file systems that only other mount namespaces have (containers) are
+    /// protected, wherever they are mounted there.
+    pub other_namespaces: bool,
+    /// Programs whose opens are let through: paths of executables that root owns and
+    /// nobody else may write.
+    pub exclude_processes: Vec<PathBuf>,
     /// Whether files are scanned when they are closed after writing, too, so that
     /// malware is found before anybody opens it. Nobody waits for these scans.
     pub after_writes: bool,
@@ -108,6 +117,9 @@ impl Default for OnAccess {
             enabled: true,
             mode: Mode::default(),
             paths: Vec::new(),
+            new_mounts: true,
+            other_namespaces: true,
+            exclude_processes: Vec::new(),
             after_writes: false,
             max_bytes: None,
             ignore_marks: Level::default(),
@@ -298,6 +310,10 @@ impl Settings {
 
     fn check(&self) -> Result<(), BadValue> {
         absolute("on_access.paths", &self.on_access.paths)?;
+        absolute(
+            "on_access.exclude_processes",
+            &self.on_access.exclude_processes,
+        )?;
         absolute("exclude", &self.exclude)?;
         absolute("private", &self.private)?;
         within(
@@ -407,6 +423,7 @@ mod tests {
         let without_examples = Settings {
             on_access: OnAccess {
                 paths: Vec::new(),
+                exclude_processes: Vec::new(),
                 max_bytes: None,
                 ..set.on_access
             },
@@ -462,6 +479,10 @@ mod tests {
     fn a_bad_value_is_named() {
         for (text, names) in [
             ("[on_access]\npaths = ['home']", "on_access.paths"),
+            (
+                "[on_access]\nexclude_processes = ['rsync']",
+                "on_access.exclude_processes",
+            ),
             ("[on_access]\ndeadline_ms = 1", "on_access.deadline_ms"),
             ("[scan]\nconcurrency = 1000", "scan.concurrency"),
             ("[on_access]\nmax_bytes = 10", "on_access.max_bytes"),

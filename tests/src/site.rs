@@ -370,6 +370,8 @@ impl Site {
         };
         let mut on_access = toml::Table::new();
         on_access.insert("paths".into(), vec![protect.display().to_string()].into());
+        // The Protection Server's workers, on this very machine, live in such.
+        on_access.insert("other_namespaces".into(), false.into());
         let mut settings = toml::Table::new();
         settings.insert("join_token_file".into(), self.token_of("agent").into());
         settings.insert("on_access".into(), on_access.into());

@@ -5,9 +5,12 @@
 //! no mark and are listed as gaps, each with its reason.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{FsType, statfs};
+
+use super::mountinfo::{self, Mount};
 
 /// Types that get permission marks: local, and never waiting for another process.
 const MARKED: &[(i64, &str)] = &[
@@ -85,8 +88,9 @@ pub struct Places {
 pub fn survey(paths: &[PathBuf]) -> Places {
     let mut found = Places::default();
     let mut seen = HashSet::new();
+    let mounts = mounted();
     for path in paths {
-        match place(path) {
+        match place(path, &mounts) {
             Ok(place) if seen.insert(place.path.clone()) => found.places.push(place),
             Ok(_) => {}
             Err(reason) => found.gaps.push(Gap {
@@ -120,7 +124,20 @@ fn keep_overlays_apart(found: &mut Places) {
     }));
 }
 
-fn place(path: &Path) -> Result<Place, String> {
+/// The agent's mounts; none, if they cannot be read.
+fn mounted() -> Vec<Mount> {
+    let table =
+        File::open("/proc/self/mountinfo").and_then(|mut table| mountinfo::read(&mut table));
+    table.map_or_else(|_| Vec::new(), |table| mountinfo::parse_all(&table))
+}
+
+fn place(path: &Path, mounts: &[Mount]) -> Result<Place, String> {
+    // One whose server does not answer must not even be asked what it is.
+    if let Some(mount) = mountinfo::holding(mounts, path)
+        && !(is_local(&mount.kind) || mount.kind == "overlay")
+    {
+        return Err(unprotected(&mount.kind));
+    }
     let path =
         std::fs::canonicalize(path).map_err(|error| format!("it cannot be used: {error}"))?;
     let kind = magic(&path).map_err(|error| format!("its file system is unknown: {error}"))?;
@@ -130,18 +147,25 @@ fn place(path: &Path) -> Result<Place, String> {
             path,
             kind: "overlay",
         }),
-        None => Err(format!(
-            "its file system ({}) is not protected on access, since opens there can block the \
-             whole system; scan it on demand",
-            name(NAMED, kind).map_or_else(|| format!("type {kind:#x}"), str::to_owned)
+        None => Err(unprotected(
+            &name(NAMED, kind).map_or_else(|| format!("type {kind:#x}"), str::to_owned),
         )),
     }
+}
+
+/// Why a type of file system is a gap.
+pub fn unprotected(kind: &str) -> String {
+    format!(
+        "its file system ({kind}) is not protected on access, since opens there can block the \
+         whole system; scan it on demand"
+    )
 }
 
 /// Whether a type of file system, by its name, is local and never waits for another
 /// process.
 pub fn is_local(kind: &str) -> bool {
-    MARKED.iter().any(|(_, marked)| *marked == kind)
+    // The kernel names these two by what they were made as.
+    matches!(kind, "ext2" | "ext3") || MARKED.iter().any(|(_, marked)| *marked == kind)
 }
 
 /// Whether a walk stays out of this folder unless it is named.

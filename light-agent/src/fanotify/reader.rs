@@ -3,11 +3,13 @@
 //! It looks at what the event itself says (process, path by its descriptor,
 //! `fstat`, remembered verdict), answers what is trivial and hands the rest on
 //! through a bounded queue; a full queue is answered by the failure table. It
-//! opens no path, writes no log and waits for nobody.
+//! opens no path but the kernel's tables of mounts, writes no log and waits for nobody.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -18,11 +20,13 @@ use tokio::sync::mpsc;
 
 use super::event::{Desk, Event};
 use super::group::Group;
+use super::names::Names;
+use super::programs::Programs;
 use crate::accounts::Outcome;
 use crate::cache::Cache;
 use crate::deadline::Deadlines;
 use crate::decide::{Decision, Facts, Scope, decide};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Access, Answer, Failure};
 use crate::lease;
 use crate::marks::Marks;
 use crate::stamp::Stamp;
@@ -45,6 +49,8 @@ pub struct Triage {
     pub desk: Arc<Desk>,
     /// Which paths.
     pub scope: Scope,
+    /// Whose opens are let through.
+    pub programs: Programs,
     /// What is remembered.
     pub cache: Arc<Cache>,
     /// Has the kernel ask no more about some clean files.
@@ -69,6 +75,7 @@ pub struct Triage {
 /// What the kernel said, when the group is of no more use.
 pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()> {
     let own = std::process::id();
+    let mut names = Names::new(&triage.scope.paths);
     loop {
         triage.turns.fetch_add(1, Ordering::Relaxed);
         let mut wait = [
@@ -87,7 +94,7 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
             Ok(events) => {
                 for event in events {
                     if let Some(event) = Event::take(event, &triage.desk) {
-                        triage.sort(event, own);
+                        triage.sort(event, own, &mut names);
                     }
                 }
             }
@@ -113,7 +120,7 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
 }
 
 impl Triage {
-    fn sort(&self, event: Event, own: u32) {
+    fn sort(&self, event: Event, own: u32, names: &mut Names) {
         if event.pid == own {
             event.answer(Outcome::Policy);
             return;
@@ -127,6 +134,7 @@ impl Triage {
             access: event.access,
             own: false,
             path: path.as_deref(),
+            hidden: self.hides(&event, &stamp, path.as_deref(), names),
             regular: stamp.regular,
             size: stamp.size,
             few_fds: event.as_fd().as_raw_fd() >= self.fd_reserve_from,
@@ -135,6 +143,15 @@ impl Triage {
                 max => Some(max),
             },
         };
+        let protected = facts.hidden
+            || path
+                .as_deref()
+                .is_some_and(|path| self.scope.covers(path, stamp.size));
+        // What it executes is another program.
+        if protected && event.access == Access::Open && self.programs.are_run_by(event.pid) {
+            event.answer(Outcome::Policy);
+            return;
+        }
         let mut no_writer = false;
         let decision = decide(&facts, &self.scope, &self.desk.table, || {
             // The stamp is taken again after the lease: a writer that came and
@@ -169,6 +186,20 @@ impl Triage {
                 }
             }
         }
+    }
+}
+
+impl Triage {
+    /// Whether it is a protected file whose name does not say so.
+    fn hides(&self, event: &Event, stamp: &Stamp, path: Option<&[u8]>, names: &mut Names) -> bool {
+        let scope = &self.scope;
+        let matters = stamp.regular
+            && stamp.size > 0
+            && scope.fits(stamp.size)
+            && !path.is_some_and(|path| scope.covers(path, stamp.size));
+        let excluded =
+            || path.is_some_and(|path| scope.excludes(Path::new(OsStr::from_bytes(path))));
+        matters && names.hide(event.as_fd(), event.pid, path, excluded())
     }
 }
 

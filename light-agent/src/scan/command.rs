@@ -22,6 +22,7 @@ use palisade_protocol::scan::ScanClass;
 use tokio::sync::watch;
 
 use super::progress::{Pace, spoken};
+use super::remote::{self, Remote};
 use super::report::Report;
 use super::walk::{self, Found, Plan};
 use super::what::{Kind, What};
@@ -145,9 +146,15 @@ fn plan(what: &What, exclude: &[PathBuf]) -> anyhow::Result<(Plan, Vec<PathBuf>)
         return Ok((cover.plan(exclude), Vec::new()));
     }
     let roots = what.paths()?;
+    let remote = Remote::mounted();
+    // What does not answer is not missing, and the walk says so.
     let is_missing = |path: &&PathBuf| {
-        std::fs::symlink_metadata(path)
-            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+        let there = if remote.holds(path) {
+            remote::ask(path, remote::PATIENCE)
+        } else {
+            std::fs::symlink_metadata(path).map(drop)
+        };
+        there.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
     };
     let missing = roots.iter().filter(is_missing).cloned().collect();
     let plan = Plan {

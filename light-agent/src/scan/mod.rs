@@ -9,6 +9,7 @@
 //! | --- | --- |
 //! | [`what`], [`places`], [`mounts`] | what a quick and a full scan cover |
 //! | [`walk`] | which files are scanned, and how they are opened |
+//! | [`remote`] | file systems whose server may never answer |
 //! | [`hands`] | the threads that do that, and their priority |
 //! | [`progress`] | the rate and the time left |
 //! | [`report`] | the counts and findings, as JSON and for people |
@@ -26,6 +27,7 @@ pub mod hands;
 pub mod mounts;
 pub mod places;
 pub mod progress;
+pub mod remote;
 pub mod report;
 pub mod walk;
 pub mod what;

@@ -4,14 +4,13 @@
 //! is: one whose server is gone would never answer.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
+use crate::fanotify::mountinfo::{Mount, parse, unescaped};
 use crate::fanotify::places::is_local;
 
 /// Types without files of their own; nobody misses them in a scan.
-const PSEUDO: &[&str] = &[
+pub const PSEUDO: &[&str] = &[
     "autofs",
     "binfmt_misc",
     "bpf",
@@ -44,16 +43,6 @@ pub struct Mounted {
     pub points: Vec<PathBuf>,
     /// What is not local, with its type.
     pub left_out: Vec<(PathBuf, String)>,
-}
-
-/// One line.
-#[derive(Debug, Clone)]
-struct Mount {
-    device: String,
-    root: PathBuf,
-    point: PathBuf,
-    kind: String,
-    options: String,
 }
 
 /// Sorts out a `mountinfo`. `exists` says whether a path can be reached from here: an
@@ -103,23 +92,7 @@ pub fn sort_out(mountinfo: &str, exists: impl Fn(&Path) -> bool) -> Mounted {
 }
 
 fn is_scanned(mount: &Mount) -> bool {
-    matches!(mount.kind.as_str(), "overlay" | "ext2" | "ext3") || is_local(&mount.kind)
-}
-
-/// `36 35 98:0 /root /point rw shared:1 - ext4 /dev/x rw,upperdir=…`
-fn parse(line: &str) -> Option<Mount> {
-    let (mounted, described) = line.split_once(" - ")?;
-    let mut fields = mounted.split(' ').skip(2);
-    let (device, root, point) = (fields.next()?, fields.next()?, fields.next()?);
-    let mut fields = described.split(' ');
-    let (kind, _source, options) = (fields.next()?, fields.next()?, fields.next()?);
-    Some(Mount {
-        device: device.to_owned(),
-        root: unescaped(root),
-        point: unescaped(point),
-        kind: kind.to_owned(),
-        options: options.to_owned(),
-    })
+    mount.kind == "overlay" || is_local(&mount.kind)
 }
 
 fn upper(options: &str) -> Option<PathBuf> {
@@ -127,31 +100,6 @@ fn upper(options: &str) -> Option<PathBuf> {
         .split(',')
         .find_map(|option| option.strip_prefix("upperdir="))?;
     Some(unescaped(upper))
-}
-
-/// The kernel writes space, tab, newline and backslash as `\040` and so on.
-fn unescaped(text: &str) -> PathBuf {
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut index = 0;
-    while index < bytes.len() {
-        let code = bytes
-            .get(index + 1..index + 4)
-            .filter(|_| bytes[index] == b'\\')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(byte) => {
-                out.push(byte);
-                index += 4;
-            }
-            None => {
-                out.push(bytes[index]);
-                index += 1;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(out))
 }
 
 #[cfg(test)]

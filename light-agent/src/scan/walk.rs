@@ -14,7 +14,7 @@
 //! added or removed meanwhile.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
 use super::places::is_executable_of_process;
+use super::remote::{self, Remote};
 use crate::fanotify::places::is_pseudo;
 
 /// Files among which the order is mixed: enough for many guests to be at different
@@ -236,6 +237,20 @@ struct Visit<'a, S> {
     sink: &'a mut S,
 }
 
+/// What a walk below one root keeps to.
+struct Way<'a> {
+    index: usize,
+    exclude: Vec<&'a PathBuf>,
+    /// Where servers may never answer, and what is said of those that did not.
+    fences: BTreeMap<PathBuf, Option<String>>,
+}
+
+impl Way<'_> {
+    fn excludes(&self, path: &Path) -> bool {
+        self.exclude.iter().any(|one| path == one.as_path())
+    }
+}
+
 impl<S: Sink> Visit<'_, S> {
     fn root(&mut self, index: usize) -> Option<()> {
         let plan = self.plan;
@@ -251,7 +266,8 @@ impl<S: Sink> Visit<'_, S> {
         if is_executable_of_process(path) {
             return self.give(index, path.clone(), None);
         }
-        let root = match resolve(path) {
+        let remote = Remote::mounted();
+        let root = match resolve(path, &remote) {
             Ok(root) => root,
             Err(error) => {
                 return self.give(index, path.clone(), Some(cannot_be_read(&error)));
@@ -263,8 +279,66 @@ impl<S: Sink> Visit<'_, S> {
             .iter()
             .filter(|entry| !root.starts_with(entry))
             .collect();
-        let is_excluded = |path: &Path| exclude.iter().any(|one| path == one.as_path());
-        let mut walk = WalkDir::new(&root).follow_links(false);
+        let below = remote.below(&root);
+        let fences = below.filter_map(|point| {
+            let excluded = exclude.iter().any(|one| point.starts_with(one));
+            let problem = match excluded {
+                true => None,
+                false => Some(cannot_be_read(&remote::ask(point, remote::PATIENCE).err()?)),
+            };
+            Some((point.clone(), problem))
+        });
+        let way = Way {
+            index,
+            fences: fences.collect(),
+            exclude,
+        };
+        self.folder(&way, &root, false)
+    }
+
+    /// `inner` says that it is not the root itself.
+    fn folder(&mut self, way: &Way<'_>, at: &Path, inner: bool) -> Option<()> {
+        if let Some(problem) = way.fences.get(at) {
+            return match problem {
+                Some(problem) => self.give(way.index, at.to_owned(), Some(problem.clone())),
+                None => Some(()),
+            };
+        }
+        if !way.fences.keys().any(|fence| fence.starts_with(at)) {
+            return self.tree(way, at, inner);
+        }
+        // Some way below is a fence. What walks a tree opens a folder before it can be
+        // told to skip it.
+        if inner && (way.excludes(at) || self.plan.done.has_left(way.index, at)) {
+            return Some(());
+        }
+        let entries = match fs::read_dir(at).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+            Ok(mut entries) => {
+                entries.sort_by_key(fs::DirEntry::file_name);
+                entries
+            }
+            Err(error) => {
+                let problem = Some(cannot_be_read(&error));
+                return self.give(way.index, at.to_owned(), problem);
+            }
+        };
+        for entry in entries {
+            let path = entry.path();
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => self.folder(way, &path, true)?,
+                Ok(kind) if kind.is_file() && !way.excludes(&path) => {
+                    self.give(way.index, path, None)?;
+                }
+                Ok(_) => {}
+                Err(error) => self.give(way.index, path, Some(cannot_be_read(&error)))?,
+            }
+        }
+        Some(())
+    }
+
+    fn tree(&mut self, way: &Way<'_>, at: &Path, inner: bool) -> Option<()> {
+        let (plan, index) = (self.plan, way.index);
+        let mut walk = WalkDir::new(at).follow_links(false);
         if plan.ordered {
             walk = walk.sort_by_file_name();
         }
@@ -273,14 +347,14 @@ impl<S: Sink> Visit<'_, S> {
             match entry {
                 Ok(entry) if entry.file_type().is_dir() => {
                     let skips = plan.done.has_left(index, entry.path())
-                        || (entry.depth() > 0
-                            && (is_excluded(entry.path()) || enters_pseudo(&entry)));
+                        || ((inner || entry.depth() > 0)
+                            && (way.excludes(entry.path()) || enters_pseudo(&entry)));
                     if skips {
                         entries.skip_current_dir();
                     }
                 }
                 Ok(entry) if entry.file_type().is_file() => {
-                    if !is_excluded(entry.path()) {
+                    if !way.excludes(entry.path()) {
                         self.give(index, entry.into_path(), None)?;
                     }
                 }
@@ -290,7 +364,7 @@ impl<S: Sink> Visit<'_, S> {
                         Some(error) => cannot_be_read(error),
                         None => error.to_string(),
                     };
-                    let path = error.path().unwrap_or(&root).to_owned();
+                    let path = error.path().unwrap_or(at).to_owned();
                     self.give(index, path, Some(problem))?;
                 }
             }
@@ -321,7 +395,10 @@ fn cannot_be_read(reason: &io::Error) -> String {
 }
 
 /// A given path: a link is followed, as whoever gave it expects.
-fn resolve(path: &Path) -> io::Result<PathBuf> {
+fn resolve(path: &Path, remote: &Remote) -> io::Result<PathBuf> {
+    if remote.holds(path) {
+        remote::ask(path, remote::PATIENCE)?;
+    }
     if fs::symlink_metadata(path)?.is_symlink() {
         fs::canonicalize(path)
     } else {

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use palisade_daemon::local;
+use palisade_daemon::{local, logging};
 use palisade_protocol::control::Protection;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
@@ -24,6 +24,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::accounts::{Accounts, Snapshot};
 use crate::failure::Table;
+use crate::fanotify::coverage::Coverage;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
 use crate::marks::{self, Marks};
@@ -68,6 +69,10 @@ pub struct ProtectionPart {
     pub reason: Option<String>,
     /// Protected paths.
     pub paths: Vec<String>,
+    /// File systems that are marked.
+    pub file_systems: usize,
+    /// Mount namespaces besides the agent's own that were looked at.
+    pub namespaces: usize,
     /// What was to be protected and is not.
     pub gaps: Vec<Gap>,
 }
@@ -132,6 +137,8 @@ pub struct Status {
     pub failure_table: failures::Answers,
     /// Detections that wait for the Integration Server.
     pub spool: SpoolPart,
+    /// Lines of the log that could not be written.
+    pub log_lines_lost: u64,
 }
 
 /// Makes answers.
@@ -153,10 +160,10 @@ pub struct Source {
     pub table: Table,
     /// What is remembered.
     pub cache: Arc<crate::cache::Cache>,
-    /// Protected paths and gaps.
+    /// Protected paths.
     pub paths: Vec<String>,
-    /// What was to be protected and is not.
-    pub gaps: Vec<Gap>,
+    /// What is marked, and the gaps.
+    pub coverage: Coverage,
     /// Files that the kernel asks no more about.
     pub marks: Marks,
     /// Why opens are not held although the settings say so.
@@ -169,6 +176,7 @@ impl Source {
     /// The status now.
     pub fn status(&self) -> Status {
         let posture = self.health.posture().borrow().clone();
+        let covered = self.coverage.now();
         let (state, reason) = match posture.protection {
             Protection::Blocking => ("blocking", None),
             Protection::Monitoring => ("monitoring", self.fallback.clone()),
@@ -190,7 +198,9 @@ impl Source {
                 state,
                 reason,
                 paths: self.paths.clone(),
-                gaps: self.gaps.clone(),
+                file_systems: covered.file_systems,
+                namespaces: covered.namespaces,
+                gaps: covered.gaps,
             },
             svm: svm_part(&self.link.borrow()),
             selection: self.explanation.borrow().shown(Instant::now()),
@@ -204,6 +214,7 @@ impl Source {
                 waiting: self.spool.waiting(),
                 dropped: self.spool.dropped(),
             },
+            log_lines_lost: logging::lost(),
         }
     }
 }

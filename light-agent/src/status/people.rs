@@ -16,6 +16,10 @@ struct Shown {
     selection: serde_json::Value,
     server: serde_json::Value,
     events: serde_json::Value,
+    #[serde(default)]
+    spool: serde_json::Value,
+    #[serde(default)]
+    log_lines_lost: serde_json::Value,
 }
 
 /// The status for people.
@@ -91,6 +95,18 @@ impl fmt::Display for ForPeople<'_> {
             "kernel_refused",
         ] {
             write!(f, " {key} {}", shown.events[key])?;
+        }
+        let lost = (
+            shown.spool["dropped"].as_u64().unwrap_or(0),
+            shown.log_lines_lost.as_u64().unwrap_or(0),
+        );
+        if lost != (0, 0) {
+            let (detections, lines) = lost;
+            write!(
+                f,
+                "\nlost        {detections} detections were lost and {lines} lines of the log: \
+                 see whether their disks are full"
+            )?;
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ impl World {
         let tmpfs = Tmpfs::new();
         fs::create_dir(tmpfs.path().join("protected")).unwrap();
         let settings = format!(
-            "{settings}\n[on_access]\npaths = ['{}/protected']\n{}\n[[svm]]\naddress = '{}'\n",
+            "{settings}\n[on_access]\nother_namespaces = false\npaths = ['{}/protected']\n{}\n[[svm]]\naddress = '{}'\n",
             tmpfs.path().display(),
             on_access(settings),
             svm.address

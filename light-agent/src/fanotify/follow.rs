@@ -1,0 +1,390 @@
+//! Marks what is mounted after the start, in the agent's namespace and in others.
+//!
+//! ```text
+//!  /proc/self/mountinfo changes ──────────────► own mounts ─┐
+//!  every 5 s, while opens are seen ─► /proc/*/ns/mnt ─► other namespaces ─┴─► plan ─► marked
+//!                                                                                     or a gap
+//! ```
+//!
+//! Runs within the runtime and has no thread of its own; what could wait for a disk is
+//! done on one of those for reading files. A mount of another namespace may be of anyone's
+//! making: nothing is opened there that is not in the kernel's memory already, and a mount
+//! is marked only if the kernel still calls it local while it is held open. Each pass
+//! marks everything again, since the number of a file system that is gone soon belongs to
+//! another one; a mark that is there already costs nothing.
+//!
+//! Owns when it is looked, and the way to a mount; which ones is [`plan`](super::plan)'s.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::MissedTickBehavior;
+
+use super::coverage::{Coverage, Covered};
+use super::group::Group;
+use super::namespaces::{self, MOST_NAMESPACES};
+use super::places::{Gap, is_local};
+use super::plan::{self, Rules, Wanted};
+use crate::accounts::Accounts;
+
+/// File systems that are marked, at the most.
+pub const MOST_FILE_SYSTEMS: usize = 1024;
+/// Between looks at other namespaces.
+const NAMESPACES_EVERY: Duration = Duration::from_secs(5);
+/// Between passes, however often something is mounted.
+const REST: Duration = Duration::from_millis(100);
+/// Tries to reach what is in memory, before it is a gap: a rename elsewhere can disturb one.
+const TRIES: usize = 4;
+
+/// What it works with.
+pub struct Follower {
+    /// Whose marks; they close with their readers, whoever else is there.
+    pub groups: Vec<Weak<Group>>,
+    /// What is chosen.
+    pub rules: Rules,
+    /// Configured paths that could not be used at the start.
+    pub unusable: Vec<Gap>,
+    /// Whether other namespaces are looked at.
+    pub elsewhere: bool,
+    /// What it says.
+    pub coverage: Coverage,
+    /// Whether opens are seen.
+    pub accounts: Arc<Accounts>,
+    /// Set when protection ends.
+    pub over: Arc<AtomicBool>,
+}
+
+/// What was found in other namespaces.
+#[derive(Debug, Clone, Default)]
+struct Elsewhere {
+    devices: HashSet<String>,
+    namespaces: usize,
+    gaps: Vec<Gap>,
+}
+
+/// Between passes.
+#[derive(Debug, Default)]
+struct Before {
+    own: HashSet<String>,
+    elsewhere: Elsewhere,
+}
+
+impl Follower {
+    /// Follows for as long as the runtime lives.
+    pub async fn run(self) {
+        let (this, before) = (Arc::new(self), Arc::new(Mutex::new(Before::default())));
+        let pass = |namespaces| {
+            let (this, before) = (Arc::clone(&this), Arc::clone(&before));
+            async move {
+                let pass = move || {
+                    let mut before = before.lock().unwrap_or_else(PoisonError::into_inner);
+                    this.pass(&mut before, namespaces);
+                };
+                let _ = tokio::task::spawn_blocking(pass).await;
+            }
+        };
+        // Opened before the first pass: what comes meanwhile makes it ready. What a File
+        // says is its descriptor stays so, which is all that the newer way asks for.
+        #[allow(deprecated, reason = "the newer way is unsafe code")]
+        let table = File::open("/proc/self/mountinfo")
+            .and_then(|table| AsyncFd::with_interest(table, Interest::PRIORITY));
+        pass(this.elsewhere).await;
+        if !(this.rules.below || this.elsewhere) {
+            return;
+        }
+        let table = match table {
+            Ok(table) => table,
+            Err(error) => {
+                tracing::error!(%error, "what is mounted later cannot be noticed; restart the agent then");
+                return;
+            }
+        };
+        let mut seen = this.accounts.total_seen();
+        let mut every = tokio::time::interval(NAMESPACES_EVERY);
+        every.reset();
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let namespaces = tokio::select! {
+                ready = table.ready(Interest::PRIORITY) => {
+                    let Ok(mut ready) = ready else { return };
+                    ready.clear_ready();
+                    false
+                }
+                _ = every.tick() => {
+                    // Whatever begins or mounts something opens a program.
+                    let now = this.accounts.total_seen();
+                    if !this.elsewhere || std::mem::replace(&mut seen, now) == now {
+                        continue;
+                    }
+                    true
+                }
+            };
+            if this.over.load(Relaxed) {
+                return;
+            }
+            pass(namespaces).await;
+            tokio::time::sleep(REST).await;
+        }
+    }
+
+    fn pass(&self, before: &mut Before, namespaces: bool) {
+        let groups: Vec<Arc<Group>> = self.groups.iter().filter_map(Weak::upgrade).collect();
+        let Some(own) = namespaces::mounts(std::process::id()) else {
+            tracing::error!("the table of mounts cannot be read; what is mounted is not followed");
+            return;
+        };
+        let mut marks = Marks {
+            groups: &groups,
+            over: &self.over,
+            devices: HashSet::new(),
+            gaps: Vec::new(),
+        };
+        let plan = plan::own(&own.mounts, &self.rules);
+        marks.gaps.extend(plan.gaps);
+        let reached = marks.own(&plan.wanted);
+        let unusable = self.unusable.iter().filter(|gap| {
+            let path = Path::new(&gap.path);
+            !reached.iter().any(|at| at.starts_with(path))
+        });
+        marks.gaps.extend(unusable.cloned());
+        for one in plan.wanted.iter().filter(|one| {
+            marks.devices.contains(&one.device) && before.own.insert(one.device.clone())
+        }) {
+            tracing::info!(path = %one.at.display(), "its file system is protected");
+        }
+        before.own.retain(|device| marks.devices.contains(device));
+        if namespaces {
+            let devices: HashSet<String> =
+                own.mounts.into_iter().map(|mount| mount.device).collect();
+            before.elsewhere = marks.elsewhere(&devices, &self.rules);
+        }
+        let elsewhere = &before.elsewhere;
+        marks.gaps.extend_from_slice(&elsewhere.gaps);
+        marks.devices.extend(elsewhere.devices.iter().cloned());
+        let covered = Covered {
+            file_systems: marks.devices.len(),
+            namespaces: elsewhere.namespaces,
+            gaps: marks.gaps,
+        };
+        for gap in self.coverage.set(covered) {
+            tracing::warn!(path = %gap.path, reason = %gap.reason, "not protected on access");
+        }
+    }
+}
+
+/// The marks of one pass.
+struct Marks<'a> {
+    groups: &'a [Arc<Group>],
+    over: &'a AtomicBool,
+    devices: HashSet<String>,
+    gaps: Vec<Gap>,
+}
+
+impl Marks<'_> {
+    /// Gives what was reached.
+    fn own(&mut self, wanted: &[Wanted]) -> Vec<PathBuf> {
+        let mut reached = Vec::new();
+        let mut hidden = Vec::new();
+        for one in wanted {
+            match open(CWD, &one.at, one.id, true) {
+                Ok(file) => {
+                    if self.mark(one, file.as_fd()) {
+                        reached.push(one.at.clone());
+                    }
+                }
+                // It is not there yet, or no more.
+                Err(Errno::NOENT) => {}
+                Err(error) => hidden.push((one, error)),
+            }
+        }
+        for (one, error) in hidden {
+            // Another way to it may have been open.
+            if !self.devices.contains(&one.device) {
+                self.gap(&one.at.display().to_string(), &unreachable(error));
+            }
+        }
+        reached
+    }
+
+    fn elsewhere(&mut self, own: &HashSet<String>, rules: &Rules) -> Elsewhere {
+        let found = namespaces::walk(Path::new("/proc"));
+        let mut left: BTreeMap<String, usize> = BTreeMap::new();
+        let (before, gaps) = (self.devices.clone(), std::mem::take(&mut self.gaps));
+        let mut namespaces = 0;
+        for pid in found.pids {
+            if self.over.load(Relaxed) {
+                break;
+            }
+            let Some(namespace) = namespaces::mounts(pid) else {
+                continue;
+            };
+            namespaces += 1;
+            let plan = plan::foreign(&namespace.mounts, own, rules.overlays);
+            for (kind, count) in plan.foreign_gaps {
+                *left.entry(kind).or_default() += count;
+            }
+            self.foreign(pid, &plan.wanted);
+        }
+        let elsewhere = "other mount namespaces";
+        for (kind, count) in left {
+            self.gap(
+                elsewhere,
+                &format!("{count} mounts of type {kind} are not protected on access"),
+            );
+        }
+        if found.cut {
+            self.gap(
+                elsewhere,
+                &format!("only {MOST_NAMESPACES} of them are looked at"),
+            );
+        }
+        Elsewhere {
+            devices: self.devices.difference(&before).cloned().collect(),
+            namespaces,
+            gaps: std::mem::replace(&mut self.gaps, gaps),
+        }
+    }
+
+    /// Marks mounts of a process's namespace.
+    fn foreign(&mut self, pid: u32, wanted: &[Wanted]) {
+        let mut devices = HashSet::new();
+        let new = wanted.iter().filter(|one| {
+            !self.devices.contains(&one.device) && devices.insert(one.device.clone())
+        });
+        let new: Vec<&Wanted> = new.collect();
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        if new.is_empty() {
+            return;
+        }
+        let Ok(root) = openat2(CWD, &root, flags, Mode::empty(), ResolveFlags::empty()) else {
+            return; // it is gone
+        };
+        let opened = new.into_iter().map(|one| {
+            let below = one.at.strip_prefix("/").unwrap_or(&one.at);
+            let below = if below.as_os_str().is_empty() {
+                Path::new(".")
+            } else {
+                below
+            };
+            (one, open(root.as_fd(), below, one.id, false))
+        });
+        let opened: Vec<_> = opened.collect();
+        // While a mount is open its id is no other one's: what it is now it stays.
+        let Some(now) = namespaces::mounts(pid) else {
+            return;
+        };
+        for (one, file) in opened {
+            let is_there = now.mounts.iter().any(|mount| {
+                mount.id == one.id && mount.device == one.device && is_local(&mount.kind)
+            });
+            match file {
+                Ok(file) if is_there => {
+                    self.mark(one, file.as_fd());
+                }
+                Err(error) if is_there => {
+                    let path = format!("{} of process {pid}", one.at.display());
+                    self.gap(&path, &unreachable(error));
+                }
+                _ => {} // no more
+            }
+        }
+    }
+
+    fn mark(&mut self, one: &Wanted, file: std::os::fd::BorrowedFd<'_>) -> bool {
+        if self.over.load(Relaxed) {
+            return false;
+        }
+        if self.devices.len() == MOST_FILE_SYSTEMS && !self.devices.contains(&one.device) {
+            self.gap(
+                &one.at.display().to_string(),
+                &format!("{MOST_FILE_SYSTEMS} file systems are marked already"),
+            );
+            return false;
+        }
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        for group in self.groups {
+            if let Err(error) = group.mark(Path::new(&path)) {
+                self.gap(
+                    &one.at.display().to_string(),
+                    &format!("its file system cannot be marked: {error}"),
+                );
+                return false;
+            }
+        }
+        self.devices.insert(one.device.clone());
+        true
+    }
+
+    fn gap(&mut self, path: &str, reason: &str) {
+        self.gaps.push(Gap {
+            path: path.to_owned(),
+            reason: reason.to_owned(),
+        });
+    }
+}
+
+fn unreachable(error: Errno) -> String {
+    match error {
+        Errno::XDEV => "another mount hides it".to_owned(),
+        Errno::LOOP => "it is reached by a symbolic link; name the real path".to_owned(),
+        error => format!("it cannot be reached: {error}"),
+    }
+}
+
+/// Opens a place on the mount of this id, following no link. `may_wait` says that the
+/// way there leads over local file systems; without, nothing is asked that the kernel
+/// does not have in memory.
+fn open(folder: impl AsFd, path: &Path, id: u64, may_wait: bool) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let links = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let open = |resolve| openat2(&folder, path, flags, Mode::empty(), resolve);
+    let mut opened = Err(Errno::AGAIN);
+    for _ in 0..TRIES {
+        opened = open(links | ResolveFlags::CACHED);
+        if opened.as_ref().err() != Some(&Errno::AGAIN) {
+            break;
+        }
+    }
+    // Before Linux 5.12 the kernel does not know `CACHED`.
+    if may_wait && matches!(opened, Err(Errno::AGAIN | Errno::INVAL)) {
+        opened = open(links);
+    }
+    let file = opened?;
+    let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = statx(&file, c"", asked, StatxFlags::MNT_ID)?;
+    if stat.stx_mnt_id == id {
+        Ok(file)
+    } else {
+        Err(Errno::XDEV)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mountinfo::{holding, parse_all};
+    use super::*;
+
+    #[test]
+    fn a_place_is_opened_on_its_own_mount_alone() {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = parse_all(&table);
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let id = holding(&mounts, &folder).unwrap().id;
+        assert!(open(CWD, &folder, id, true).is_ok());
+        assert_eq!(open(CWD, &folder, id + 1, true).err(), Some(Errno::XDEV));
+        std::os::unix::fs::symlink(&folder, folder.join("link")).unwrap();
+        let link = open(CWD, &folder.join("link"), id, true);
+        assert_eq!(link.err(), Some(Errno::LOOP));
+    }
+}

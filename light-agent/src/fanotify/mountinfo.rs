@@ -1,0 +1,138 @@
+//! The kernel's tables of mounts (`/proc/PID/mountinfo`): read with a bound, parsed; pure
+//! but for the reading.
+//!
+//! Nothing here asks a file system anything: one whose server is gone would never answer.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _, Seek as _};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+/// Largest table that is read, in bytes.
+pub const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Its id, which another mount gets once this one is gone.
+    pub id: u64,
+    /// The id of the mount that it is mounted on.
+    pub parent: u64,
+    /// The file system, as `MAJOR:MINOR`.
+    pub device: String,
+    /// Which part of the file system it shows.
+    pub root: PathBuf,
+    /// Where, below the root of whoever's table this is.
+    pub point: PathBuf,
+    /// The file system's type.
+    pub kind: String,
+    /// The file system's options.
+    pub options: String,
+}
+
+/// `36 35 98:0 /root /point rw shared:1 - ext4 /dev/x rw,upperdir=…`
+pub fn parse(line: &str) -> Option<Mount> {
+    let (mounted, described) = line.split_once(" - ")?;
+    let mut fields = mounted.split(' ');
+    let (id, parent) = (fields.next()?, fields.next()?);
+    let (device, root, point) = (fields.next()?, fields.next()?, fields.next()?);
+    let mut fields = described.split(' ');
+    let (kind, _source, options) = (fields.next()?, fields.next()?, fields.next()?);
+    Some(Mount {
+        id: id.parse().ok()?,
+        parent: parent.parse().ok()?,
+        device: device.to_owned(),
+        root: unescaped(root),
+        point: unescaped(point),
+        kind: kind.to_owned(),
+        options: options.to_owned(),
+    })
+}
+
+/// All mounts of a table, in its order.
+pub fn parse_all(table: &str) -> Vec<Mount> {
+    table.lines().filter_map(parse).collect()
+}
+
+/// Reads a table that is open, from its beginning.
+///
+/// # Errors
+/// The kernel's, and that the table is too large.
+pub fn read(table: &mut File) -> io::Result<String> {
+    table.rewind()?;
+    let mut text = Vec::new();
+    table.take(MAX_TABLE_BYTES).read_to_end(&mut text)?;
+    if text.len() as u64 == MAX_TABLE_BYTES {
+        return Err(io::Error::other("the table of mounts is too large"));
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The mount that is seen at a path: of those that hold it, the innermost and newest.
+pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+    let depth = |mount: &Mount| mount.point.components().count();
+    let holds = mounts.iter().filter(|mount| path.starts_with(&mount.point));
+    // Of equals, `max_by_key` gives the last.
+    holds.max_by_key(|mount| depth(mount))
+}
+
+/// The kernel writes space, tab, newline and backslash as `\040` and so on.
+pub fn unescaped(text: &str) -> PathBuf {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut index = 0;
+    while index < bytes.len() {
+        let code = bytes
+            .get(index + 1..index + 4)
+            .filter(|_| bytes[index] == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(byte) => {
+                out.push(byte);
+                index += 4;
+            }
+            None => {
+                out.push(bytes[index]);
+                index += 1;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(out))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_line_is_read() {
+        let line = "36 35 98:0 /mnt1 /a\\040b rw,noatime master:1 - ext3 /dev/root rw,x=y";
+        let mount = parse(line).unwrap();
+        assert_eq!((mount.id, mount.parent, &*mount.device), (36, 35, "98:0"));
+        assert_eq!(mount.root, Path::new("/mnt1"));
+        assert_eq!(mount.point, Path::new("/a b"));
+        assert_eq!((&*mount.kind, &*mount.options), ("ext3", "rw,x=y"));
+    }
+
+    #[test]
+    fn the_innermost_and_newest_mount_is_seen() {
+        let table = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /m rw - ext4 b rw\n\
+                     3 2 8:3 / /m rw - tmpfs c rw\n4 1 8:4 / /mm rw - xfs d rw\n";
+        let mounts = parse_all(table);
+        let id = |path: &str| holding(&mounts, Path::new(path)).map(|mount| mount.id);
+        assert_eq!(id("/m/x"), Some(3));
+        assert_eq!(id("/mm/x"), Some(4));
+        assert_eq!(id("/x"), Some(1));
+        assert_eq!(id("x"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_it_reads_it_ends(text in "([0-9:]{1,4} |/[a\\\\0-7]* |- |ext4 |\n){0,60}") {
+            let _ = parse_all(&text);
+        }
+    }
+}

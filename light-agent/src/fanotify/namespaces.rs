@@ -1,0 +1,114 @@
+//! Mount namespaces besides the agent's own: found by the processes that live in them.
+//!
+//! A namespace without a process (one that is kept by a file alone) is not found. Bounded
+//! in processes and namespaces; what is beyond is counted.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::Path;
+
+use super::mountinfo::{self, Mount};
+
+/// Processes that are looked at in one walk.
+const MOST_PROCESSES: usize = 65_536;
+/// Namespaces that are looked at in one walk.
+pub const MOST_NAMESPACES: usize = 256;
+
+/// A namespace.
+#[derive(Debug)]
+pub struct Namespace {
+    /// One of its processes.
+    pub pid: u32,
+    /// Its mounts, as that process sees them.
+    pub mounts: Vec<Mount>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// One process of each namespace.
+    pub pids: Vec<u32>,
+    /// Whether there was more than one walk takes.
+    pub cut: bool,
+}
+
+/// Finds a process of each namespace that is not the agent's own.
+pub fn walk(proc: &Path) -> Found {
+    let mut found = Found::default();
+    let own = of(&proc.join("self"));
+    let mut seen: HashMap<OsString, u32> = HashMap::new();
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for (index, pid) in pids.enumerate() {
+        if index == MOST_PROCESSES {
+            found.cut = true;
+            break;
+        }
+        // Gone, or none of the agent's business.
+        let Some(namespace) = of(&proc.join(pid.to_string())) else {
+            continue;
+        };
+        if Some(&namespace) == own.as_ref() || seen.contains_key(&namespace) {
+            continue;
+        }
+        if seen.len() == MOST_NAMESPACES {
+            found.cut = true;
+            break;
+        }
+        seen.insert(namespace, pid);
+    }
+    found.pids = seen.into_values().collect();
+    found
+}
+
+fn of(process: &Path) -> Option<OsString> {
+    let link = fs::read_link(process.join("ns/mnt")).ok()?;
+    Some(link.into_os_string())
+}
+
+/// The mounts that a process sees; none if it is gone.
+pub fn mounts(pid: u32) -> Option<Namespace> {
+    let mut table = File::open(format!("/proc/{pid}/mountinfo")).ok()?;
+    let text = mountinfo::read(&mut table).ok()?;
+    Some(Namespace {
+        pid,
+        mounts: mountinfo::parse_all(&text),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn each_other_namespace_is_found_once() {
+        let proc = tempfile::tempdir().unwrap();
+        let process = |name: &str, namespace: &str| {
+            let folder = proc.path().join(name).join("ns");
+            fs::create_dir_all(&folder).unwrap();
+            symlink(format!("mnt:[{namespace}]"), folder.join("mnt")).unwrap();
+        };
+        process("self", "1");
+        process("10", "1");
+        process("11", "2");
+        process("12", "2");
+        process("13", "3");
+        fs::create_dir(proc.path().join("14")).unwrap();
+        let found = walk(proc.path());
+        assert_eq!(found.pids.len(), 2);
+        assert!(found.pids.contains(&13) && !found.cut);
+        for n in 0..MOST_NAMESPACES {
+            process(&(100 + n).to_string(), &(100 + n).to_string());
+        }
+        let found = walk(proc.path());
+        assert_eq!((found.pids.len(), found.cut), (MOST_NAMESPACES, true));
+    }
+
+    #[test]
+    fn a_process_has_mounts_and_none_that_is_gone() {
+        assert!(!mounts(std::process::id()).unwrap().mounts.is_empty());
+        assert!(mounts(u32::MAX).is_none());
+    }
+}
