@@ -1,5 +1,6 @@
 //! The command line: what is said, and which part does it.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -7,13 +8,14 @@ use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
 use crate::daemon::How;
+use crate::doctor::InForce;
 use crate::pulse::Supervisor;
 use crate::scan::what::What;
-use crate::settings::{COMPONENT, Folders, Settings};
+use crate::settings::{COMPONENT, Folders, LoadError, Settings};
 use crate::status::failures::Shown;
 use crate::supervise::Program;
 use crate::tasks::command::TaskCommand;
-use crate::{daemon, enrol, probe, quarantine, scan, status, supervise, tasks};
+use crate::{bundle, daemon, doctor, enrol, probe, quarantine, scan, status, supervise, tasks};
 
 /// Palisade Light Agent: protects this guest's files.
 #[derive(Debug, Parser)]
@@ -71,6 +73,17 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Find out what is wrong with this guest's protection, and what helps
+    Doctor {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Put all that helps to find a fault into one file, without secrets
+    SupportBundle {
+        /// Where to; palisade-agent-TIME.tar.gz here, if left out
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Check the settings
     CheckConfig,
     #[command(name = probe::COMMAND, hide = true)]
@@ -104,7 +117,17 @@ impl Cli {
         );
         logging::start(self.common.log_format, if quiet { "error" } else { "info" });
         let file = self.common.settings(COMPONENT);
-        let settings = match (Settings::load(&file), &command) {
+        let read = Settings::load(&file);
+        // The settings are what may be wrong.
+        let in_force = |read: Result<_, LoadError>| {
+            InForce::new(read.map_err(|error| error.to_string()), &self.common.site())
+        };
+        let command = match command {
+            Command::Doctor { format } => return doctor::run(&in_force(read), format.output),
+            Command::SupportBundle { out } => return bundle::run(&in_force(read), &file, out),
+            other => other,
+        };
+        let settings = match (read, &command) {
             (Ok(settings), _) => settings,
             // The agent says what is wrong with them, and is started until it is mended.
             (Err(_), Command::Supervise { .. }) => Settings::default(),
@@ -171,7 +194,10 @@ impl Cli {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)
             }
-            Command::ProbeOpens => Ok(exit::FINE),
+            // Done above.
+            Command::Doctor { .. } | Command::SupportBundle { .. } | Command::ProbeOpens => {
+                Ok(exit::FINE)
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::decide::Scope;
 use crate::fanotify::event::{Desk, Respond};
 use crate::fanotify::group::{Group, Watched};
 use crate::fanotify::places::{self, Place, Places};
-use crate::fanotify::reader::{self, Triage};
+use crate::fanotify::reader::{self, Told, Triage};
 use crate::guard::Guard;
 use crate::health::off;
 use crate::marks::{Level, Marks};
@@ -146,7 +146,7 @@ impl OnAccess {
         let level = match mode {
             Mode::Block => settings.on_access.ignore_marks,
             // Nobody waits, and every open is to be seen.
-            Mode::Monitor => Level::Off,
+            Mode::Monitor | Mode::Learn => Level::Off,
         };
         self.marks =
             Marks::start(level, &opens, &parts.cache).map_err(|error| error.to_string())?;
@@ -215,6 +215,7 @@ impl Drop for OnAccess {
 /// How the events of one group are served.
 struct Kind {
     mode: Mode,
+    told: Told,
     accounts: Arc<Accounts>,
     class: ScanClass,
     deadline: Duration,
@@ -226,6 +227,7 @@ impl Kind {
     fn opens(settings: &Settings, parts: &Parts, marks: Marks) -> Self {
         Self {
             mode: settings.on_access.mode,
+            told: Told::Opens,
             accounts: Arc::clone(&parts.accounts),
             class: ScanClass::OnAccess,
             deadline: settings.on_access.deadline(),
@@ -238,6 +240,7 @@ impl Kind {
     fn writes(settings: &Settings, parts: &Parts) -> Self {
         Self {
             mode: Mode::Monitor,
+            told: Told::Writes,
             accounts: Arc::clone(&parts.writes),
             class: ScanClass::OnDemand,
             deadline: WRITES_WITHIN,
@@ -282,6 +285,9 @@ impl Watching<'_> {
             scope,
             cache: Arc::clone(&parts.cache),
             marks: kind.marks.clone(),
+            deferred: parts.deferred.clone(),
+            told: kind.told,
+            learned: parts.learned.clone().filter(|_| kind.told == Told::Opens),
             deadlines: self.deadlines.clone(),
             deadline: kind.deadline,
             max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
@@ -300,6 +306,9 @@ impl Watching<'_> {
             marks: kind.marks.clone(),
             index: Arc::clone(&parts.index),
             accounts: Arc::clone(&kind.accounts),
+            deferred: parts.deferred.clone(),
+            told: kind.told,
+            learned: parts.learned.clone().filter(|_| kind.told == Told::Opens),
             detections: parts.detections.clone(),
             remedies: parts.remedies.clone(),
             test_files: self.test_files.clone(),

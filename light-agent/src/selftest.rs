@@ -71,6 +71,15 @@ impl TestFiles {
         }
     }
 
+    /// Whether a file is the test file.
+    pub fn are(&self, stamp: &Stamp) -> bool {
+        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = (stamp.device, stamp.inode);
+        current
+            .as_ref()
+            .is_some_and(|file| (file.device, file.inode) == place)
+    }
+
     fn set(&self, current: Option<Current>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = current;
     }
@@ -165,7 +174,7 @@ impl SelfTest {
         }
         match self.mode {
             Mode::Block => Protection::Blocking,
-            Mode::Monitor => Protection::Monitoring,
+            Mode::Monitor | Mode::Learn => Protection::Monitoring,
         }
     }
 }
@@ -175,13 +184,13 @@ fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>, mode: Mode) -> 
     write(path).map_err(|error| format!("the self-test cannot write in {folder}: {error}"))?;
     let patience = match mode {
         Mode::Block => NOTED_WITHIN,
-        Mode::Monitor => FOUND_WITHIN,
+        Mode::Monitor | Mode::Learn => FOUND_WITHIN,
     };
     let opened = watched_open(path, files, probe, patience);
     let _ = std::fs::remove_file(path);
     match opened.map_err(|error| format!("the self-test cannot run: {error}; restart the agent"))? {
         (Err(libc::EPERM), Some(Verdict::Malware { .. })) if mode == Mode::Block => Ok(()),
-        (Ok(()), Some(Verdict::Malware { .. })) if mode == Mode::Monitor => Ok(()),
+        (Ok(()), Some(Verdict::Malware { .. })) if mode != Mode::Block => Ok(()),
         (Err(libc::EPERM), verdict) => Err(format!(
             "the self-test's file in {folder} was denied, but not by a verdict of malware ({})",
             describe(verdict.as_ref())
@@ -198,7 +207,7 @@ fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>, mode: Mode) -> 
             "the EICAR test file in {folder} was not {} ({})",
             match mode {
                 Mode::Block => "blocked",
-                Mode::Monitor => "found",
+                Mode::Monitor | Mode::Learn => "found",
             },
             describe(verdict.as_ref())
         )),

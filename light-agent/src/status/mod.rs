@@ -22,9 +22,11 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::accounts::{Accounts, Snapshot};
+use crate::deferred::{self, Deferred};
 use crate::failure::Table;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
+use crate::learn::{self, Learned};
 use crate::marks::{self, Marks};
 use crate::selection::LinkState;
 use crate::spool::Spool;
@@ -116,18 +118,26 @@ pub struct Status {
     pub svm: SvmPart,
     /// The session with the Integration Server.
     pub server: ServerState,
+    /// Milliseconds by which its clock is ahead of this one's, where it is known.
+    pub clock_off_ms: Option<i64>,
     /// Where permission events went.
     pub events: Snapshot,
     /// Where files went that were closed after writing; nobody waits for these.
     pub writes: Snapshot,
     /// Files whose verdict is remembered.
     pub cached_files: usize,
+    /// Contents whose verdict outlives the agent.
+    pub kept_verdicts: crate::cache::writer::Snapshot,
     /// Files that the kernel asks no more about.
     pub ignore_marks: marks::Snapshot,
     /// The failure table in force, by reason: what open and exec are answered.
     pub failure_table: failures::Answers,
     /// Detections that wait for the Integration Server.
     pub spool: SpoolPart,
+    /// The guest's time without verdicts, and what came of it.
+    pub exposure: deferred::Snapshot,
+    /// What costs how much, where settings ask for it (`on_access.mode = "learn"`).
+    pub learned: Option<learn::Snapshot>,
 }
 
 /// Makes answers.
@@ -147,6 +157,10 @@ pub struct Source {
     pub table: Table,
     /// What is remembered.
     pub cache: Arc<crate::cache::Cache>,
+    /// What was let through without a verdict.
+    pub deferred: Deferred,
+    /// What costs how much.
+    pub learned: Option<Learned>,
     /// Protected paths and gaps.
     pub paths: Vec<String>,
     /// What was to be protected and is not.
@@ -188,15 +202,19 @@ impl Source {
             },
             svm: svm_part(&self.link.borrow()),
             server: self.health.server(),
+            clock_off_ms: self.health.clock_off_ms(),
             events: self.health.accounts().snapshot(),
             writes: self.writes.snapshot(),
             cached_files: self.cache.len(),
+            kept_verdicts: self.cache.keeper().snapshot(),
             ignore_marks: self.marks.snapshot(),
             failure_table: failures::answers(&self.table),
             spool: SpoolPart {
                 waiting: self.spool.waiting(),
                 dropped: self.spool.dropped(),
             },
+            exposure: self.deferred.snapshot(),
+            learned: self.learned.as_ref().map(Learned::snapshot),
         }
     }
 }
