@@ -19,6 +19,9 @@ use crate::selection::LinkState;
 /// Why protection is off until the first self-test has ended.
 pub const UNTESTED: &str = "not tested yet";
 
+/// How the reason begins while there is nobody to ask.
+pub const NO_SVM: &str = "no Protection Server is connected";
+
 /// What is reported at once when it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posture {

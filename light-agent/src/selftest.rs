@@ -20,7 +20,7 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::watch;
 
 use crate::fanotify::places::Place;
-use crate::health::{Health, off};
+use crate::health::{Health, NO_SVM, off};
 use crate::mode::Mode;
 use crate::probe::Probe;
 use crate::selection::LinkState;
@@ -136,9 +136,7 @@ impl SelfTest {
             health.set_link(&state);
             let protection = match &state {
                 LinkState::Up(_) => self.test().await,
-                LinkState::Down { reason, .. } => {
-                    off(&format!("no Protection Server is connected: {reason}"))
-                }
+                LinkState::Down { reason, .. } => off(&format!("{NO_SVM}: {reason}")),
             };
             wait = match protection {
                 Protection::Blocking | Protection::Monitoring => EVERY,

@@ -329,6 +329,8 @@ mod tests {
     }
 
     proptest! {
+        // Paths that fill the bound are long.
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn its_bounds_hold_and_nothing_is_lost_unsaid(
             steps in prop::collection::vec((0_u8..4, 0_u64..30, 0_usize..200_000), 0..150),

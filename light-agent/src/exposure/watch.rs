@@ -14,7 +14,7 @@ use super::windows::{Alive, Cause, Windows};
 use crate::deferred::Deferred;
 use crate::deferred::queue::Item;
 use crate::deferred::store::Store;
-use crate::health::{Posture, UNTESTED};
+use crate::health::{NO_SVM, Posture, UNTESTED};
 use crate::selection::LinkState;
 use crate::settings::Settings;
 use crate::spool::now_ms;
@@ -150,7 +150,10 @@ pub async fn watch(
 
 fn is_off(protection: &Protection) -> bool {
     match protection {
-        Protection::Off { reason } => reason.as_str() != UNTESTED,
+        // What is true until the next self-test has ended is no cause of its own.
+        Protection::Off { reason } => {
+            reason.as_str() != UNTESTED && !reason.as_str().starts_with(NO_SVM)
+        }
         Protection::Blocking | Protection::Monitoring => false,
     }
 }
