@@ -186,10 +186,11 @@ impl Guard {
     /// what the opener will read.
     async fn scan(&self, asked: &Asked, terms: Terms) -> (Scanned, Whose) {
         let content = Content::Event(Arc::clone(&asked.event));
-        let hashed = match self.class {
-            ScanClass::OnAccess => recall(self.cache.keeper(), &content).await,
-            // What was written just now is not known from before.
-            ScanClass::OnDemand => Recalled::Nothing,
+        // No cache answers for a file that has a writer, and what was written just now is
+        // not known from before.
+        let hashed = match self.class == ScanClass::OnAccess && asked.no_writer {
+            true => recall(self.cache.keeper(), &content).await,
+            false => Recalled::Nothing,
         };
         let hashed = match hashed {
             Recalled::Known(scanned) if !self.moved(&content, &scanned) => {
