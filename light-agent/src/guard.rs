@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  queue ─► on-time slot ─► known by content? else scan ─► answer the kernel ─► remember, report
-//!               │ deadline passed (answered by its thread)
+//!               │ deadline passed (answered by its thread), or will pass for certain
 //!               └─► late slot ─► scan goes on ─► remember, report as late
 //!                     └─ none free: given up, counted
 //! ```
@@ -23,7 +23,7 @@ use palisade_protocol::control::{Action, Detection};
 use palisade_protocol::ids::TenantId;
 use palisade_protocol::scan::ScanClass;
 use palisade_protocol::verdict::{NotScanned, Verdict};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::accounts::{Accounts, Outcome};
 use crate::cache::recall::{Recalled, recall};
@@ -93,17 +93,23 @@ impl Guard {
             let guard = Arc::clone(&self);
             tokio::spawn(async move {
                 let due = asked.event.due().unwrap_or_else(Instant::now);
-                let mut serve = std::pin::pin!(guard.serve(&asked, due));
-                let done = tokio::time::timeout_at(due.into(), serve.as_mut()).await;
+                let hopeless = Notify::new();
+                let mut serve = std::pin::pin!(guard.serve(&asked, due, &hopeless));
+                let done = tokio::select! {
+                    biased;
+                    served = serve.as_mut() => Some(served),
+                    () = hopeless.notified() => None,
+                    () = tokio::time::sleep_until(due.into()) => None,
+                };
                 drop(slot);
-                if matches!(done, Ok(Served::Done)) {
+                if done == Some(Served::Done) {
                     return;
                 }
-                // Its thread does the same at this moment; the first one counts.
+                // Its thread may do the same at this moment; the first one counts.
                 asked.event.expire();
                 let Ok(_late) = guard.late.try_acquire() else {
                     // A re-check is asked for again.
-                    if !matches!(done, Ok(Served::Recheck)) {
+                    if done != Some(Served::Recheck) {
                         guard.accounts.late_dropped();
                         guard.defer(&asked, Failure::Deadline);
                     }
@@ -111,8 +117,8 @@ impl Guard {
                 };
                 let finish = async {
                     let served = match done {
-                        Ok(served) => served,
-                        Err(_) => serve.await,
+                        Some(served) => served,
+                        None => serve.await,
                     };
                     if served != Served::Done {
                         guard.scan_late(&asked).await;
@@ -126,7 +132,7 @@ impl Guard {
         }
     }
 
-    async fn serve(&self, asked: &Asked, due: Instant) -> Served {
+    async fn serve(&self, asked: &Asked, due: Instant, hopeless: &Notify) -> Served {
         let terms = Terms {
             class: self.class,
             max_age_s: self.max_age_s,
@@ -137,8 +143,10 @@ impl Guard {
                 ScanClass::OnDemand => LATE,
             },
         };
+        // Nobody is kept waiting, where nobody waits.
+        let hopeless = asked.event.is_held().then_some(hopeless);
         let began = Instant::now();
-        let (scanned, from) = self.scan(asked, terms).await;
+        let (scanned, from) = self.scan(asked, terms, hopeless).await;
         if let Some(learned) = &self.learned {
             learned.note(&asked.path, Some(asked.event.pid), Some(began.elapsed()));
         }
@@ -166,7 +174,7 @@ impl Guard {
             until: Some(Instant::now() + LATE),
             without_svm: LATE,
         };
-        let (scanned, from) = self.scan(asked, terms).await;
+        let (scanned, from) = self.scan(asked, terms, None).await;
         self.conclude(asked, &scanned, from);
         if let Verdict::NotScanned(reason) = &scanned.verdict {
             self.defer(asked, Failure::from(reason));
@@ -184,7 +192,12 @@ impl Guard {
 
     /// Scans, and again if the file changed meanwhile: the verdict must be about
     /// what the opener will read.
-    async fn scan(&self, asked: &Asked, terms: Terms) -> (Scanned, Whose) {
+    async fn scan(
+        &self,
+        asked: &Asked,
+        terms: Terms,
+        hopeless: Option<&Notify>,
+    ) -> (Scanned, Whose) {
         let content = Content::Event(Arc::clone(&asked.event));
         // No cache answers for a file that has a writer, and what was written just now is
         // not known from before.
@@ -199,9 +212,13 @@ impl Guard {
             Recalled::Hashed(hashed) => Some(*hashed),
             Recalled::Known(_) | Recalled::Nothing => None,
         };
-        let mut scanned = self.scanner.scan_hashed(&content, hashed, terms).await;
+        let scan = |hashed| {
+            self.scanner
+                .scan_foreseeing(&content, hashed, terms, hopeless)
+        };
+        let mut scanned = scan(hashed).await;
         if self.moved(&content, &scanned) {
-            scanned = self.scanner.scan(&content, terms).await;
+            scanned = scan(None).await;
             if self.moved(&content, &scanned) && scanned.verdict == Verdict::Clean {
                 scanned.verdict = Verdict::NotScanned(NotScanned::Changed);
             }

@@ -47,6 +47,7 @@
 pub mod accounts;
 pub mod again;
 pub mod bundle;
+pub mod bypass;
 pub mod cache;
 pub mod cli;
 pub mod content;
@@ -60,8 +61,10 @@ pub mod enrol;
 pub mod exposure;
 pub mod failure;
 pub mod fanotify;
+mod forecast;
 pub mod guard;
 pub mod health;
+mod hedge;
 pub mod index;
 pub mod learn;
 pub mod lease;

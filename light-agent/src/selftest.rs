@@ -135,7 +135,7 @@ impl SelfTest {
             let state = link.borrow_and_update().clone();
             health.set_link(&state);
             let protection = match &state {
-                LinkState::Up(_) => self.test().await,
+                LinkState::Up { .. } => self.test().await,
                 LinkState::Down { reason, .. } => off(&format!("{NO_SVM}: {reason}")),
             };
             wait = match protection {

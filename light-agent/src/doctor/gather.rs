@@ -24,7 +24,7 @@ use crate::fanotify::group::{self, Group, Unavailable, Watched};
 use crate::fanotify::places;
 use crate::list::ListFile;
 use crate::mode::Mode;
-use crate::selection::{LinkState, Source, keep};
+use crate::selection::{Choice, LinkState, Source, keep};
 use crate::spool::now_ms;
 use crate::{daemon, status};
 
@@ -251,15 +251,19 @@ async fn svm(in_force: &InForce, membership: &Membership) -> Connection {
         true => Source::List(listed),
         false => Source::Static(in_force.settings.svm.clone()),
     };
-    let mut link = keep(membership.identity.clone(), source);
+    let choice = Choice {
+        policy: in_force.settings.selection,
+        spare: false,
+    };
+    let mut link = keep(membership.identity.clone(), source, choice).state;
     let decided = |state: &LinkState| match state {
-        LinkState::Up(_) => true,
+        LinkState::Up { .. } => true,
         LinkState::Down { reason, .. } => &**reason != NOT_YET,
     };
     let waited = tokio::time::timeout(PATIENCE, link.wait_for(decided)).await;
     match waited {
         Ok(Ok(state)) => match &*state {
-            LinkState::Up(_) => Connection::Up,
+            LinkState::Up { .. } => Connection::Up,
             LinkState::Down { reason, .. } => Connection::Down(reason.to_string()),
         },
         Ok(Err(_)) => Connection::Unknown,
