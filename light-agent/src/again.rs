@@ -16,7 +16,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ use crate::content::Content;
 use crate::index::{Held, Index, MAX_FILES};
 use crate::quarantine::remedies::Remedies;
 use crate::scan::walk::{self, Opened};
-use crate::scanner::{Scanner, Terms};
+use crate::scanner::{Scanned, Scanner, Terms};
 use crate::spool;
 use crate::stamp::Stamp;
 
@@ -135,13 +135,18 @@ impl Again {
             }
             Verdict::Clean => {}
         }
+        self.report(&content, &path, &scanned).await;
+    }
+
+    /// Does what settings ask for about a finding, and reports what came of it.
+    pub async fn report(&self, content: &Content, path: &Path, scanned: &Scanned) {
         let class = ScanClass::OnDemand;
         let remedies = &self.remedies;
-        let done = remedies.treat(&content, &path, &scanned, class, 0).await;
+        let done = remedies.treat(content, path, scanned, class, 0).await;
         let found = spool::detection(
             self.tenant.clone(),
-            &path,
-            &scanned,
+            path,
+            scanned,
             done.unwrap_or(Action::Reported),
             class,
         );

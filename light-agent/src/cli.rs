@@ -8,14 +8,18 @@ use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
 use crate::daemon::How;
+use crate::doctor::InForce;
 use crate::fanotify::overlay;
 use crate::pulse::Supervisor;
 use crate::scan::what::What;
-use crate::settings::{COMPONENT, Folders, Settings};
+use crate::settings::{COMPONENT, Folders, LoadError, Settings};
 use crate::status::failures::Shown;
 use crate::supervise::Program;
 use crate::tasks::command::TaskCommand;
-use crate::{bypass, daemon, enrol, probe, quarantine, scan, selection, status, supervise, tasks};
+use crate::{
+    bundle, bypass, daemon, doctor, enrol, probe, quarantine, scan, selection, status, supervise,
+    tasks,
+};
 
 /// Palisade Light Agent: protects this guest's files.
 #[derive(Debug, Parser)]
@@ -82,6 +86,17 @@ enum Command {
     },
     /// Switch protection off for a time, in an emergency, or show that it is
     Bypass(bypass::command::Command),
+    /// Find out what is wrong with this guest's protection, and what helps
+    Doctor {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Put all that helps to find a fault into one file, without secrets
+    SupportBundle {
+        /// Where to; palisade-agent-TIME.tar.gz here, if left out
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
     /// Check the settings
     CheckConfig,
     #[command(name = probe::COMMAND, hide = true)]
@@ -127,7 +142,17 @@ impl Cli {
             Some(logging::start_unheld(self.common.log_format, "info")?)
         };
         let file = self.common.settings(COMPONENT);
-        let settings = match (Settings::load(&file), &command) {
+        let read = Settings::load(&file);
+        // The settings are what may be wrong.
+        let in_force = |read: Result<_, LoadError>| {
+            InForce::new(read.map_err(|error| error.to_string()), &self.common.site())
+        };
+        let command = match command {
+            Command::Doctor { format } => return doctor::run(&in_force(read), format.output),
+            Command::SupportBundle { out } => return bundle::run(&in_force(read), &file, out),
+            other => other,
+        };
+        let settings = match (read, &command) {
             (Ok(settings), _) => settings,
             // The agent says what is wrong with them, and is started until it is mended.
             (Err(_), Command::Supervise { .. }) => Settings::default(),
@@ -198,7 +223,11 @@ impl Cli {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)
             }
-            Command::ProbeOpens | Command::ProbeOverlay { .. } => Ok(exit::FINE),
+            // Done above.
+            Command::Doctor { .. }
+            | Command::SupportBundle { .. }
+            | Command::ProbeOpens
+            | Command::ProbeOverlay { .. } => Ok(exit::FINE),
         }
     }
 }

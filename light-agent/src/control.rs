@@ -73,6 +73,7 @@ impl Control {
                 Ok((session, welcome, pushed)) => {
                     tracing::info!(version = %welcome.version, "connected to the Integration Server");
                     self.health.set_server(ServerState::connected());
+                    self.health.set_clock(welcome.server_time_ms, now_ms());
                     let every =
                         u64::from(welcome.report_every_s).clamp(REPORT_BOUNDS.0, REPORT_BOUNDS.1);
                     let ended = self

@@ -19,17 +19,23 @@ use palisade_daemon::lifecycle;
 use palisade_daemon::membership::Membership;
 use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::ids::TenantId;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, watch as watched};
 
 use crate::accounts::Accounts;
 use crate::again::{self, Again};
 use crate::bypass::{BypassFile, Switched, To};
 use crate::cache::Cache;
+use crate::cache::kept::Kept;
+use crate::cache::writer::Keeper;
 use crate::control::Control;
+use crate::deferred::Deferred;
+use crate::deferred::drain::Drain;
+use crate::exposure::watch::{self, Files};
 use crate::fanotify::overlay::Seen;
 use crate::fanotify::{group, overlay};
 use crate::health::Health;
 use crate::index::Index;
+use crate::learn::Learned;
 use crate::link::Link;
 use crate::list::ListFile;
 use crate::mode::Mode;
@@ -137,7 +143,8 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
         membership = enrol::load_or_join(settings, folders) => membership?,
         stop = &mut stopping => return Ok(stop?),
     };
-    let parts = Parts::start(settings, folders, &membership);
+    let exposed = Files::new(&folders.state);
+    let parts = Parts::start(settings, folders, &membership, exposed.load(settings));
     let tasks = Tasks::start(
         settings,
         folders,
@@ -161,6 +168,9 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
     };
     let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
     let mut source = parts.status_source(&membership, settings, &protection);
+    if watch::protects(settings) {
+        parts.watch_exposure(settings, &exposed, how.fallback.is_some());
+    }
     source.fallback = how.fallback;
     source.supervised = how
         .supervisor
@@ -199,6 +209,12 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
     tracing::info!("the agent stops");
     drop(protection);
     tasks.stop(folders).await;
+    parts.cache.keeper().close();
+    if watch::protects(settings)
+        && let Err(error) = exposed.save(&parts.deferred, true)
+    {
+        tracing::warn!(%error, "files that wait to be scanned cannot be kept on the disk");
+    }
     let _ = std::fs::remove_file(status::socket(&folders.run));
     outcome
 }
@@ -224,10 +240,14 @@ pub struct Parts {
     pub cache: Arc<Cache>,
     /// Files whose content was clean.
     pub index: Arc<Index>,
+    /// What was let through without a verdict.
+    pub deferred: Deferred,
+    /// What costs how much, where settings ask for it.
+    pub learned: Option<Learned>,
     /// The session with a Protection Server.
-    pub link: watch::Receiver<LinkState>,
+    pub link: watched::Receiver<LinkState>,
     /// Why with this one.
-    pub explanation: watch::Receiver<Arc<Explanation>>,
+    pub explanation: watched::Receiver<Arc<Explanation>>,
     /// Detections that wait.
     pub spool: Spool,
     /// Told when some were added.
@@ -241,13 +261,18 @@ pub struct Parts {
 }
 
 impl Parts {
-    fn start(settings: &Settings, folders: &Folders, membership: &Membership) -> Self {
+    fn start(
+        settings: &Settings,
+        folders: &Folders,
+        membership: &Membership,
+        deferred: Deferred,
+    ) -> Self {
         let accounts = Arc::new(Accounts::default());
         let health = Health::new(Arc::clone(&accounts));
         let spool = Spool::new(&folders.state);
         let spooled = Arc::new(Notify::new());
         let file = ListFile::new(&folders.state);
-        let lists = watch::Sender::new(file.load().map(Arc::new));
+        let lists = watched::Sender::new(file.load().map(Arc::new));
         let source = if settings.svm.is_empty() {
             Source::List(lists.subscribe())
         } else {
@@ -271,10 +296,21 @@ impl Parts {
         };
         let kept = keep(membership.identity.clone(), source, choice);
         let tenant = membership.identity.id().role.tenant().cloned();
+        let files = settings.on_access.cache_files;
+        let keeper = match settings.on_access.enabled && files > 0 {
+            true => {
+                let age_s = settings.on_access.max_verdict_age_s;
+                let kept = Kept::new(files, settings.scan.options(), age_s);
+                Keeper::start(&folders.state, &membership.identity, kept)
+            }
+            false => Keeper::default(),
+        };
         Self {
             tenant: tenant.unwrap_or_else(TenantId::default_tenant),
-            cache: Arc::new(Cache::new(settings.on_access.cache_files)),
+            cache: Arc::new(Cache::new(files).keeping(keeper)),
             index: Arc::default(),
+            deferred,
+            learned: (settings.on_access.mode == Mode::Learn).then(Learned::default),
             link: kept.state,
             explanation: kept.explanation,
             detections: spool::start(&spool, Arc::clone(&spooled)),
@@ -290,14 +326,32 @@ impl Parts {
 
     /// Whoever hears of contents that turned out to be malware.
     fn listener(&self, settings: &Settings) -> again::Listener {
-        let again = Again {
+        let again = self.again(settings);
+        again::start(again, Arc::clone(&self.cache), Arc::clone(&self.index))
+    }
+
+    fn again(&self, settings: &Settings) -> Again {
+        Again {
             scanner: Scanner::new(self.link.clone(), 1, settings.scan.options())
                 .keeping(Private::new(&settings.private)),
             detections: self.detections.clone(),
             remedies: self.remedies.clone(),
             tenant: self.tenant.clone(),
+        }
+    }
+
+    /// Scans later what was let through without a verdict, and keeps account of it.
+    fn watch_exposure(&self, settings: &Settings, files: &Files, fallback: bool) {
+        let drain = Drain {
+            deferred: self.deferred.clone(),
+            link: self.link.clone(),
+            again: self.again(settings),
+            index: Arc::clone(&self.index),
         };
-        again::start(again, Arc::clone(&self.cache), Arc::clone(&self.index))
+        tokio::spawn(drain.run());
+        let (link, posture) = (self.link.clone(), self.health.posture());
+        let (files, deferred) = (files.clone(), self.deferred.clone());
+        tokio::spawn(watch::watch(files, deferred, link, posture, fallback));
     }
 
     /// Looks at the quarantine whenever definitions change.
@@ -333,6 +387,8 @@ impl Parts {
             spool: self.spool.clone(),
             table: settings.failure_table(),
             cache: Arc::clone(&self.cache),
+            deferred: self.deferred.clone(),
+            learned: self.learned.clone(),
             paths: protection
                 .places
                 .places
@@ -351,7 +407,7 @@ impl Parts {
 /// that remembered verdicts need, and who is heard: the one that stands by may know of
 /// contents, too.
 async fn follow_link(
-    mut link: watch::Receiver<LinkState>,
+    mut link: watched::Receiver<LinkState>,
     health: Health,
     cache: Arc<Cache>,
     listener: again::Listener,

@@ -1,7 +1,7 @@
 //! On-access scans, from the queue to the answer and what follows it.
 //!
 //! ```text
-//!  queue ─► on-time slot ─► scan ─► answer the kernel ─► remember, report
+//!  queue ─► on-time slot ─► known by content? else scan ─► answer the kernel ─► remember, report
 //!               │ deadline passed (answered by its thread), or will pass for certain
 //!               └─► late slot ─► scan goes on ─► remember, report as late
 //!                     └─ none free: given up, counted
@@ -26,12 +26,15 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::accounts::{Accounts, Outcome};
+use crate::cache::recall::{Recalled, recall};
 use crate::cache::{Cache, Known};
 use crate::content::Content;
 use crate::deadline::Expires as _;
+use crate::deferred::Deferred;
 use crate::failure::{Answer, Failure};
-use crate::fanotify::reader::Asked;
+use crate::fanotify::reader::{Asked, Told};
 use crate::index::Index;
+use crate::learn::Learned;
 use crate::lease;
 use crate::marks::Marks;
 use crate::quarantine::remedies::Remedies;
@@ -55,6 +58,12 @@ pub struct Guard {
     pub index: Arc<Index>,
     /// Counts what is given up.
     pub accounts: Arc<Accounts>,
+    /// Takes note of what is let through without a verdict.
+    pub deferred: Deferred,
+    /// Whether anybody opens what it is told of.
+    pub told: Told,
+    /// Counts what costs how much, where settings ask for it.
+    pub learned: Option<Learned>,
     /// Takes detections; full means a counted drop.
     pub detections: spool::Sender,
     /// The agent's own test files, which are no detections.
@@ -102,6 +111,7 @@ impl Guard {
                     // A re-check is asked for again.
                     if done != Some(Served::Recheck) {
                         guard.accounts.late_dropped();
+                        guard.defer(&asked, Failure::Deadline);
                     }
                     return;
                 };
@@ -116,6 +126,7 @@ impl Guard {
                 };
                 if tokio::time::timeout(LATE, finish).await.is_err() {
                     guard.accounts.late_dropped();
+                    guard.defer(&asked, Failure::Deadline);
                 }
             });
         }
@@ -134,8 +145,12 @@ impl Guard {
         };
         // Nobody is kept waiting, where nobody waits.
         let hopeless = asked.event.is_held().then_some(hopeless);
-        let scanned = self.scan(asked, terms, hopeless).await;
-        self.conclude(asked, &scanned);
+        let began = Instant::now();
+        let (scanned, from) = self.scan(asked, terms, hopeless).await;
+        if let Some(learned) = &self.learned {
+            learned.note(&asked.path, Some(asked.event.pid), Some(began.elapsed()));
+        }
+        self.conclude(asked, &scanned, from);
         if scanned.recheck {
             return Served::Recheck;
         }
@@ -143,6 +158,10 @@ impl Guard {
             // The deadline ended it, not the content: the scan goes on without one.
             Verdict::NotScanned(NotScanned::TimedOut | NotScanned::Overloaded) => {
                 Served::Unfinished
+            }
+            Verdict::NotScanned(reason) => {
+                self.defer(asked, Failure::from(&reason));
+                Served::Done
             }
             _ => Served::Done,
         }
@@ -155,26 +174,56 @@ impl Guard {
             until: Some(Instant::now() + LATE),
             without_svm: LATE,
         };
-        let scanned = self.scan(asked, terms, None).await;
-        self.conclude(asked, &scanned);
+        let (scanned, from) = self.scan(asked, terms, None).await;
+        self.conclude(asked, &scanned, from);
+        if let Verdict::NotScanned(reason) = &scanned.verdict {
+            self.defer(asked, Failure::from(reason));
+        }
+    }
+
+    /// What was let through without a verdict is scanned when there can be one.
+    fn defer(&self, asked: &Asked, reason: Failure) {
+        let own = self.test_files.are(&asked.stamp);
+        if asked.event.is_let_through() && !own {
+            let way = self.told.of(&asked.event);
+            self.deferred.note(&asked.path, &asked.stamp, reason, way);
+        }
     }
 
     /// Scans, and again if the file changed meanwhile: the verdict must be about
     /// what the opener will read.
-    async fn scan(&self, asked: &Asked, terms: Terms, hopeless: Option<&Notify>) -> Scanned {
+    async fn scan(
+        &self,
+        asked: &Asked,
+        terms: Terms,
+        hopeless: Option<&Notify>,
+    ) -> (Scanned, Whose) {
         let content = Content::Event(Arc::clone(&asked.event));
-        let scan = || {
-            self.scanner
-                .scan_foreseeing(&content, None, terms, hopeless)
+        // No cache answers for a file that has a writer, and what was written just now is
+        // not known from before.
+        let hashed = match self.class == ScanClass::OnAccess && asked.no_writer {
+            true => recall(self.cache.keeper(), &content).await,
+            false => Recalled::Nothing,
         };
-        let mut scanned = scan().await;
+        let hashed = match hashed {
+            Recalled::Known(scanned) if !self.moved(&content, &scanned) => {
+                return (*scanned, Whose::Kept);
+            }
+            Recalled::Hashed(hashed) => Some(*hashed),
+            Recalled::Known(_) | Recalled::Nothing => None,
+        };
+        let scan = |hashed| {
+            self.scanner
+                .scan_foreseeing(&content, hashed, terms, hopeless)
+        };
+        let mut scanned = scan(hashed).await;
         if self.moved(&content, &scanned) {
-            scanned = scan().await;
+            scanned = scan(None).await;
             if self.moved(&content, &scanned) && scanned.verdict == Verdict::Clean {
                 scanned.verdict = Verdict::NotScanned(NotScanned::Changed);
             }
         }
-        scanned
+        (scanned, Whose::Asked)
     }
 
     fn moved(&self, content: &Content, scanned: &Scanned) -> bool {
@@ -185,17 +234,22 @@ impl Guard {
     }
 
     /// Answers the kernel, then does what a verdict asks for.
-    fn conclude(&self, asked: &Asked, scanned: &Scanned) {
-        let outcome = asked.event.outcome(&scanned.verdict);
+    fn conclude(&self, asked: &Asked, scanned: &Scanned, from: Whose) {
+        let outcome = match (asked.event.outcome(&scanned.verdict), from) {
+            (Outcome::Scanned(answer), Whose::Kept) => Outcome::Cached(answer),
+            (outcome, _) => outcome,
+        };
         let in_time = asked.event.answer(outcome);
-        self.remember(asked, scanned);
+        self.remember(asked, scanned, from);
         let path = Path::new(OsStr::from_bytes(&asked.path));
         if self.test_files.note(&asked.stamp, &scanned.verdict) {
             tracing::debug!(path = %PathBytes::from_path(path), "self-test file: {:?}", scanned.verdict.kind());
             return;
         }
         let action = match outcome {
-            Outcome::Scanned(Answer::Deny) if in_time => Action::Blocked,
+            Outcome::Scanned(Answer::Deny) | Outcome::Cached(Answer::Deny) if in_time => {
+                Action::Blocked
+            }
             _ if in_time => Action::Reported,
             _ => Action::Late,
         };
@@ -234,8 +288,9 @@ impl Guard {
         });
     }
 
-    fn remember(&self, asked: &Asked, scanned: &Scanned) {
-        if !scanned.older && !scanned.generations.is_empty() {
+    fn remember(&self, asked: &Asked, scanned: &Scanned, from: Whose) {
+        // What was kept says nothing of the definitions in force.
+        if from == Whose::Asked && !scanned.older && !scanned.generations.is_empty() {
             self.cache.use_generations(&scanned.generations);
         }
         let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else {
@@ -256,12 +311,24 @@ impl Guard {
                 content,
                 verdict: scanned.verdict.clone(),
             };
-            self.cache.put(stamp, known, &scanned.generations);
+            match from {
+                Whose::Asked => self.cache.put(stamp, known, &scanned.generations),
+                Whose::Kept => self.cache.put_kept(stamp, known, &scanned.generations),
+            }
             if scanned.verdict == Verdict::Clean {
                 self.marks.found_clean(&asked.event, &stamp);
             }
         }
     }
+}
+
+/// Whose verdict it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// A Protection Server's, just now.
+    Asked,
+    /// One that was kept by its content.
+    Kept,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

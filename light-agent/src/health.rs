@@ -16,6 +16,12 @@ use tokio::sync::watch;
 use crate::accounts::Accounts;
 use crate::selection::LinkState;
 
+/// Why protection is off until the first self-test has ended.
+pub const UNTESTED: &str = "not tested yet";
+
+/// How the reason begins while there is nobody to ask.
+pub const NO_SVM: &str = "no Protection Server is connected";
+
 /// What is reported at once when it changes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Posture {
@@ -60,13 +66,14 @@ pub struct Health {
     accounts: Arc<Accounts>,
     posture: watch::Sender<Posture>,
     server: watch::Sender<ServerState>,
+    clock_off_ms: watch::Sender<Option<i64>>,
 }
 
 impl Health {
     /// The state at the start.
     pub fn new(accounts: Arc<Accounts>) -> Self {
         let posture = Posture {
-            protection: off("not tested yet"),
+            protection: off(UNTESTED),
             svm: None,
         };
         Self {
@@ -74,6 +81,7 @@ impl Health {
             accounts,
             posture: watch::Sender::new(posture),
             server: watch::Sender::new(ServerState::disconnected("not connected yet")),
+            clock_off_ms: watch::Sender::new(None),
         }
     }
 
@@ -118,6 +126,19 @@ impl Health {
     /// The session with the Integration Server.
     pub fn server(&self) -> ServerState {
         self.server.borrow().clone()
+    }
+
+    /// Milliseconds by which the Integration Server's clock was ahead of this one's when
+    /// it was heard last.
+    pub fn clock_off_ms(&self) -> Option<i64> {
+        *self.clock_off_ms.borrow()
+    }
+
+    /// Takes the server's clock and this one's, at the same moment.
+    pub fn set_clock(&self, server_ms: u64, own_ms: u64) {
+        let (server, own) = (i128::from(server_ms), i128::from(own_ms));
+        let off = i64::try_from(server - own).ok();
+        self.clock_off_ms.send_replace(off);
     }
 
     /// Sets it; says whether it changed.

@@ -19,13 +19,15 @@
 //! | [`decide`], [`failure`] | what an event is answered; pure |
 //! | [`accounts`] | where every event went |
 //! | [`deadline`], [`threads`] | answers in time, whatever is stuck |
-//! | [`stamp`], [`lease`], [`cache`] | remembered verdicts, and when they may be used |
+//! | [`stamp`], [`lease`], [`cache`] | remembered verdicts, also over a restart, and when they may be used |
 //! | [`marks`] | clean files that the kernel asks no more about |
 //! | [`content`] | hashing and reading by descriptor |
 //! | [`lookup`] | many contents asked about in one message |
 //! | [`link`], [`selection`] | the session with a Protection Server, and with which |
 //! | [`scanner`], [`pace`] | one file's way to a verdict, and how retries are spread |
+//! | [`deferred`], [`exposure`] | what was let through without a verdict, scanned later; when that was |
 //! | [`guard`] | on-access scans from the queue to the answer |
+//! | [`learn`] | which folders and programs cost how much |
 //! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
 //! | [`quarantine`] | what is done about malware besides denying its opens |
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
@@ -34,6 +36,7 @@
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
 //! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
+//! | [`doctor`], [`bundle`] | what is wrong with this guest's protection; all of it in one file |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
 //!
 //! **Invariant:** a guest's open is always answered, at the latest by its
@@ -43,6 +46,7 @@
 
 pub mod accounts;
 pub mod again;
+pub mod bundle;
 pub mod bypass;
 pub mod cache;
 pub mod cli;
@@ -51,7 +55,10 @@ pub mod control;
 pub mod daemon;
 pub mod deadline;
 pub mod decide;
+pub mod deferred;
+pub mod doctor;
 pub mod enrol;
+pub mod exposure;
 pub mod failure;
 pub mod fanotify;
 mod forecast;
@@ -59,6 +66,7 @@ pub mod guard;
 pub mod health;
 mod hedge;
 pub mod index;
+pub mod learn;
 pub mod lease;
 pub mod link;
 pub mod list;

@@ -9,6 +9,8 @@
 //! | `task` | [`palisade_light_agent::tasks`] |
 //! | `quarantine` | [`palisade_light_agent::quarantine::command`] |
 //! | `status` | [`palisade_light_agent::status`] |
+//! | `doctor` | [`palisade_light_agent::doctor`] |
+//! | `support-bundle` | [`palisade_light_agent::bundle`] |
 //! | `check-config` | [`palisade_light_agent::settings`] |
 
 use std::process::ExitCode;

@@ -13,7 +13,7 @@ use crate::failure::Answer;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(
     rename_all = "lowercase",
-    expecting = "on_access.mode is \"block\" or \"monitor\""
+    expecting = "on_access.mode is \"block\", \"monitor\" or \"learn\""
 )]
 pub enum Mode {
     /// Opens wait for a verdict, and those of malware are denied.
@@ -21,17 +21,21 @@ pub enum Mode {
     Block,
     /// Opens never wait; malware is reported.
     Monitor,
+    /// The same, and what costs how much is counted.
+    Learn,
 }
 
 impl Mode {
     /// What comes of an event in this mode.
     pub fn outcome(self, outcome: Outcome) -> Outcome {
-        match (self, outcome) {
-            (Self::Block, outcome) => outcome,
-            (Self::Monitor, Outcome::Scanned(_)) => Outcome::Scanned(Answer::Allow),
-            (Self::Monitor, Outcome::Cached(_)) => Outcome::Cached(Answer::Allow),
-            (Self::Monitor, Outcome::Failed(failure, _)) => Outcome::Failed(failure, Answer::Allow),
-            (Self::Monitor, Outcome::Policy) => Outcome::Policy,
+        if self == Self::Block {
+            return outcome;
+        }
+        match outcome {
+            Outcome::Scanned(_) => Outcome::Scanned(Answer::Allow),
+            Outcome::Cached(_) => Outcome::Cached(Answer::Allow),
+            Outcome::Failed(failure, _) => Outcome::Failed(failure, Answer::Allow),
+            Outcome::Policy => Outcome::Policy,
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::fanotify::overlay::Seen;
 use crate::fanotify::places::{self, Places};
 use crate::fanotify::plan::Rules;
 use crate::fanotify::programs::Programs;
-use crate::fanotify::reader::{self, Triage};
+use crate::fanotify::reader::{self, Told, Triage};
 use crate::guard::Guard;
 use crate::health::off;
 use crate::marks::{Level, Marks};
@@ -167,7 +167,7 @@ impl OnAccess {
         let level = match mode {
             Mode::Block => settings.on_access.ignore_marks,
             // Nobody waits, and every open is to be seen.
-            Mode::Monitor => Level::Off,
+            Mode::Monitor | Mode::Learn => Level::Off,
         };
         self.marks =
             Marks::start(level, &opens, &parts.cache).map_err(|error| error.to_string())?;
@@ -257,6 +257,7 @@ impl Drop for OnAccess {
 /// How the events of one group are served.
 struct Kind {
     mode: Mode,
+    told: Told,
     accounts: Arc<Accounts>,
     class: ScanClass,
     deadline: Duration,
@@ -269,6 +270,7 @@ impl Kind {
     fn opens(settings: &Settings, parts: &Parts, marks: Marks) -> Self {
         Self {
             mode: settings.on_access.mode,
+            told: Told::Opens,
             accounts: Arc::clone(&parts.accounts),
             class: ScanClass::OnAccess,
             deadline: settings.on_access.deadline(),
@@ -282,6 +284,7 @@ impl Kind {
     fn writes(settings: &Settings, parts: &Parts) -> Self {
         Self {
             mode: Mode::Monitor,
+            told: Told::Writes,
             accounts: Arc::clone(&parts.writes),
             class: ScanClass::OnDemand,
             deadline: WRITES_WITHIN,
@@ -329,6 +332,9 @@ impl Watching<'_> {
             programs: kind.programs.clone(),
             cache: Arc::clone(&parts.cache),
             marks: kind.marks.clone(),
+            deferred: parts.deferred.clone(),
+            told: kind.told,
+            learned: parts.learned.clone().filter(|_| kind.told == Told::Opens),
             deadlines: self.deadlines.clone(),
             deadline: kind.deadline,
             max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
@@ -347,6 +353,9 @@ impl Watching<'_> {
             marks: kind.marks.clone(),
             index: Arc::clone(&parts.index),
             accounts: Arc::clone(&kind.accounts),
+            deferred: parts.deferred.clone(),
+            told: kind.told,
+            learned: parts.learned.clone().filter(|_| kind.told == Told::Opens),
             detections: parts.detections.clone(),
             remedies: parts.remedies.clone(),
             test_files: self.test_files.clone(),

@@ -20,7 +20,7 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::watch;
 
 use crate::fanotify::places::Place;
-use crate::health::{Health, off};
+use crate::health::{Health, NO_SVM, off};
 use crate::mode::Mode;
 use crate::probe::Probe;
 use crate::selection::LinkState;
@@ -69,6 +69,15 @@ impl TestFiles {
             }
             _ => false,
         }
+    }
+
+    /// Whether a file is the test file.
+    pub fn are(&self, stamp: &Stamp) -> bool {
+        let current = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = (stamp.device, stamp.inode);
+        current
+            .as_ref()
+            .is_some_and(|file| (file.device, file.inode) == place)
     }
 
     fn set(&self, current: Option<Current>) {
@@ -127,9 +136,7 @@ impl SelfTest {
             health.set_link(&state);
             let protection = match &state {
                 LinkState::Up { .. } => self.test().await,
-                LinkState::Down { reason, .. } => {
-                    off(&format!("no Protection Server is connected: {reason}"))
-                }
+                LinkState::Down { reason, .. } => off(&format!("{NO_SVM}: {reason}")),
             };
             wait = match protection {
                 Protection::Blocking | Protection::Monitoring => EVERY,
@@ -165,7 +172,7 @@ impl SelfTest {
         }
         match self.mode {
             Mode::Block => Protection::Blocking,
-            Mode::Monitor => Protection::Monitoring,
+            Mode::Monitor | Mode::Learn => Protection::Monitoring,
         }
     }
 }
@@ -175,13 +182,13 @@ fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>, mode: Mode) -> 
     write(path).map_err(|error| format!("the self-test cannot write in {folder}: {error}"))?;
     let patience = match mode {
         Mode::Block => NOTED_WITHIN,
-        Mode::Monitor => FOUND_WITHIN,
+        Mode::Monitor | Mode::Learn => FOUND_WITHIN,
     };
     let opened = watched_open(path, files, probe, patience);
     let _ = std::fs::remove_file(path);
     match opened.map_err(|error| format!("the self-test cannot run: {error}; restart the agent"))? {
         (Err(libc::EPERM), Some(Verdict::Malware { .. })) if mode == Mode::Block => Ok(()),
-        (Ok(()), Some(Verdict::Malware { .. })) if mode == Mode::Monitor => Ok(()),
+        (Ok(()), Some(Verdict::Malware { .. })) if mode != Mode::Block => Ok(()),
         (Err(libc::EPERM), verdict) => Err(format!(
             "the self-test's file in {folder} was denied, but not by a verdict of malware ({})",
             describe(verdict.as_ref())
@@ -198,7 +205,7 @@ fn try_one(path: &Path, files: &TestFiles, probe: &Mutex<Probe>, mode: Mode) -> 
             "the EICAR test file in {folder} was not {} ({})",
             match mode {
                 Mode::Block => "blocked",
-                Mode::Monitor => "found",
+                Mode::Monitor | Mode::Learn => "found",
             },
             describe(verdict.as_ref())
         )),

@@ -76,7 +76,8 @@ pub struct Settings {
 pub struct OnAccess {
     /// Whether opens are protected at all.
     pub enabled: bool,
-    /// `block` holds opens until there is a verdict; `monitor` delays none, and reports.
+    /// `block` holds opens until there is a verdict; `monitor` delays none, and reports;
+    /// `learn` does the same, and counts what costs how much.
     pub mode: Mode,
     /// Below which paths.
     pub paths: Vec<PathBuf>,
@@ -105,6 +106,8 @@ pub struct OnAccess {
     pub queue: usize,
     /// Files whose verdict is remembered, at the most.
     pub cache_files: usize,
+    /// Files that were let through without a verdict and wait to be scanned, at the most.
+    pub deferred_files: usize,
     /// Oldest clean verdict of earlier definitions that an open is answered by, in
     /// seconds: what is opened often is scanned anew soon, without anyone waiting. 0
     /// has every open wait for the definitions in force.
@@ -126,6 +129,7 @@ impl Default for OnAccess {
             deadline_ms: 5000,
             queue: 512,
             cache_files: 16_384,
+            deferred_files: 8192,
             max_verdict_age_s: 86_400,
         }
     }
@@ -332,6 +336,8 @@ impl Settings {
             0,
             1_048_576,
         )?;
+        let deferred = self.on_access.deferred_files as u64;
+        within("on_access.deferred_files", deferred, 0, 65_536)?;
         let files = self.quarantine.max_files as u64;
         within("quarantine.max_files", files, 1, MOST_FILES as u64)?;
         within("scan.concurrency", self.scan.concurrency as u64, 1, 128)?;

@@ -105,3 +105,36 @@ fn a_stalled_agent_delays_no_open() {
     blocking.agent.signal(Signal::SIGCONT);
     held.recv_timeout(PATIENCE).unwrap().0.unwrap();
 }
+
+#[test]
+fn learning_holds_nothing_and_counts_what_costs() {
+    if !is_root("learning_holds_nothing_and_counts_what_costs") {
+        return;
+    }
+    let world = World::started_as("on_access: mode = 'learn'", "monitoring");
+    std::fs::create_dir(world.tmpfs.path().join("protected/busy")).unwrap();
+    for n in 0..30 {
+        let file = world.file(&format!("busy/{n}"), format!("{n}").as_bytes());
+        assert!(File::open(&file).is_ok());
+    }
+    let bad = world.file("bad", MARKER);
+    assert!(File::open(&bad).is_ok(), "nothing is held");
+    wait_until("it is reported", || !world.agent.spooled().is_empty());
+    let folder = world.tmpfs.path().join("protected/busy");
+    wait_until("all are counted", || {
+        let learned = &world.agent.status()["learned"];
+        let folders = learned["folders"].as_array().unwrap();
+        let row = folders
+            .iter()
+            .find(|row| row["name"] == folder.to_str().unwrap());
+        // The write that makes a file opens it, too.
+        row.is_some_and(|row| row["opens"].as_u64() >= Some(30) && row["took_us"] != 0)
+    });
+    let text = world.agent.output(&["status"]);
+    let text = String::from_utf8_lossy(&text.stdout).into_owned();
+    assert!(text.contains("learned     folder"), "{text}");
+    // The control: a mode that only monitors counts nothing.
+    let world = World::started_as("on_access: mode = 'monitor'", "monitoring");
+    File::open(world.file("f", b"f")).unwrap();
+    assert!(world.agent.status()["learned"].is_null());
+}

@@ -61,6 +61,7 @@ pub struct Event {
     /// When its answer is due; set once it is watched.
     due: OnceLock<(Deadlines, Ticket)>,
     answered: AtomicBool,
+    let_through: AtomicBool,
 }
 
 impl Event {
@@ -91,6 +92,7 @@ impl Event {
             pid,
             due: OnceLock::new(),
             answered: AtomicBool::new(false),
+            let_through: AtomicBool::new(false),
         }
     }
 
@@ -122,6 +124,8 @@ impl Event {
             return false;
         }
         let outcome = self.desk.mode.outcome(outcome);
+        let let_through = matches!(outcome, Outcome::Failed(_, Answer::Allow));
+        self.let_through.store(let_through, Ordering::Release);
         self.desk.responder.respond(self.as_fd(), outcome.answer());
         self.desk.accounts.book(outcome);
         true
@@ -133,6 +137,11 @@ impl Event {
             failure,
             self.desk.table.answer(failure, self.access),
         ))
+    }
+
+    /// Whether it was let through without a verdict.
+    pub fn is_let_through(&self) -> bool {
+        self.let_through.load(Ordering::Acquire)
     }
 
     /// Whether somebody waits for the answer.

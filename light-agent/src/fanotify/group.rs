@@ -66,7 +66,7 @@ impl Watched {
     pub fn opens(mode: Mode) -> Self {
         match mode {
             Mode::Block => Self::HeldOpens,
-            Mode::Monitor => Self::Opens,
+            Mode::Monitor | Mode::Learn => Self::Opens,
         }
     }
 

@@ -26,7 +26,10 @@ use crate::accounts::Outcome;
 use crate::cache::Cache;
 use crate::deadline::Deadlines;
 use crate::decide::{Decision, Facts, Scope, decide};
+use crate::deferred::Deferred;
+use crate::exposure::windows::Way;
 use crate::failure::{Access, Answer, Failure};
+use crate::learn::Learned;
 use crate::lease;
 use crate::marks::Marks;
 use crate::stamp::Stamp;
@@ -43,6 +46,26 @@ pub struct Asked {
     pub no_writer: bool,
 }
 
+/// What a group tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// Opens.
+    Opens,
+    /// Files that were closed after writing.
+    Writes,
+}
+
+impl Told {
+    /// How an event's file would be let through.
+    pub fn of(self, event: &Event) -> Way {
+        match (self, event.access) {
+            (Self::Writes, _) => Way::Written,
+            (Self::Opens, Access::Open) => Way::Open,
+            (Self::Opens, Access::Exec) => Way::Exec,
+        }
+    }
+}
+
 /// What the reader decides with.
 pub struct Triage {
     /// Answers and their books.
@@ -55,6 +78,8 @@ pub struct Triage {
     pub cache: Arc<Cache>,
     /// Has the kernel ask no more about some clean files.
     pub marks: Marks,
+    /// Takes note of what is let through without a verdict.
+    pub deferred: Deferred,
     /// Who answers what nobody does.
     pub deadlines: Deadlines,
     /// How long an answer may take.
@@ -63,6 +88,10 @@ pub struct Triage {
     pub max_scan_bytes: Arc<AtomicU64>,
     /// Descriptors from this number on are the reserve.
     pub fd_reserve_from: i32,
+    /// Whether anybody opens what it is told of.
+    pub told: Told,
+    /// Counts what costs how much, where settings ask for it.
+    pub learned: Option<Learned>,
     /// Who asks.
     pub queue: mpsc::Sender<Asked>,
     /// How often the reader has turned, for whoever looks whether it moves.
@@ -167,6 +196,12 @@ impl Triage {
         match decision {
             Decision::Answer(outcome) => {
                 event.answer(outcome);
+                if let (Some(learned), Outcome::Cached(_)) = (&self.learned, outcome) {
+                    learned.note(path.as_deref().unwrap_or_default(), None, None);
+                }
+                if let Outcome::Failed(reason, _) = outcome {
+                    self.note(&event, &path.unwrap_or_default(), &stamp, reason);
+                }
                 if self.marks.are_placed() && outcome == Outcome::Cached(Answer::Allow) {
                     self.marks.found_clean(&Arc::new(event), &stamp);
                 }
@@ -182,9 +217,17 @@ impl Triage {
                     no_writer,
                 };
                 if let Err(refused) = self.queue.try_send(asked) {
-                    refused.into_inner().event.fail(Failure::QueueFull);
+                    let asked = refused.into_inner();
+                    asked.event.fail(Failure::QueueFull);
+                    self.note(&asked.event, &asked.path, &stamp, Failure::QueueFull);
                 }
             }
+        }
+    }
+
+    fn note(&self, event: &Event, path: &[u8], stamp: &Stamp, reason: Failure) {
+        if event.is_let_through() {
+            self.deferred.note(path, stamp, reason, self.told.of(event));
         }
     }
 }

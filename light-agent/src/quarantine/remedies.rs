@@ -52,7 +52,7 @@ impl Remedies {
             remedy: settings.remediation.malware,
             around: Around {
                 own: vec![own(&folders.state), own(&folders.run)],
-                monitoring: settings.on_access.mode == Mode::Monitor,
+                monitoring: settings.on_access.mode != Mode::Block,
             },
             turn: Arc::new(Semaphore::new(1)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),

@@ -23,10 +23,12 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::accounts::{Accounts, Snapshot};
+use crate::deferred::{self, Deferred};
 use crate::failure::Table;
 use crate::fanotify::coverage::Coverage;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
+use crate::learn::{self, Learned};
 use crate::marks::{self, Marks};
 use crate::selection::explained::Explanation;
 use crate::selection::{self, LinkState};
@@ -125,12 +127,16 @@ pub struct Status {
     pub selection: selection::explained::Shown,
     /// The session with the Integration Server.
     pub server: ServerState,
+    /// Milliseconds by which its clock is ahead of this one's, where it is known.
+    pub clock_off_ms: Option<i64>,
     /// Where permission events went.
     pub events: Snapshot,
     /// Where files went that were closed after writing; nobody waits for these.
     pub writes: Snapshot,
     /// Files whose verdict is remembered.
     pub cached_files: usize,
+    /// Contents whose verdict outlives the agent.
+    pub kept_verdicts: crate::cache::writer::Snapshot,
     /// Files that the kernel asks no more about.
     pub ignore_marks: marks::Snapshot,
     /// The failure table in force, by reason: what open and exec are answered.
@@ -139,6 +145,10 @@ pub struct Status {
     pub spool: SpoolPart,
     /// Lines of the log that could not be written.
     pub log_lines_lost: u64,
+    /// The guest's time without verdicts, and what came of it.
+    pub exposure: deferred::Snapshot,
+    /// What costs how much, where settings ask for it (`on_access.mode = "learn"`).
+    pub learned: Option<learn::Snapshot>,
 }
 
 /// Makes answers.
@@ -160,6 +170,10 @@ pub struct Source {
     pub table: Table,
     /// What is remembered.
     pub cache: Arc<crate::cache::Cache>,
+    /// What was let through without a verdict.
+    pub deferred: Deferred,
+    /// What costs how much.
+    pub learned: Option<Learned>,
     /// Protected paths.
     pub paths: Vec<String>,
     /// What is marked, and the gaps.
@@ -205,9 +219,11 @@ impl Source {
             svm: svm_part(&self.link.borrow()),
             selection: self.explanation.borrow().shown(Instant::now()),
             server: self.health.server(),
+            clock_off_ms: self.health.clock_off_ms(),
             events: self.health.accounts().snapshot(),
             writes: self.writes.snapshot(),
             cached_files: self.cache.len(),
+            kept_verdicts: self.cache.keeper().snapshot(),
             ignore_marks: self.marks.snapshot(),
             failure_table: failures::answers(&self.table),
             spool: SpoolPart {
@@ -215,6 +231,8 @@ impl Source {
                 dropped: self.spool.dropped(),
             },
             log_lines_lost: logging::lost(),
+            exposure: self.deferred.snapshot(),
+            learned: self.learned.as_ref().map(Learned::snapshot),
         }
     }
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::{exposure, learn};
+
 /// What the command shows; the daemon may be of another version.
 #[derive(Debug, Deserialize)]
 struct Shown {
@@ -20,6 +22,10 @@ struct Shown {
     spool: serde_json::Value,
     #[serde(default)]
     log_lines_lost: serde_json::Value,
+    #[serde(default)]
+    exposure: serde_json::Value,
+    #[serde(default)]
+    learned: serde_json::Value,
 }
 
 /// The status for people.
@@ -82,6 +88,8 @@ impl fmt::Display for ForPeople<'_> {
             Some(true) => writeln!(f, "server      connected")?,
             _ => writeln!(f, "server      none: {}", text(&shown.server, "reason"))?,
         }
+        write!(f, "{}", exposure::people::ForPeople(&shown.exposure))?;
+        write!(f, "{}", learn::people::ForPeople(&shown.learned))?;
         write!(f, "events     ")?;
         for key in [
             "seen",

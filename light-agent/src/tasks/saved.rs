@@ -14,6 +14,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SavedPath(pub PathBuf);
 
+impl SavedPath {
+    /// A path as the kernel names it.
+    pub fn from_bytes(path: &[u8]) -> Self {
+        Self(PathBuf::from(OsString::from_vec(path.to_vec())))
+    }
+}
+
 impl From<&Path> for SavedPath {
     fn from(path: &Path) -> Self {
         Self(path.to_owned())

@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use palisade_daemon::membership::Membership;
 use serde_json::Value;
 
 use super::site::Site;
@@ -20,8 +21,13 @@ pub struct Agent {
 impl Agent {
     /// An enrolled agent with these settings.
     pub fn new(site: &Site, settings: &str) -> Self {
+        Self::of(&site.agent(), settings)
+    }
+
+    /// An agent of this membership.
+    pub fn of(member: &Membership, settings: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        site.agent().save(&dir.path().join("var/agent")).unwrap();
+        member.save(&dir.path().join("var/agent")).unwrap();
         fs::create_dir_all(dir.path().join("etc")).unwrap();
         fs::write(dir.path().join("etc/agent.toml"), settings).unwrap();
         Self { dir, process: None }
@@ -166,6 +172,17 @@ impl Agent {
     /// Waits for the daemon's end.
     pub fn wait(&mut self) -> Option<i32> {
         self.process.take().unwrap().wait().unwrap().code()
+    }
+
+    /// Kills the daemon as nothing but a kill does, and waits for its end.
+    pub fn kill(&mut self) {
+        self.signal(nix::sys::signal::Signal::SIGKILL);
+        self.wait();
+    }
+
+    /// The state folder.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("var/agent")
     }
 
     fn log_path(&self) -> PathBuf {

@@ -10,14 +10,29 @@ pub struct Tmpfs {
 
 impl Tmpfs {
     pub fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::with(None)
+    }
+
+    /// One that holds no more than this (`64k`).
+    pub fn sized(size: &str) -> Self {
+        Self::with(Some(format!("size={size}").as_str()))
+    }
+
+    /// Lets nothing be written any more.
+    pub fn make_read_only(&self) {
         let no: Option<&str> = None;
+        let flags = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(no, self.dir.path(), no, flags, no).unwrap();
+    }
+
+    fn with(options: Option<&str>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         mount(
             Some("palisade-test"),
             dir.path(),
             Some("tmpfs"),
             MsFlags::empty(),
-            no,
+            options,
         )
         .unwrap();
         Self { dir }

@@ -38,6 +38,22 @@ impl Site {
         }
     }
 
+    /// An agent whose certificate is valid between these moments, in days from now.
+    pub fn agent_valid(&self, from: i64, until: i64) -> Membership {
+        let mut agent = self.agent();
+        let id = agent.identity.id().clone();
+        let now = std::time::SystemTime::now();
+        let at = |days: i64| {
+            let day = std::time::Duration::from_secs(86_400 * days.unsigned_abs());
+            if days < 0 { now - day } else { now + day }
+        };
+        agent.identity = self.issue_with(&id, |params| {
+            params.not_before = at(from).into();
+            params.not_after = at(until).into();
+        });
+        agent
+    }
+
     pub fn agent(&self) -> Membership {
         let tenant = TenantId::default_tenant();
         let id = SpiffeId::agent(&self.deployment, &tenant, AgentId::random());
@@ -53,6 +69,10 @@ impl Site {
     }
 
     fn issue(&self, id: &SpiffeId) -> Identity {
+        self.issue_with(id, |_| {})
+    }
+
+    fn issue_with(&self, id: &SpiffeId, change: impl FnOnce(&mut CertificateParams)) -> Identity {
         let key = new_key().unwrap();
         let mut params = CertificateParams::default();
         params.subject_alt_names = vec![SanType::URI(id.to_string().try_into().unwrap())];
@@ -60,6 +80,7 @@ impl Site {
             ExtendedKeyUsagePurpose::ClientAuth,
             ExtendedKeyUsagePurpose::ServerAuth,
         ];
+        change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).unwrap().der().clone();
         Identity::new(&key, vec![leaf, self.issuing.clone(), self.root.clone()]).unwrap()
     }

@@ -55,6 +55,8 @@ pub struct Counts {
     pub lookups: u32,
     pub content_bytes: u64,
     pub known: HashMap<ContentId, Verdict>,
+    /// How often each content was asked about.
+    pub asked: HashMap<ContentId, u32>,
 }
 
 struct Shared {
@@ -122,6 +124,13 @@ impl Svm {
 
     pub fn requests(&self) -> u32 {
         self.shared.counts.lock().unwrap().requests
+    }
+
+    /// How often it was asked about this content.
+    pub fn asked(&self, content: &[u8]) -> u32 {
+        let counts = self.shared.counts.lock().unwrap();
+        let asked = counts.asked.get(&ContentId::of(content));
+        asked.copied().unwrap_or_default()
     }
 
     /// Whether it scanned this content.
@@ -203,10 +212,11 @@ async fn accept_all(endpoint: &quinn::Endpoint, shared: &Arc<Shared>) {
 }
 
 fn generations(shared: &Shared) -> Generations {
+    let number = shared.definitions.lock().unwrap().generation;
     List::cut([EngineGeneration {
         engine: Text::cut("test"),
-        generation: Generation(shared.definitions.lock().unwrap().generation),
-        fingerprint: [1; 16],
+        generation: Generation(number),
+        fingerprint: u128::from(number).to_le_bytes(),
     }])
 }
 
@@ -233,6 +243,9 @@ async fn stream(
             let known = {
                 let mut counts = shared.counts.lock().unwrap();
                 counts.lookups += 1;
+                for named in lookup.contents.iter() {
+                    *counts.asked.entry(named.content).or_default() += 1;
+                }
                 let clean =
                     |named: &Named| counts.known.get(&named.content) == Some(&Verdict::Clean);
                 Known {
@@ -244,7 +257,11 @@ async fn stream(
             frame::write(&mut send, &ToAgent::Known(known)).await?;
         }
         Some(ToSvm::Scan(request)) => {
-            shared.counts.lock().unwrap().requests += 1;
+            {
+                let mut counts = shared.counts.lock().unwrap();
+                counts.requests += 1;
+                *counts.asked.entry(request.content).or_default() += 1;
+            }
             let answer = answer(shared, connection, &request, &mut send, &mut receive).await?;
             frame::write(&mut send, &answer).await?;
         }

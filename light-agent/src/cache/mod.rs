@@ -5,7 +5,26 @@
 //! the definitions in force, and only while the file has no writer, which the
 //! caller proves ([`lease`](crate::lease)). Only complete verdicts are kept.
 //!
-//! Persisting it comes later; a restart begins empty.
+//! ```text
+//!  stamp ─► remembered? ─► answered at once
+//!              │ no
+//!              └─► hash ─► kept by content? ─► answered ─► remembered by stamp
+//!                             │  ▲    │ no
+//!                 database ───┘  │    └─► asked
+//!                 (at the start) └──────── verdict
+//! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`kept`] | verdicts by content, which outlive the process, and when they are believed |
+//! | [`database`] | their file |
+//! | [`writer`] | the thread that writes it |
+//! | [`recall`] | hashing a file in order to find it there |
+
+pub mod database;
+pub mod kept;
+pub mod recall;
+pub mod writer;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,6 +33,7 @@ use palisade_protocol::content::ContentId;
 use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
 use tokio::sync::watch;
 
+use self::writer::Keeper;
 use crate::stamp::Stamp;
 
 /// A verdict with what it is about.
@@ -46,6 +66,7 @@ pub struct Cache {
     inner: Mutex<Inner>,
     heard: watch::Sender<Generations>,
     forgotten: OnceLock<Forgotten>,
+    keeper: Keeper,
 }
 
 /// Told that verdicts no longer answer; must not block.
@@ -59,7 +80,19 @@ impl Cache {
             inner: Mutex::new(Inner::default()),
             heard: watch::Sender::default(),
             forgotten: OnceLock::new(),
+            keeper: Keeper::default(),
         }
+    }
+
+    /// The same, whose verdicts outlive the process by their content.
+    #[must_use]
+    pub fn keeping(self, keeper: Keeper) -> Self {
+        Self { keeper, ..self }
+    }
+
+    /// What outlives the process.
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
     }
 
     /// Has somebody told when verdicts no longer answer, for whatever reason but a
@@ -86,7 +119,23 @@ impl Cache {
         if self.bound == 0 || known.verdict.kind() == VerdictKind::NotScanned {
             return;
         }
+        self.keeper.put(&known, stamp.size, generations);
+        self.insert(stamp, known, generations, true);
+    }
+
+    /// Remembers a verdict that was kept by its content, unless other definitions than
+    /// those that gave it are in force by now.
+    pub fn put_kept(&self, stamp: Stamp, known: Known, generations: &Generations) {
+        if self.bound > 0 {
+            self.insert(stamp, known, generations, false);
+        }
+    }
+
+    fn insert(&self, stamp: Stamp, known: Known, generations: &Generations, newer: bool) {
         let mut inner = self.lock();
+        if !newer && !inner.generations.is_empty() && inner.generations != *generations {
+            return;
+        }
         let changed = inner.use_generations(generations, &self.heard);
         let key = (stamp.device, stamp.inode);
         let entry = Entry {
@@ -111,6 +160,7 @@ impl Cache {
 
     /// Puts other definitions into force: verdicts of earlier ones no longer answer.
     pub fn use_generations(&self, generations: &Generations) {
+        self.keeper.hear(generations);
         let changed = self.lock().use_generations(generations, &self.heard);
         if changed {
             self.tell_forgotten();
@@ -125,6 +175,7 @@ impl Cache {
     /// Forgets the verdicts of these contents, so that their files are hashed and asked
     /// about again when they are opened. Gives how many were forgotten.
     pub fn forget(&self, contents: &[ContentId]) -> usize {
+        self.keeper.forget(contents);
         let mut inner = self.lock();
         let before = inner.entries.len();
         inner
