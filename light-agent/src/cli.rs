@@ -7,6 +7,7 @@ use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
 use crate::daemon::How;
+use crate::generalize::{self, Generalize};
 use crate::pulse::Supervisor;
 use crate::scan::what::What;
 use crate::settings::{COMPONENT, Folders, Settings};
@@ -71,6 +72,8 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Make this guest a template: remove identity, keys and state
+    Generalize(Generalize),
     /// Check the settings
     CheckConfig,
     #[command(name = probe::COMMAND, hide = true)]
@@ -167,6 +170,7 @@ impl Cli {
                 format,
             } => show_failures(&settings, &folders, format.output),
             Command::Status { format, .. } => show_status(&folders, format.output),
+            Command::Generalize(command) => generalize::run(&settings, &folders, &command),
             Command::CheckConfig => {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)

@@ -34,6 +34,7 @@
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
 //! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
+//! | [`generalize`] | what makes a guest a template |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
 //!
 //! **Invariant:** a guest's open is always answered, at the latest by its
@@ -53,6 +54,7 @@ pub mod decide;
 pub mod enrol;
 pub mod failure;
 pub mod fanotify;
+pub mod generalize;
 pub mod guard;
 pub mod health;
 pub mod index;

@@ -9,6 +9,7 @@
 //! | `task` | [`palisade_light_agent::tasks`] |
 //! | `quarantine` | [`palisade_light_agent::quarantine::command`] |
 //! | `status` | [`palisade_light_agent::status`] |
+//! | `generalize` | [`palisade_light_agent::generalize`] |
 //! | `check-config` | [`palisade_light_agent::settings`] |
 
 use std::process::ExitCode;
