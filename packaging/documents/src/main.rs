@@ -1,4 +1,4 @@
-//! `palisade-documents DIR`: the man pages and shell completions of `palisade-agent`, made
+//! `palisade-documents DIR DATE`: the man pages and shell completions of `palisade-agent`, made
 //! from its command line and its settings file, so that they say what the program does.
 //!
 //! ```text
@@ -12,7 +12,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Command, CommandFactory as _};
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -26,11 +26,11 @@ const PROGRAM: &str = "palisade-agent";
 const SETTINGS: &str = include_str!("../../../light-agent/agent.toml");
 
 fn main() -> anyhow::Result<()> {
-    let out = PathBuf::from(
-        std::env::args_os()
-            .nth(1)
-            .context("usage: palisade-documents DIR")?,
-    );
+    let mut arguments = std::env::args().skip(1);
+    let (Some(out), Some(date)) = (arguments.next(), arguments.next()) else {
+        bail!("usage: palisade-documents DIR DATE");
+    };
+    let out = PathBuf::from(out);
     for folder in ["man5", "man8"] {
         let folder = out.join(folder);
         fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -38,8 +38,11 @@ fn main() -> anyhow::Result<()> {
     let mut program = Cli::command().disable_help_subcommand(true);
     // Gives every command the options that are common to all.
     program.build();
-    pages(&program, PROGRAM, &out)?;
-    write(&out.join("man5/palisade-agent.toml.5"), &settings_page())?;
+    pages(&program, PROGRAM, &date, &out)?;
+    write(
+        &out.join("man5/palisade-agent.toml.5"),
+        &settings_page(&date),
+    )?;
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
         clap_complete::generate_to(shell, &mut Cli::command(), PROGRAM, &out)
             .with_context(|| format!("the completions for {shell}"))?;
@@ -52,11 +55,12 @@ fn write(path: &Path, text: &[u8]) -> anyhow::Result<()> {
 }
 
 /// A page for a command, and for each below it.
-fn pages(command: &Command, name: &str, out: &Path) -> anyhow::Result<()> {
+fn pages(command: &Command, name: &str, date: &str, out: &Path) -> anyhow::Result<()> {
     let version = palisade_light_agent::VERSION;
     let man = Man::new(command.clone().display_name(name.to_owned()))
         .title(name)
         .section("8")
+        .date(date)
         .source(format!("palisade-agent {version}"))
         .manual("Palisade");
     let mut text = Vec::new();
@@ -74,7 +78,7 @@ fn pages(command: &Command, name: &str, out: &Path) -> anyhow::Result<()> {
         .get_subcommands()
         .filter(|below| !below.is_hide_set())
     {
-        pages(below, &format!("{name}-{}", below.get_name()), out)?;
+        pages(below, &format!("{name}-{}", below.get_name()), date, out)?;
     }
     Ok(())
 }
@@ -112,22 +116,27 @@ fn closing(name: &str) -> Roff {
             .text([roman(what)]);
     }
     roff.control("SH", ["SEE ALSO"]);
-    let settings = [bold("palisade-agent.toml"), roman("(5)")];
-    if name == PROGRAM {
-        roff.text(settings);
-    } else {
-        roff.text([bold(PROGRAM), roman("(8), ")].into_iter().chain(settings));
+    let mut pages = vec![bold("palisade-agent.toml"), roman("(5)")];
+    if name != PROGRAM {
+        pages.extend([roman(", "), bold(PROGRAM), roman("(8)")]);
     }
+    roff.text(pages);
     roff
 }
 
 /// `palisade-agent.toml(5)`: the settings file, its comments as text.
-fn settings_page() -> Vec<u8> {
+fn settings_page(date: &str) -> Vec<u8> {
     let mut roff = Roff::new();
     let source = format!("palisade-agent {}", palisade_light_agent::VERSION);
     roff.control(
         "TH",
-        ["palisade-agent.toml", "5", "", source.as_str(), "Palisade"],
+        [
+            "palisade-agent.toml",
+            "5",
+            date,
+            source.as_str(),
+            "Palisade",
+        ],
     );
     roff.control("SH", ["NAME"]);
     roff.text([roman("palisade-agent.toml - settings of palisade-agent")]);
@@ -152,8 +161,11 @@ fn settings_page() -> Vec<u8> {
             Some(text) => {
                 roff.text([roman(text)]);
             }
+            // A section's head parts paragraphs itself.
             None if commented.is_empty() => {
-                roff.control("PP", []);
+                if lines.peek().is_some_and(|next| !next.contains("[")) {
+                    roff.control("PP", []);
+                }
             }
             None if commented.starts_with('[') => {
                 roff.control("SS", [commented]);

@@ -47,7 +47,6 @@ ln -s pts/ptmx dev/ptmx
 ln -s /proc/self/fd dev/fd
 mount -t tmpfs tmpfs dev/shm
 mount -t tmpfs -o mode=755 tmpfs run
-hostname palisade-test
 mkdir -p .outside
 pivot_root . .outside
 umount -l /.outside

@@ -228,11 +228,11 @@ fn show(page: &Path) -> String {
     assert_eq!(shown.stderr, "", "{page}");
     let lint = format!("zcat {page} | mandoc -T lint -W warning");
     let lint = tool("bash", ["-c", &lint]);
-    // A page without a date is the same from every build.
+    // Spacing alone, of what is made of the command line.
     let said = String::from_utf8(lint.stdout).unwrap();
     let wrong: Vec<&str> = said
         .lines()
-        .filter(|line| !line.contains("missing date"))
+        .filter(|line| !line.contains("skipping paragraph macro"))
         .collect();
     assert!(wrong.is_empty(), "{page}: {wrong:#?}");
     // A hyphen that is typed is what a reader copies.
