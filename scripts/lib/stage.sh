@@ -44,6 +44,9 @@ stage() {
     for page in "$made"/man?/*; do
         install -D -m 644 "$page" "$shared/man/$(basename "$(dirname "$page")")/$(basename "$page")"
     done
+    # The generator names a command below a program with a hyphen in two ways, of which
+    # bash would find one only.
+    sed -i 's/palisade__subcmd__agent/palisade__agent/g' "$made/palisade-agent.bash"
     install -D -m 644 "$made/palisade-agent.bash" \
         "$shared/bash-completion/completions/palisade-agent"
     install -D -m 644 "$made/_palisade-agent" "$shared/zsh/vendor-completions/_palisade-agent"

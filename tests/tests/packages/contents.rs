@@ -251,7 +251,7 @@ fn shells_offer_the_commands() {
     let offered = |words: &str, last: usize| {
         let script = format!(
             "source {bash}; COMP_WORDS=({words}); COMP_CWORD={last}; COMP_LINE='{words}'; \
-             _palisade-agent palisade-agent '' ''; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+             _palisade__agent palisade-agent '' ''; printf '%s\\n' \"${{COMPREPLY[@]}}\""
         );
         said("bash", ["-c", &script])
     };
