@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use palisade_light_agent::content::Content;
 use palisade_light_agent::scanner::{Scanner, Terms};
-use palisade_light_agent::selection::{Source, keep};
+use palisade_light_agent::selection::{Choice, Source, keep};
 use palisade_light_agent::settings::StaticSvm;
 use palisade_protocol::identity::Identity;
 use palisade_protocol::scan::{ScanClass, ScanOptions};
@@ -25,7 +25,11 @@ const SVM_WAIT: Duration = Duration::from_secs(30);
 /// A scanner with a session of its own, and at most `asking` requests at a time.
 pub fn scanner(identity: Identity, address: SocketAddr, asking: usize) -> Scanner {
     let source = Source::Static(vec![StaticSvm { id: None, address }]);
-    Scanner::new(keep(identity, source), asking, ScanOptions::default())
+    Scanner::new(
+        keep(identity, source, Choice::default()).state,
+        asking,
+        ScanOptions::default(),
+    )
 }
 
 /// A small content that nobody has seen, in a file without a name.

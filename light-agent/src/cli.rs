@@ -14,7 +14,7 @@ use crate::settings::{COMPONENT, Folders, Settings};
 use crate::status::failures::Shown;
 use crate::supervise::Program;
 use crate::tasks::command::TaskCommand;
-use crate::{daemon, enrol, probe, quarantine, scan, status, supervise, tasks};
+use crate::{bypass, daemon, enrol, probe, quarantine, scan, selection, status, supervise, tasks};
 
 /// Palisade Light Agent: protects this guest's files.
 #[derive(Debug, Parser)]
@@ -72,6 +72,15 @@ enum Command {
         #[command(flatten)]
         format: Format,
     },
+    /// Show why this Protection Server is used, and why not each other one
+    Explain {
+        /// Only the one of this name or id
+        name: Option<String>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Switch protection off for a time, in an emergency, or show that it is
+    Bypass(bypass::command::Command),
     /// Make this guest a template: remove identity, keys and state
     Generalize(Generalize),
     /// Check the settings
@@ -170,6 +179,10 @@ impl Cli {
                 format,
             } => show_failures(&settings, &folders, format.output),
             Command::Status { format, .. } => show_status(&folders, format.output),
+            Command::Explain { name, format } => {
+                selection::command::run(&folders, name.as_deref(), format.output)
+            }
+            Command::Bypass(command) => bypass::command::run(&folders, command),
             Command::Generalize(command) => generalize::run(&settings, &folders, &command),
             Command::CheckConfig => {
                 println!("{}: fine", file.display());
@@ -181,20 +194,12 @@ impl Cli {
 }
 
 fn show_status(folders: &Folders, output: Output) -> anyhow::Result<u8> {
-    match status::ask(&folders.run) {
-        Ok(answer) => {
-            match output {
-                Output::Json => println!("{answer}"),
-                Output::Text => println!("{}", status::people::ForPeople(&answer)),
-            }
-            Ok(exit::FINE)
-        }
-        Err(error) => anyhow::bail!(
-            "the agent is not running: {} does not answer ({error}); start it with \
-             `palisade-agent run` or `systemctl start palisade-agent`",
-            status::socket(&folders.run).display()
-        ),
+    let answer = status::ask_running(&folders.run)?;
+    match output {
+        Output::Json => println!("{answer}"),
+        Output::Text => println!("{}", status::people::ForPeople(&answer)),
     }
+    Ok(exit::FINE)
 }
 
 fn show_failures(settings: &Settings, folders: &Folders, output: Output) -> anyhow::Result<u8> {

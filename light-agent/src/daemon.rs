@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::accounts::Accounts;
 use crate::again::{self, Again};
+use crate::bypass::{BypassFile, Switched, To};
 use crate::cache::Cache;
 use crate::control::Control;
 use crate::fanotify::group;
@@ -39,7 +40,8 @@ use crate::quarantine::escrow::Escrow;
 use crate::quarantine::remedies::Remedies;
 use crate::quarantine::rescan::{self, Rescan};
 use crate::scanner::Scanner;
-use crate::selection::{LinkState, Source, keep};
+use crate::selection::explained::Explanation;
+use crate::selection::{Choice, LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
 use crate::spool::Spool;
 use crate::supervise::record::RecordFile;
@@ -78,7 +80,16 @@ pub struct How {
 ///
 /// # Errors
 /// What keeps it from starting, or ends it.
-pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Result<()> {
+pub fn run(mut settings: Settings, folders: &Folders, mut how: How) -> anyhow::Result<()> {
+    let switched = BypassFile::new(&folders.state).switched();
+    match &switched {
+        Some(switched) if switched.to == To::Off => settings.on_access.enabled = false,
+        Some(switched) => how.fallback = Some(switched.reason.clone()),
+        None => {}
+    }
+    if let Some(switched) = &switched {
+        tracing::warn!(reason = %switched.reason, left = ?switched.left, "protection is switched: {:?}", switched.to);
+    }
     if how.fallback.is_some() {
         settings.on_access.mode = Mode::Monitor;
     }
@@ -94,18 +105,24 @@ pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Resul
         None
     };
     let runtime = runtime()?;
-    let outcome = runtime.block_on(serve(&settings, folders, how, probe, descriptors));
+    let own = Own {
+        probe,
+        descriptors,
+        switched,
+    };
+    let outcome = runtime.block_on(serve(&settings, folders, how, own));
     runtime.shutdown_timeout(GRACE);
     outcome
 }
 
-async fn serve(
-    settings: &Settings,
-    folders: &Folders,
-    how: How,
+/// What is there before the runtime is.
+struct Own {
     probe: Option<Probe>,
     descriptors: u64,
-) -> anyhow::Result<()> {
+    switched: Option<Switched>,
+}
+
+async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> anyhow::Result<()> {
     let listener = status::listen(&folders.run)
         .with_context(|| format!("the run folder {}", folders.run.display()))?;
     let mut stopping = std::pin::pin!(lifecycle::stop_requested());
@@ -120,14 +137,19 @@ async fn serve(
         &parts,
         membership.identity.id().to_string(),
     )?;
-    let (told, pulse) = match &how.supervisor {
+    let (parent, pulse) = match &how.supervisor {
         Some(supervisor) => (Some(supervisor.try_clone()?), Some(supervisor.try_clone()?)),
         None => (None, None),
     };
     let needs = Needs {
-        probe,
-        descriptors,
+        probe: own.probe,
+        descriptors: own.descriptors,
         supervisor: pulse,
+        off: own
+            .switched
+            .as_ref()
+            .filter(|switched| switched.to == To::Off)
+            .map(|switched| switched.reason.clone()),
     };
     let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
     let mut source = parts.status_source(&membership, settings, &protection);
@@ -136,7 +158,10 @@ async fn serve(
         .supervisor
         .is_some()
         .then(|| RecordFile::new(&folders.state).load());
-    tokio::spawn(status::serve(listener, source, Arc::clone(&parts.spooled)));
+    let asked = Arc::new(Notify::new());
+    let told = [Arc::clone(&parts.spooled), Arc::clone(&asked)];
+    tokio::spawn(status::serve(listener, source, told));
+    let bypass = BypassFile::new(&folders.state);
     tokio::spawn(parts.rescan(settings, folders));
     tokio::spawn(follow_link(
         parts.link.clone(),
@@ -152,7 +177,11 @@ async fn serve(
     }
     let outcome = tokio::select! {
         stop = &mut stopping => stop.map_err(Into::into),
-        () = gone(told) => {
+        () = bypass.changed(own.switched.as_ref(), asked) => {
+            tracing::warn!("protection is switched: the agent ends, to be started anew");
+            Ok(())
+        }
+        () = gone(parent) => {
             tracing::error!("the supervisor is gone, and the agent with it");
             Ok(())
         }
@@ -189,6 +218,8 @@ pub struct Parts {
     pub index: Arc<Index>,
     /// The session with a Protection Server.
     pub link: watch::Receiver<LinkState>,
+    /// Why with this one.
+    pub explanation: watch::Receiver<Arc<Explanation>>,
     /// Detections that wait.
     pub spool: Spool,
     /// Told when some were added.
@@ -226,12 +257,18 @@ impl Parts {
             escrow: Escrow::new(remedies.vault()),
         };
         tokio::spawn(control.run());
+        let choice = Choice {
+            policy: settings.selection,
+            spare: true,
+        };
+        let kept = keep(membership.identity.clone(), source, choice);
         let tenant = membership.identity.id().role.tenant().cloned();
         Self {
             tenant: tenant.unwrap_or_else(TenantId::default_tenant),
             cache: Arc::new(Cache::new(settings.on_access.cache_files)),
             index: Arc::default(),
-            link: keep(membership.identity.clone(), source),
+            link: kept.state,
+            explanation: kept.explanation,
             detections: spool::start(&spool, Arc::clone(&spooled)),
             remedies,
             max_scan_bytes: Arc::default(),
@@ -284,6 +321,7 @@ impl Parts {
             health: self.health.clone(),
             writes: Arc::clone(&self.writes),
             link: self.link.clone(),
+            explanation: self.explanation.clone(),
             spool: self.spool.clone(),
             table: settings.failure_table(),
             cache: Arc::clone(&self.cache),
@@ -301,8 +339,9 @@ impl Parts {
     }
 }
 
-/// Keeps what depends on the Protection Server true: the size bound and the
-/// definitions that remembered verdicts need.
+/// Keeps what depends on the Protection Server true: the size bound, the definitions
+/// that remembered verdicts need, and who is heard: the one that stands by may know of
+/// contents, too.
 async fn follow_link(
     mut link: watch::Receiver<LinkState>,
     health: Health,
@@ -310,7 +349,7 @@ async fn follow_link(
     listener: again::Listener,
     max_scan_bytes: Arc<AtomicU64>,
 ) {
-    let mut noticed: Option<Arc<Link>> = None;
+    let mut heard: Vec<Arc<Link>> = Vec::new();
     loop {
         {
             let state = link.borrow_and_update();
@@ -318,13 +357,13 @@ async fn follow_link(
             if let Some(link) = state.link() {
                 cache.use_generations(&link.welcome.generations);
                 max_scan_bytes.store(link.welcome.max_scan_bytes, Ordering::Relaxed);
-                if noticed
-                    .as_ref()
-                    .is_none_or(|known| !Arc::ptr_eq(known, link))
-                {
+            }
+            heard.retain(|link| !link.is_closed());
+            for link in state.link().into_iter().chain(state.spare()) {
+                if !heard.iter().any(|known| Arc::ptr_eq(known, link)) {
                     // Ends with its session.
                     tokio::spawn(take_notices(Arc::clone(link), listener.clone()));
-                    noticed = Some(Arc::clone(link));
+                    heard.push(Arc::clone(link));
                 }
             }
         }

@@ -31,6 +31,7 @@ const OWN: &[(&str, &str)] = &[
     ("svm-list.json", "the last list of Protection Servers"),
     ("tasks", "scans in the background, and when they ran"),
     ("supervisor.json", "the record of crashes"),
+    ("bypass.json", "the emergency switch"),
 ];
 /// Ends the name of a file that was being written.
 const BEING_WRITTEN: &str = "new";

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  queue ─► on-time slot ─► scan ─► answer the kernel ─► remember, report
-//!               │ deadline passed (answered by its thread)
+//!               │ deadline passed (answered by its thread), or will pass for certain
 //!               └─► late slot ─► scan goes on ─► remember, report as late
 //!                     └─ none free: given up, counted
 //! ```
@@ -23,7 +23,7 @@ use palisade_protocol::control::{Action, Detection};
 use palisade_protocol::ids::TenantId;
 use palisade_protocol::scan::ScanClass;
 use palisade_protocol::verdict::{NotScanned, Verdict};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::accounts::{Accounts, Outcome};
 use crate::cache::{Cache, Known};
@@ -84,25 +84,31 @@ impl Guard {
             let guard = Arc::clone(&self);
             tokio::spawn(async move {
                 let due = asked.event.due().unwrap_or_else(Instant::now);
-                let mut serve = std::pin::pin!(guard.serve(&asked, due));
-                let done = tokio::time::timeout_at(due.into(), serve.as_mut()).await;
+                let hopeless = Notify::new();
+                let mut serve = std::pin::pin!(guard.serve(&asked, due, &hopeless));
+                let done = tokio::select! {
+                    biased;
+                    served = serve.as_mut() => Some(served),
+                    () = hopeless.notified() => None,
+                    () = tokio::time::sleep_until(due.into()) => None,
+                };
                 drop(slot);
-                if matches!(done, Ok(Served::Done)) {
+                if done == Some(Served::Done) {
                     return;
                 }
-                // Its thread does the same at this moment; the first one counts.
+                // Its thread may do the same at this moment; the first one counts.
                 asked.event.expire();
                 let Ok(_late) = guard.late.try_acquire() else {
                     // A re-check is asked for again.
-                    if !matches!(done, Ok(Served::Recheck)) {
+                    if done != Some(Served::Recheck) {
                         guard.accounts.late_dropped();
                     }
                     return;
                 };
                 let finish = async {
                     let served = match done {
-                        Ok(served) => served,
-                        Err(_) => serve.await,
+                        Some(served) => served,
+                        None => serve.await,
                     };
                     if served != Served::Done {
                         guard.scan_late(&asked).await;
@@ -115,7 +121,7 @@ impl Guard {
         }
     }
 
-    async fn serve(&self, asked: &Asked, due: Instant) -> Served {
+    async fn serve(&self, asked: &Asked, due: Instant, hopeless: &Notify) -> Served {
         let terms = Terms {
             class: self.class,
             max_age_s: self.max_age_s,
@@ -126,7 +132,9 @@ impl Guard {
                 ScanClass::OnDemand => LATE,
             },
         };
-        let scanned = self.scan(asked, terms).await;
+        // Nobody is kept waiting, where nobody waits.
+        let hopeless = asked.event.is_held().then_some(hopeless);
+        let scanned = self.scan(asked, terms, hopeless).await;
         self.conclude(asked, &scanned);
         if scanned.recheck {
             return Served::Recheck;
@@ -147,17 +155,21 @@ impl Guard {
             until: Some(Instant::now() + LATE),
             without_svm: LATE,
         };
-        let scanned = self.scan(asked, terms).await;
+        let scanned = self.scan(asked, terms, None).await;
         self.conclude(asked, &scanned);
     }
 
     /// Scans, and again if the file changed meanwhile: the verdict must be about
     /// what the opener will read.
-    async fn scan(&self, asked: &Asked, terms: Terms) -> Scanned {
+    async fn scan(&self, asked: &Asked, terms: Terms, hopeless: Option<&Notify>) -> Scanned {
         let content = Content::Event(Arc::clone(&asked.event));
-        let mut scanned = self.scanner.scan(&content, terms).await;
+        let scan = || {
+            self.scanner
+                .scan_foreseeing(&content, None, terms, hopeless)
+        };
+        let mut scanned = scan().await;
         if self.moved(&content, &scanned) {
-            scanned = self.scanner.scan(&content, terms).await;
+            scanned = scan().await;
             if self.moved(&content, &scanned) && scanned.verdict == Verdict::Clean {
                 scanned.verdict = Verdict::NotScanned(NotScanned::Changed);
             }

@@ -44,6 +44,7 @@
 
 pub mod accounts;
 pub mod again;
+pub mod bypass;
 pub mod cache;
 pub mod cli;
 pub mod content;
@@ -54,9 +55,11 @@ pub mod decide;
 pub mod enrol;
 pub mod failure;
 pub mod fanotify;
+mod forecast;
 pub mod generalize;
 pub mod guard;
 pub mod health;
+mod hedge;
 pub mod index;
 pub mod lease;
 pub mod link;

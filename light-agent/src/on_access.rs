@@ -59,6 +59,8 @@ pub struct Needs {
     pub descriptors: u64,
     /// Who hears signs of life.
     pub supervisor: Option<Supervisor>,
+    /// Why it is off, if it was switched off.
+    pub off: Option<String>,
 }
 
 /// One group with its reader.
@@ -108,6 +110,9 @@ impl OnAccess {
         failing: &mpsc::Sender<nix::Error>,
     ) -> Result<(), String> {
         let places = &self.places.places;
+        if let Some(reason) = needs.off {
+            return Err(reason);
+        }
         if !settings.on_access.enabled {
             return Err("switched off in the settings (on_access.enabled)".to_owned());
         }

@@ -4,6 +4,7 @@
 //!  wait for a session ─► hash ─► known to be clean? (in batches, on demand)
 //!        ▲                │       └► ask ─► verdict
 //!        │                │           │
+//!        │                │       ├─ quiet: the spare is asked, too; the first verdict counts
 //!        │                │       ├─ busy: wait as told, ask again
 //!        │                │       ├─ mismatch: hash once more, then "changed"
 //!        └── lost ◄───────┼───────┘
@@ -13,6 +14,7 @@
 //! Owns the retries; does not own the session ([`selection`](crate::selection)),
 //! the bytes ([`crate::content`]) or what follows from a verdict.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,10 +25,12 @@ use palisade_protocol::scan::{
     Named, RefusalCode, ScanClass, ScanOptions, ScanRequest, VerdictSource,
 };
 use palisade_protocol::verdict::{Details, EngineRuns, Generations, NotScanned, Verdict};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::content::{self, Content, Hashed};
-use crate::link::{Link, Reply, Sent, Share};
+use crate::forecast::Forecast;
+use crate::hedge;
+use crate::link::{Link, Needed, Offer, Reply, Sent, Share};
 use crate::lookup::Lookups;
 use crate::pace::jittered;
 use crate::private::Private;
@@ -105,6 +109,7 @@ pub struct Scanner {
     hashing: Arc<Semaphore>,
     asking: Arc<Semaphore>,
     lookups: Lookups,
+    forecast: Arc<Forecast>,
     sent: Sent,
     options: ScanOptions,
     private: Private,
@@ -120,6 +125,7 @@ impl Scanner {
             hashing: Arc::new(Semaphore::new(HASHING)),
             asking: Arc::new(Semaphore::new(asking)),
             lookups: Lookups::default(),
+            forecast: Arc::default(),
             sent: Sent::default(),
             options,
             private: Private::default(),
@@ -156,6 +162,18 @@ impl Scanner {
         hashed: Option<Hashed>,
         terms: Terms,
     ) -> Scanned {
+        self.scan_foreseeing(content, hashed, terms, None).await
+    }
+
+    /// The same, which tells as soon as it is foreseen that the terms' moment will pass
+    /// first, and scans on.
+    pub async fn scan_foreseeing(
+        &self,
+        content: &Content,
+        hashed: Option<Hashed>,
+        terms: Terms,
+        hopeless: Option<&Notify>,
+    ) -> Scanned {
         let mut result = Scanned {
             verdict: Verdict::NotScanned(NotScanned::NoSvm),
             details: Details::default(),
@@ -170,7 +188,10 @@ impl Scanner {
             recheck: false,
             action: None,
         };
-        match self.attempt(content, hashed, terms, &mut result).await {
+        match self
+            .attempt(content, hashed, terms, hopeless, &mut result)
+            .await
+        {
             Ok(()) => {}
             Err(reason) => result.verdict = Verdict::NotScanned(reason),
         }
@@ -185,6 +206,7 @@ impl Scanner {
         content: &Content,
         hashed: Option<Hashed>,
         terms: Terms,
+        hopeless: Option<&Notify>,
         result: &mut Scanned,
     ) -> Result<(), NotScanned> {
         let mut link = self.link(terms.without_svm).await?;
@@ -218,8 +240,28 @@ impl Scanner {
                 options: self.options,
                 max_age_s: terms.max_age_s,
             };
-            match link.ask(request, content, &hashed, share, &self.sent).await {
+            let needed = Needed::default();
+            let offer = Offer {
+                content,
+                hashed: &hashed,
+                share,
+                sent: &self.sent,
+                needed: &needed,
+            };
+            let queue = link.queue_wait();
+            let reply = {
+                let mut reply = std::pin::pin!(hedge::ask(&link, &self.state, &request, offer));
+                tokio::select! {
+                    biased;
+                    reply = &mut reply => reply,
+                    never = self.too_long(&needed, queue, terms, hopeless) => match never {},
+                }
+            };
+            match reply {
                 Ok(Reply::Verdict(answer)) => {
+                    if let Some((bytes, since)) = needed.so_far() {
+                        self.forecast.measured(bytes, since.elapsed(), queue);
+                    }
                     result.verdict = answer.verdict;
                     result.details = answer.details;
                     result.engines = answer.engines;
@@ -261,9 +303,7 @@ impl Scanner {
                             detail: Text::cut(&detail),
                         });
                     }
-                    if terms.without_svm.is_zero() && link.is_closed() {
-                        return Err(NotScanned::NoSvm);
-                    }
+                    // With a spare there is no wait, and without patience no other way.
                     if !link.is_closed() {
                         // The request alone failed: not at once, and not for ever.
                         wait_busy(Duration::from_millis(500), terms.until).await?;
@@ -289,9 +329,31 @@ impl Scanner {
         if named.size == 0 {
             return None;
         }
-        self.lookups
-            .clean(link, named, self.options, max_age_s)
-            .await
+        tokio::select! {
+            known = self.lookups.clean(link, named, self.options, max_age_s) => known,
+            // It is asked for on its own then, of another one if need be.
+            () = link.quiet() => None,
+        }
+    }
+
+    /// Waits until what is needed is known, and tells if it will take too long. Never ends.
+    async fn too_long(
+        &self,
+        needed: &Needed,
+        queue: Duration,
+        terms: Terms,
+        hopeless: Option<&Notify>,
+    ) -> Infallible {
+        if let (Some(hopeless), Some(until)) = (hopeless, terms.until) {
+            let bytes = needed.begun().await;
+            let expected = self.forecast.expected(bytes, queue);
+            let left = until.saturating_duration_since(Instant::now());
+            if let Some(expected) = expected.filter(|expected| *expected > left) {
+                tracing::debug!(bytes, ?expected, ?left, "cannot be scanned in time");
+                hopeless.notify_one();
+            }
+        }
+        std::future::pending().await
     }
 
     async fn hash(
@@ -328,10 +390,13 @@ impl Scanner {
     async fn link(&self, patience: Duration) -> Result<Arc<Link>, NotScanned> {
         let mut state = self.state.clone();
         loop {
-            let since = match &*state.borrow_and_update() {
-                LinkState::Up(link) if !link.is_closed() => return Ok(Arc::clone(link)),
-                LinkState::Down { since, .. } => *since,
-                LinkState::Up(_) => Instant::now(),
+            let since = {
+                let state = state.borrow_and_update();
+                match (state.link(), &*state) {
+                    (Some(link), _) => return Ok(Arc::clone(link)),
+                    (None, LinkState::Down { since, .. }) => *since,
+                    (None, LinkState::Up { .. }) => Instant::now(),
+                }
             };
             let until = tokio::time::Instant::from_std(since + patience);
             if patience.is_zero() || tokio::time::Instant::now() >= until {
@@ -349,7 +414,7 @@ impl Scanner {
     pub fn down_reason(&self) -> Option<Arc<str>> {
         match &*self.state.borrow() {
             LinkState::Down { reason, .. } => Some(Arc::clone(reason)),
-            LinkState::Up(_) => None,
+            LinkState::Up { .. } => None,
         }
     }
 }

@@ -126,7 +126,7 @@ impl SelfTest {
             let state = link.borrow_and_update().clone();
             health.set_link(&state);
             let protection = match &state {
-                LinkState::Up(_) => self.test().await,
+                LinkState::Up { .. } => self.test().await,
                 LinkState::Down { reason, .. } => {
                     off(&format!("no Protection Server is connected: {reason}"))
                 }

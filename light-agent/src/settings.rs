@@ -20,6 +20,7 @@ use crate::marks::Level;
 use crate::mode::Mode;
 use crate::quarantine::policy::{OnSuspicion, Remedy};
 use crate::quarantine::vault::{Limits, MOST_FILES};
+use crate::selection::Policy;
 use crate::tasks::schedule::settings::Schedule;
 use crate::tasks::settings::Tasks;
 
@@ -63,6 +64,8 @@ pub struct Settings {
     pub remediation: Remediation,
     /// Files that were moved away.
     pub quarantine: Quarantine,
+    /// Which Protection Server of the list is used.
+    pub selection: Policy,
     /// Protection Servers to use instead of the Integration Server's list, best first.
     pub svm: Vec<StaticSvm>,
 }

@@ -18,11 +18,16 @@ use rustls::pki_types::CertificateDer;
 use crate::tls::{self, Peer};
 use crate::trust::TrustError;
 
-/// A session with nothing heard for this long is over. Live migration can black
-/// a guest out for 9 s.
+/// A session with nothing heard for this long is over.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a quiet session says that it lives.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// As [`IDLE_TIMEOUT`], of an agent's scan session. A sign of life that is sent restarts
+/// the time once, so that the loss is noticed after this and [`SCAN_KEEP_ALIVE`] at the
+/// latest. Live migration can black a guest out for 9 s.
+pub const SCAN_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// As [`KEEP_ALIVE`], of an agent's scan session.
+pub const SCAN_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Largest datagram's payload, in bytes: a jumbo frame of 9,000 without its IP and UDP
 /// headers. What a path really takes is probed.
 pub const MAX_UDP_PAYLOAD: u16 = 8972;
@@ -49,6 +54,10 @@ pub struct Bounds {
     pub receive_window: u32,
     /// Bytes that we keep for what the peer has not acknowledged.
     pub send_window: u64,
+    /// How long nothing may be heard. The shorter of both ends' counts.
+    pub idle: Duration,
+    /// How often a quiet session says that it lives.
+    pub keep_alive: Duration,
 }
 
 impl Bounds {
@@ -59,6 +68,8 @@ impl Bounds {
         stream_window: 1024 * 1024,
         receive_window: 8 * 1024 * 1024,
         send_window: 1024 * 1024,
+        idle: IDLE_TIMEOUT,
+        keep_alive: KEEP_ALIVE,
     };
     /// The agent's end of a scan session: it receives verdicts, and is light.
     pub const SCAN_AGENT: Self = Self {
@@ -67,6 +78,8 @@ impl Bounds {
         stream_window: 64 * 1024,
         receive_window: 256 * 1024,
         send_window: 1024 * 1024,
+        idle: SCAN_IDLE_TIMEOUT,
+        keep_alive: SCAN_KEEP_ALIVE,
     };
     /// Either end of a control session.
     pub const CONTROL: Self = Self {
@@ -75,6 +88,8 @@ impl Bounds {
         stream_window: 1024 * 1024,
         receive_window: 1024 * 1024,
         send_window: 2 * 1024 * 1024,
+        idle: IDLE_TIMEOUT,
+        keep_alive: KEEP_ALIVE,
     };
 }
 
@@ -111,8 +126,8 @@ fn transport(bounds: Bounds) -> TransportConfig {
         .receive_window(VarInt::from_u32(bounds.receive_window))
         .send_window(bounds.send_window)
         .datagram_receive_buffer_size(None)
-        .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(IdleTimeout::try_from(bounds.idle).ok())
+        .keep_alive_interval(Some(bounds.keep_alive))
         .mtu_discovery_config(Some(mtu))
         // Some virtio devices answer segmentation offload with EIO: quinn-udp then does
         // without it from there on, and what was lost is sent again.

@@ -10,7 +10,7 @@ use palisade_light_agent::scan::report::Report;
 use palisade_light_agent::scan::walk::{Found, Plan};
 use palisade_light_agent::scan::{self, Done, Job, Observer};
 use palisade_light_agent::scanner::Scanner;
-use palisade_light_agent::selection::{Source, keep};
+use palisade_light_agent::selection::{Choice, Source, keep};
 use palisade_light_agent::settings::{self, StaticSvm};
 use palisade_protocol::identity::Identity;
 use tokio::task::JoinSet;
@@ -129,7 +129,11 @@ async fn storm(identities: &[Identity], address: SocketAddr, image: &Path) -> Re
         let identity = identity.clone();
         agents.spawn(async move {
             let source = Source::Static(vec![StaticSvm { id: None, address }]);
-            let scanner = Scanner::new(keep(identity, source), concurrency, settings.options());
+            let scanner = Scanner::new(
+                keep(identity, source, Choice::default()).state,
+                concurrency,
+                settings.options(),
+            );
             scan::run(&job, &scanner, &mut Quiet).await
         });
     }

@@ -135,6 +135,11 @@ impl Event {
         ))
     }
 
+    /// Whether somebody waits for the answer.
+    pub fn is_held(&self) -> bool {
+        self.desk.mode == Mode::Block && !self.is_answered()
+    }
+
     /// Whether the kernel was answered.
     pub fn is_answered(&self) -> bool {
         self.answered.load(Ordering::Acquire)

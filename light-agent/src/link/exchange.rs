@@ -9,11 +9,12 @@
 //! **Invariant:** at most one fragment of a request is in memory, and no more
 //! fragments are sent than [`MAX_ROUNDS`] times the content.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use palisade_protocol::bounded::List;
+use palisade_protocol::content::FRAGMENT_BYTES;
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::scan::{
     FragmentRange, Known, Lookup, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult, ToAgent,
@@ -21,7 +22,7 @@ use palisade_protocol::scan::{
 };
 use palisade_protocol::verdict::NotScanned;
 use quinn::{Connection, RecvStream, SendStream, WriteError};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::LinkError;
 use crate::content::{self, Content, Hashed, NoFragment};
@@ -49,6 +50,49 @@ impl Sent {
     }
 }
 
+/// What a Protection Server asked for within a request, over any session.
+#[derive(Debug, Default)]
+pub struct Needed {
+    since: OnceLock<Instant>,
+    bytes: AtomicU64,
+    first: Notify,
+}
+
+impl Needed {
+    fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.since.get_or_init(Instant::now);
+        self.first.notify_one();
+    }
+
+    /// Waits until something is asked for; gives how many bytes it was.
+    pub async fn begun(&self) -> u64 {
+        self.first.notified().await;
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes so far, and since when; none if nothing was asked for.
+    pub fn so_far(&self) -> Option<(u64, Instant)> {
+        let since = self.since.get()?;
+        Some((self.bytes.load(Ordering::Relaxed), *since))
+    }
+}
+
+/// What a request is answered from.
+#[derive(Clone, Copy)]
+pub struct Offer<'a> {
+    /// The bytes.
+    pub content: &'a Content,
+    /// As they were hashed.
+    pub hashed: &'a Arc<Hashed>,
+    /// What may be sent of them.
+    pub share: Share,
+    /// Counts what was sent.
+    pub sent: &'a Sent,
+    /// Takes down what was asked for.
+    pub needed: &'a Needed,
+}
+
 /// How a request ended.
 #[derive(Debug)]
 pub enum Reply {
@@ -66,10 +110,7 @@ pub enum Reply {
 pub(super) async fn run(
     connection: &Connection,
     request: ScanRequest,
-    content: &Content,
-    hashed: &Arc<Hashed>,
-    share: Share,
-    sent: &Sent,
+    offer: Offer<'_>,
 ) -> Result<Reply, LinkError> {
     let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
     let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
@@ -78,8 +119,8 @@ pub(super) async fn run(
     // Both sides go on side by side: a frame that is begun in either direction
     // must be finished, and the answer may come before all content is sent.
     let reply = tokio::select! {
-        reply = receive_all(&mut receive, Wanted::new(hashed.outline.fragments(), want), share) => reply,
-        reply = send_all(&mut send, request, content, hashed, sent, wanted, &whole_frames) => reply,
+        reply = receive_all(&mut receive, Wanted::new(offer, want), offer.share) => reply,
+        reply = send_all(&mut send, request, offer, wanted, &whole_frames) => reply,
     };
     frame::take_end(&mut receive).await;
     let _ = if whole_frames.load(Ordering::Relaxed) {
@@ -114,7 +155,7 @@ pub(super) async fn look_up(connection: &Connection, lookup: Lookup) -> Result<K
 /// Takes what the peer says until the request ends.
 async fn receive_all(
     receive: &mut RecvStream,
-    mut wanted: Wanted,
+    mut wanted: Wanted<'_>,
     share: Share,
 ) -> Result<Reply, LinkError> {
     loop {
@@ -147,14 +188,17 @@ async fn receive_all(
 async fn send_all(
     send: &mut SendStream,
     request: ScanRequest,
-    content: &Content,
-    hashed: &Arc<Hashed>,
-    sent: &Sent,
+    offer: Offer<'_>,
     mut wanted: mpsc::UnboundedReceiver<u32>,
     whole_frames: &AtomicBool,
 ) -> Result<Reply, LinkError> {
     let mut frames = vec![ToSvm::Scan(request)];
-    for values in hashed.outline.chaining_values().chunks(MAX_OUTLINE_VALUES) {
+    for values in offer
+        .hashed
+        .outline
+        .chaining_values()
+        .chunks(MAX_OUTLINE_VALUES)
+    {
         frames.push(ToSvm::Outline(List::cut(values.iter().copied())));
     }
     for frame in frames {
@@ -162,9 +206,9 @@ async fn send_all(
         write(send, frame, whole_frames).await?;
     }
     while let Some(index) = wanted.recv().await {
-        match read_fragment(content, hashed, index).await? {
+        match read_fragment(offer.content, offer.hashed, index).await? {
             Ok((length, frame)) => {
-                sent.0.fetch_add(length, Ordering::Relaxed);
+                offer.sent.0.fetch_add(length, Ordering::Relaxed);
                 write(send, frame, whole_frames).await?;
             }
             Err(reason) => return Ok(Reply::Unreadable(reason)),
@@ -174,22 +218,28 @@ async fn send_all(
 }
 
 /// The fragments that were asked for. The queue is bounded by the budget.
-struct Wanted {
+struct Wanted<'a> {
     fragments: usize,
     budget: usize,
+    size: u64,
+    needed: &'a Needed,
     queue: mpsc::UnboundedSender<u32>,
 }
 
-impl Wanted {
-    fn new(fragments: usize, queue: mpsc::UnboundedSender<u32>) -> Self {
+impl<'a> Wanted<'a> {
+    fn new(offer: Offer<'a>, queue: mpsc::UnboundedSender<u32>) -> Self {
+        let outline = &offer.hashed.outline;
         Self {
-            fragments,
-            budget: fragments * MAX_ROUNDS,
+            fragments: outline.fragments(),
+            budget: outline.fragments() * MAX_ROUNDS,
+            size: outline.size(),
+            needed: offer.needed,
             queue,
         }
     }
 
     fn add(&mut self, ranges: &[FragmentRange]) -> Result<(), LinkError> {
+        let mut bytes = 0_u64;
         for range in ranges {
             let end = range.first as usize + range.count as usize;
             if end > self.fragments || range.count as usize > self.budget {
@@ -203,7 +253,9 @@ impl Wanted {
                 // The sending side is gone only when the request is over.
                 let _ = self.queue.send(index);
             }
+            bytes += u64::from(range.count) * FRAGMENT_BYTES as u64;
         }
+        self.needed.add(bytes.min(self.size));
         Ok(())
     }
 }

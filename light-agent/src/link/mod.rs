@@ -2,19 +2,20 @@
 //!
 //! ```text
 //!  connect ─► Hello ─► Welcome ─► up ──(closed, lost, silent for 2 s)──► down
+//!                                  └─ quiet for 0.5 s: another one is asked, too
 //! ```
 //!
 //! Owns the QUIC connection and its watch: while requests are open and nothing is
-//! heard, it pings by a cancelled stream, and after [`SILENCE`] it closes the
-//! session, so that a dead Protection Server is noticed long before the idle
-//! timeout. Does not own which Protection Server ([`selection`](crate::selection))
+//! heard, it pings by a cancelled stream; after [`QUIET`] whoever waits is told, and
+//! after [`SILENCE`] it closes the session, so that a dead Protection Server is noticed
+//! long before the idle timeout. Does not own which Protection Server ([`selection`](crate::selection))
 //! or what happens to a scan whose session is lost ([`scanner`](crate::scanner)).
 
 mod exchange;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use palisade_daemon::control::any_address;
@@ -24,21 +25,27 @@ use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::SvmId;
 use palisade_protocol::notice::Notice;
-use palisade_protocol::scan::{self, Hello, Known, Lookup, ScanRequest, ToAgent, ToSvm, Welcome};
+use palisade_protocol::scan::{
+    self, Hello, Known, LoadHint, Lookup, ScanRequest, ToAgent, ToSvm, Welcome,
+};
+use palisade_protocol::selection::Measured;
 use palisade_protocol::spiffe::Role;
 use palisade_protocol::tls::{self, Expect, Own, Peer};
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
-pub use exchange::{Reply, Sent, Share};
-
-use crate::content::{Content, Hashed};
+pub use exchange::{Needed, Offer, Reply, Sent, Share};
 
 /// How long connecting may take, `Welcome` included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// With requests open, a session with nothing heard for this long is over.
 pub const SILENCE: Duration = Duration::from_secs(2);
+/// With requests open, a session with nothing heard for this long, although it was
+/// pinged, is worth asking another one.
+pub const QUIET: Duration = Duration::from_millis(500);
 /// How often the watch looks while requests are open.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a load is believed that rode on a verdict.
+const LOAD_FRESH: Duration = Duration::from_secs(60);
 
 /// How long a notice may take from its stream's beginning.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -99,10 +106,17 @@ pub struct Link {
     pub address: SocketAddr,
     /// What it said of itself.
     pub welcome: Welcome,
+    /// What was connected to.
+    pub target: Target,
+    /// When the session began.
+    pub since: Instant,
     connection: quinn::Connection,
     requests: Semaphore,
     open: AtomicUsize,
     opened: Notify,
+    ended: Notify,
+    quiet: watch::Sender<bool>,
+    load: Mutex<(Instant, LoadHint)>,
 }
 
 impl Link {
@@ -117,7 +131,7 @@ impl Link {
             match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
                 Ok(Ok(link)) => {
                     let link = Arc::new(link);
-                    tokio::spawn(watch(Arc::clone(&link)));
+                    tokio::spawn(watch_over(Arc::clone(&link)));
                     return Ok(link);
                 }
                 Ok(Err(error)) => last = error,
@@ -159,15 +173,21 @@ impl Link {
             }
         };
         let welcome = greet(&connection).await?;
+        let now = Instant::now();
         Ok(Self {
             id,
             name: target.name.clone(),
             address,
             requests: Semaphore::new((welcome.max_requests as usize).clamp(1, 1024)),
+            load: Mutex::new((now, welcome.load)),
             welcome,
+            target: target.clone(),
+            since: now,
             connection,
             open: AtomicUsize::new(0),
             opened: Notify::new(),
+            ended: Notify::new(),
+            quiet: watch::Sender::new(false),
         })
     }
 
@@ -175,17 +195,14 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError`] when the session is lost or the peer breaks the protocol.
-    pub async fn ask(
-        &self,
-        request: ScanRequest,
-        content: &Content,
-        hashed: &Arc<Hashed>,
-        share: Share,
-        sent: &Sent,
-    ) -> Result<Reply, LinkError> {
+    pub async fn ask(&self, request: ScanRequest, offer: Offer<'_>) -> Result<Reply, LinkError> {
         let _permit = self.permit().await?;
         let _open = Open::new(self);
-        exchange::run(&self.connection, request, content, hashed, share, sent).await
+        let reply = exchange::run(&self.connection, request, offer).await?;
+        if let Reply::Verdict(result) = &reply {
+            self.take_load(result.load);
+        }
+        Ok(reply)
     }
 
     /// Asks which contents are known to be clean.
@@ -195,7 +212,41 @@ impl Link {
     pub async fn look_up(&self, lookup: Lookup) -> Result<Known, LinkError> {
         let _permit = self.permit().await?;
         let _open = Open::new(self);
-        exchange::look_up(&self.connection, lookup).await
+        let known = exchange::look_up(&self.connection, lookup).await?;
+        self.take_load(known.load);
+        Ok(known)
+    }
+
+    fn take_load(&self, load: LoadHint) {
+        *self.load.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), load);
+    }
+
+    /// What the session has shown of its Protection Server.
+    pub fn measured(&self) -> Measured {
+        let (at, load) = *self.load.lock().unwrap_or_else(PoisonError::into_inner);
+        Measured {
+            load: (at.elapsed() < LOAD_FRESH).then_some(load),
+            round_trip: Some(self.round_trip()),
+        }
+    }
+
+    /// How long a new request of an open waits there, as it said the last time.
+    pub fn queue_wait(&self) -> Duration {
+        let load = self.measured().load.unwrap_or_default();
+        Duration::from_millis(load.queue_wait_ms.into())
+    }
+
+    /// The round trip as QUIC measures it.
+    pub fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    /// Whether this is a session with that target's Protection Server.
+    pub fn is(&self, target: &Target) -> bool {
+        match target.id {
+            Some(id) => id == self.id,
+            None => target.addresses.contains(&self.address),
+        }
     }
 
     async fn permit(&self) -> Result<SemaphorePermit<'_>, LinkError> {
@@ -228,9 +279,38 @@ impl Link {
         self.connection.close_reason().is_some()
     }
 
+    /// Why it is over; empty while it is not.
+    pub fn close_reason(&self) -> String {
+        let reason = self.connection.close_reason();
+        reason.map_or_else(String::new, |reason| reason.to_string())
+    }
+
+    /// Waits until nothing has been heard for [`QUIET`] although requests are open.
+    pub async fn quiet(&self) {
+        let mut quiet = self.quiet.subscribe();
+        // The sender is this session's own.
+        let _ = quiet.wait_for(|quiet| *quiet).await;
+    }
+
+    /// Waits until no request is open.
+    pub async fn idle(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.open.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
     /// Ends the session.
     pub fn close(&self, reason: &str) {
         self.connection.close(0_u32.into(), reason.as_bytes());
+    }
+
+    fn set_quiet(&self, now: bool) {
+        self.quiet
+            .send_if_modified(|quiet| std::mem::replace(quiet, now) != now);
     }
 
     fn heard(&self) -> u64 {
@@ -262,6 +342,7 @@ impl<'a> Open<'a> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended.notify_waiters();
     }
 }
 
@@ -286,14 +367,16 @@ async fn greet(connection: &quinn::Connection) -> Result<Welcome, LinkError> {
 }
 
 /// Closes a session that is silent while requests are open. Sleeps while none are.
-async fn watch(link: Arc<Link>) {
+async fn watch_over(link: Arc<Link>) {
     loop {
         tokio::select! {
             () = link.opened.notified() => {}
             _ = link.connection.closed() => return,
         }
         let mut heard = (link.heard(), Instant::now());
-        while link.open.load(Ordering::Relaxed) > 0 {
+        // One that is quiet is watched until it is heard or over: requests that another
+        // one has answered meanwhile are no sign of life.
+        while link.open.load(Ordering::Relaxed) > 0 || *link.quiet.borrow() {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 _ = link.connection.closed() => return,
@@ -301,12 +384,16 @@ async fn watch(link: Arc<Link>) {
             let now = link.heard();
             if now != heard.0 {
                 heard = (now, Instant::now());
-            } else if heard.1.elapsed() >= SILENCE {
+                link.set_quiet(false);
+                continue;
+            }
+            let silent = heard.1.elapsed();
+            if silent >= SILENCE {
                 link.close("silent");
                 return;
-            } else {
-                link.ping().await;
             }
+            link.set_quiet(silent >= QUIET);
+            link.ping().await;
         }
     }
 }

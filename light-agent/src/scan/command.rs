@@ -30,7 +30,7 @@ use crate::list::ListFile;
 use crate::private::Private;
 use crate::quarantine::remedies::Remedies;
 use crate::scanner::Scanner;
-use crate::selection::{LinkState, Source, keep};
+use crate::selection::{Choice, LinkState, Source, keep};
 use crate::settings::{Folders, Settings};
 use crate::spool::{self, Spool};
 use crate::{control, status};
@@ -112,7 +112,12 @@ pub fn connect(
     } else {
         Source::Static(settings.svm.clone())
     };
-    let link = keep(membership.identity.clone(), source);
+    // A command is short: a second session would cost more than it saves.
+    let choice = Choice {
+        policy: settings.selection,
+        spare: false,
+    };
+    let link = keep(membership.identity.clone(), source, choice).state;
     if settings.svm.is_empty() {
         let host = settings.host_facts();
         tokio::spawn(refresh_list(
@@ -336,10 +341,10 @@ async fn say_when_waiting(mut link: watch::Receiver<LinkState>, say: impl Fn(&st
     loop {
         let state = link.borrow_and_update().clone();
         match (&state, waiting) {
-            (LinkState::Up(up), true) => {
+            (LinkState::Up { link, .. }, true) => {
                 say(&format!(
                     "connected to {} ({}); the scan goes on",
-                    up.name, up.address
+                    link.name, link.address
                 ));
                 waiting = false;
             }

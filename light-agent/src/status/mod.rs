@@ -12,8 +12,9 @@ use std::io::{self, Read as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use palisade_daemon::local;
 use palisade_protocol::control::Protection;
 use serde::Serialize;
@@ -26,7 +27,8 @@ use crate::failure::Table;
 use crate::fanotify::places::Gap;
 use crate::health::{Health, ServerState};
 use crate::marks::{self, Marks};
-use crate::selection::LinkState;
+use crate::selection::explained::Explanation;
+use crate::selection::{self, LinkState};
 use crate::spool::Spool;
 use crate::supervise::breaker::{Ending, Record};
 
@@ -114,6 +116,8 @@ pub struct Status {
     pub protection: ProtectionPart,
     /// The Protection Server in force.
     pub svm: SvmPart,
+    /// Which Protection Servers there are, and why this one is used.
+    pub selection: selection::explained::Shown,
     /// The session with the Integration Server.
     pub server: ServerState,
     /// Where permission events went.
@@ -141,6 +145,8 @@ pub struct Source {
     pub writes: Arc<Accounts>,
     /// The session.
     pub link: watch::Receiver<LinkState>,
+    /// Why this one.
+    pub explanation: watch::Receiver<Arc<Explanation>>,
     /// The spool.
     pub spool: Spool,
     /// The failure table.
@@ -187,6 +193,7 @@ impl Source {
                 gaps: self.gaps.clone(),
             },
             svm: svm_part(&self.link.borrow()),
+            selection: self.explanation.borrow().shown(Instant::now()),
             server: self.health.server(),
             events: self.health.accounts().snapshot(),
             writes: self.writes.snapshot(),
@@ -203,7 +210,7 @@ impl Source {
 
 fn svm_part(state: &LinkState) -> SvmPart {
     match state {
-        LinkState::Up(link) => SvmPart {
+        LinkState::Up { link, .. } => SvmPart {
             id: Some(link.id.to_string()),
             name: Some(link.name.clone()),
             address: Some(link.address.to_string()),
@@ -240,8 +247,8 @@ pub fn listen(run: &Path) -> io::Result<UnixListener> {
     local::listen(&path)
 }
 
-/// Answers readers for ever.
-pub async fn serve(listener: UnixListener, source: Source, connected: Arc<Notify>) {
+/// Answers readers for ever. Whoever connects has all of `told` look at what is on the disk.
+pub async fn serve(listener: UnixListener, source: Source, told: [Arc<Notify>; 2]) {
     let readers = Arc::new(Semaphore::new(MAX_READERS));
     loop {
         let Ok(reader) = Arc::clone(&readers).acquire_owned().await else {
@@ -251,7 +258,7 @@ pub async fn serve(listener: UnixListener, source: Source, connected: Arc<Notify
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        connected.notify_one();
+        told.iter().for_each(|told| told.notify_one());
         let source = source.clone();
         tokio::spawn(async move {
             let answer = tokio::task::spawn_blocking(move || serde_json::to_vec(&source.status()));
@@ -261,6 +268,20 @@ pub async fn serve(listener: UnixListener, source: Source, connected: Arc<Notify
             drop(reader);
         });
     }
+}
+
+/// Asks the running agent; says how to start one, if none runs.
+///
+/// # Errors
+/// When none runs, or it does not answer.
+pub fn ask_running(run: &Path) -> anyhow::Result<serde_json::Value> {
+    ask(run).with_context(|| {
+        format!(
+            "the agent is not running: {} does not answer; start it with `palisade-agent run` \
+             or `systemctl start palisade-agent`",
+            socket(run).display()
+        )
+    })
 }
 
 /// Asks the running agent.

@@ -12,6 +12,8 @@ struct Shown {
     supervisor: serde_json::Value,
     protection: serde_json::Value,
     svm: serde_json::Value,
+    #[serde(default)]
+    selection: serde_json::Value,
     server: serde_json::Value,
     events: serde_json::Value,
 }
@@ -66,6 +68,11 @@ impl fmt::Display for ForPeople<'_> {
                 text(&shown.svm, "address")
             )?,
             _ => writeln!(f, "svm         none: {}", text(&shown.svm, "reason"))?,
+        }
+        for svm in shown.selection["svms"].as_array().into_iter().flatten() {
+            if svm["role"] == "spare" {
+                writeln!(f, "  stands by {}", text(svm, "name"))?;
+            }
         }
         match shown.server["connected"].as_bool() {
             Some(true) => writeln!(f, "server      connected")?,

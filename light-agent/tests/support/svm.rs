@@ -34,6 +34,8 @@ pub enum Mode {
     Hang,
     /// Waits this long before each verdict.
     Slow(Duration),
+    /// Takes this long for each fragment.
+    Trickle(Duration),
     /// Says that it is busy this many times.
     Busy(u32),
     /// Says this many times that the content does not fit.
@@ -272,7 +274,7 @@ async fn answer(
         now
     };
     match mode {
-        Mode::Serve => {}
+        Mode::Serve | Mode::Trickle(_) => {}
         Mode::Hang => std::future::pending().await,
         Mode::Slow(wait) => tokio::time::sleep(wait).await,
         Mode::Busy(_) => return Ok(ToAgent::Busy { retry_after_ms: 20 }),
@@ -338,12 +340,17 @@ async fn answer(
         {
             return Ok(mismatch());
         }
+        if let Mode::Trickle(wait) = mode {
+            tokio::time::sleep(wait).await;
+        }
         shared.counts.lock().unwrap().content_bytes += fragment.bytes.len() as u64;
         if request.size <= KEPT {
             content.extend(fragment.bytes);
         }
     }
-    let found = judge(&content, shared.definitions.lock().unwrap().know_marker);
+    let know_marker = shared.definitions.lock().unwrap().know_marker;
+    // A large one takes its time, in which the session must answer.
+    let found = tokio::task::spawn_blocking(move || judge(&content, know_marker)).await?;
     shared
         .counts
         .lock()

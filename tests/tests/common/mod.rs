@@ -9,6 +9,7 @@
 )]
 
 pub mod peer;
+pub mod servers;
 pub mod watch;
 
 use std::fs;
