@@ -10,6 +10,7 @@ use palisade_daemon::logging;
 use crate::daemon::How;
 use crate::doctor::InForce;
 use crate::fanotify::overlay;
+use crate::generalize::{self, Generalize};
 use crate::pulse::Supervisor;
 use crate::scan::what::What;
 use crate::settings::{COMPONENT, Folders, LoadError, Settings};
@@ -97,6 +98,8 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
+    /// Make this guest a template: remove identity, keys and state
+    Generalize(Generalize),
     /// Check the settings
     CheckConfig,
     #[command(name = probe::COMMAND, hide = true)]
@@ -135,6 +138,10 @@ impl Cli {
             Command::Run { .. } | Command::Supervise { reset: false }
         );
         // Who answers openers waits for no log.
+        if matches!(command, Command::Supervise { reset: false }) {
+            // Before there is another thread, which would take the signals.
+            supervise::block_signals()?;
+        }
         let _ending = if quiet {
             logging::start(self.common.log_format, "error");
             None
@@ -219,6 +226,7 @@ impl Cli {
                 selection::command::run(&folders, name.as_deref(), format.output)
             }
             Command::Bypass(command) => bypass::command::run(&folders, command),
+            Command::Generalize(command) => generalize::run(&settings, &folders, &command),
             Command::CheckConfig => {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)

@@ -37,6 +37,7 @@
 //! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
 //! | [`doctor`], [`bundle`] | what is wrong with this guest's protection; all of it in one file |
+//! | [`generalize`] | what makes a guest a template |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
 //!
 //! **Invariant:** a guest's open is always answered, at the latest by its
@@ -62,6 +63,7 @@ pub mod exposure;
 pub mod failure;
 pub mod fanotify;
 mod forecast;
+pub mod generalize;
 pub mod guard;
 pub mod health;
 mod hedge;

@@ -9,8 +9,11 @@
 //! | `task` | [`palisade_light_agent::tasks`] |
 //! | `quarantine` | [`palisade_light_agent::quarantine::command`] |
 //! | `status` | [`palisade_light_agent::status`] |
+//! | `explain` | [`palisade_light_agent::selection`] |
+//! | `bypass` | [`palisade_light_agent::bypass`] |
 //! | `doctor` | [`palisade_light_agent::doctor`] |
 //! | `support-bundle` | [`palisade_light_agent::bundle`] |
+//! | `generalize` | [`palisade_light_agent::generalize`] |
 //! | `check-config` | [`palisade_light_agent::settings`] |
 
 use std::process::ExitCode;

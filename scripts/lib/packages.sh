@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034 # sourced: the lists are used by whoever sources
 # What Palisade needs of a Debian 12 machine besides Rust, and why; installs what is missing.
-# Sourced by scripts/up, scripts/test, scripts/soak and scripts/bench; owns nothing else.
+# Sourced by scripts/up, scripts/test, scripts/soak, scripts/bench and scripts/package; owns nothing else.
 
 # package|why, one a line
 build_packages='
@@ -28,6 +28,21 @@ faketime|has the clock of an agent jump by a day, and no other one
 make|builds programs on a protected file system
 git|lists the tree for the checks of documents
 shellcheck|checks the scripts
+mmdebstrap|a small Debian that packages are installed on
+systemd|checks the unit of the agent, and is started in that Debian
+groff|shows the man pages
+mandoc|checks the man pages
+zsh|checks its completions
+fish|checks its completions
+'
+
+# What scripts/package needs.
+package_packages='
+gcc|links Rust programs, compiles the C parts of crates
+libc6-dev|the C library that is linked statically
+binutils|strip, and readelf and nm, which check that the agent is static
+dpkg|packs the deb
+rpm|packs the rpm
 '
 
 # Benches and the test of the bench itself.

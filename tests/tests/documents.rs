@@ -90,6 +90,7 @@ fn every_path_that_is_named_exists() {
         "tests/",
         "scripts/",
         "bench/",
+        "packaging/",
     ];
     for (path, text) in documents() {
         for name in quoted(&text) {

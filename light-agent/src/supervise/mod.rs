@@ -135,6 +135,14 @@ fn told_by() -> SigSet {
     set
 }
 
+/// Keeps the supervisor's signals for it; before its first thread.
+///
+/// # Errors
+/// The kernel's.
+pub fn block_signals() -> nix::Result<()> {
+    told_by().thread_block()
+}
+
 /// Takes back what an agent inherits of its supervisor's signals; before its first
 /// thread.
 ///
