@@ -32,6 +32,9 @@ const OWN: &[(&str, &str)] = &[
     ("tasks", "scans in the background, and when they ran"),
     ("supervisor.json", "the record of crashes"),
     ("bypass.json", "the emergency switch"),
+    ("verdicts.redb", "verdicts over contents"),
+    ("deferred.jsonl", "files that wait to be scanned"),
+    ("exposure.json", "times without verdicts"),
 ];
 /// Ends the name of a file that was being written.
 const BEING_WRITTEN: &str = "new";
