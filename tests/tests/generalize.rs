@@ -10,8 +10,10 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::Duration;
 
 use common::TestSite;
+use palisade_tests::command::wait_for;
 use palisade_tests::definitions::Marker;
 use serde_json::Value;
 
@@ -68,7 +70,12 @@ fn nothing_of_an_agent_is_left_and_a_clone_joins_anew() {
     assert!(!site.site.dir().join("run/agent/agent.sock").exists());
 
     site.site.start_part("agent").unwrap();
-    let after = agents(&site);
-    assert_eq!(after.len(), 2, "it joined as another: {after:?}");
+    // The old one may be listed as connected for a while.
+    let after = wait_for("it to join as another", Duration::from_secs(60), || {
+        let after = agents(&site);
+        anyhow::ensure!(after.len() == 2, "{after:?}");
+        Ok(after)
+    })
+    .unwrap();
     assert!(after.is_superset(&before));
 }

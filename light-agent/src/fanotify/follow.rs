@@ -13,7 +13,7 @@
 //! marks everything again, since the number of a file system that is gone soon belongs to
 //! another one; a mark that is there already costs nothing.
 //!
-//! Owns when it is looked, and the way to a mount; which ones is [`plan`](super::plan)'s.
+//! Owns when it is looked, and the way to a mount; which ones is [`super::plan`]'s.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;

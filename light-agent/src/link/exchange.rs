@@ -253,7 +253,7 @@ impl<'a> Wanted<'a> {
                 // The sending side is gone only when the request is over.
                 let _ = self.queue.send(index);
             }
-            bytes += u64::from(range.count) * FRAGMENT_BYTES as u64;
+            bytes += u64::from(range.count) * FRAGMENT_BYTES;
         }
         self.needed.add(bytes.min(self.size));
         Ok(())

@@ -252,7 +252,7 @@ async fn lie(mut send: quinn::SendStream, mut receive: quinn::RecvStream, asked:
             (0..length).map(|_| rng.random()).collect()
         };
         // A frame of noise, or noise that is no frame.
-        if noise[0] % 2 == 0 {
+        if noise[0].is_multiple_of(2) {
             let length = u32::try_from(noise.len()).unwrap();
             let _ = send.write_all(&length.to_le_bytes()).await;
         }
