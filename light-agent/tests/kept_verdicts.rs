@@ -40,7 +40,9 @@ fn content(n: u64) -> ContentId {
 }
 
 fn entry(n: u64) -> Entry {
-    let malware = n.is_multiple_of(4).then(|| Box::new((format!("M{n}"), "e".to_owned())));
+    let malware = n
+        .is_multiple_of(4)
+        .then(|| Box::new((format!("M{n}"), "e".to_owned())));
     Entry {
         order: n,
         size: n,

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use palisade_tests::command::wait_for;
-use palisade_tests::definitions::Marker;
+use palisade_tests::definitions::{Marker, eicar};
 use palisade_tests::skip;
 use serde_json::Value;
 
@@ -24,7 +24,9 @@ const UNIT: &str = "palisade-agent.service";
 
 /// A site without an agent of its own.
 pub fn servers(marker: &Marker) -> TestSite {
-    let site = TestSite::prepare(&[("marker.ndb", marker.ndb())]);
+    // EICAR is what an agent tries itself with.
+    let eicar = format!("Eicar-Test-Signature:0:0:{}\n", hex::encode(eicar()));
+    let site = TestSite::prepare(&[("marker.ndb", marker.ndb()), ("eicar.ndb", eicar)]);
     for part in ["server", "scanserver"] {
         site.site.start_part(part).unwrap();
     }

@@ -2,6 +2,7 @@
 //! What ran where is a table in `docs/packages.md`.
 
 use std::fs;
+use std::process::Command;
 
 use palisade_tests::command::{self, Finished};
 use palisade_tests::definitions::Marker;
@@ -40,6 +41,16 @@ fn works_in(root: &Root, packages: &Packages) {
     let site = servers(&marker);
     let token = site.site.join_token("agent").unwrap();
     fs::write(root.at("/etc/palisade/join-token"), token).unwrap();
+    // Keys are made of the kernel's randomness.
+    let urandom = root.at("/dev/urandom");
+    if !urandom.exists() {
+        fs::create_dir_all(urandom.parent().unwrap()).unwrap();
+        let made = Command::new("mknod")
+            .arg(&urandom)
+            .args(["c", "1", "9"])
+            .status();
+        assert!(made.unwrap().success());
+    }
     agent(root, &["enrol"]).expect(&[0]).unwrap();
     fs::write(root.at("/srv/clean"), b"nothing").unwrap();
     agent(root, &["scan", "/srv/clean"]).expect(&[0]).unwrap();
