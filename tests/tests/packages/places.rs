@@ -42,14 +42,14 @@ fn works_in(root: &Root, packages: &Packages) {
     let token = site.site.join_token("agent").unwrap();
     fs::write(root.at("/etc/palisade/join-token"), token).unwrap();
     // Keys are made of the kernel's randomness.
-    let urandom = root.at("/dev/urandom");
-    if !urandom.exists() {
-        fs::create_dir_all(urandom.parent().unwrap()).unwrap();
-        let made = Command::new("mknod")
-            .arg(&urandom)
-            .args(["c", "1", "9"])
-            .status();
-        assert!(made.unwrap().success());
+    fs::create_dir_all(root.at("/dev")).unwrap();
+    for (name, minor) in [("random", "8"), ("urandom", "9")] {
+        let device = root.at("/dev").join(name);
+        if !device.exists() {
+            let mut mknod = Command::new("mknod");
+            mknod.arg(&device).args(["c", "1", minor]);
+            assert!(mknod.status().unwrap().success());
+        }
     }
     agent(root, &["enrol"]).expect(&[0]).unwrap();
     fs::write(root.at("/srv/clean"), b"nothing").unwrap();
