@@ -22,6 +22,7 @@
 //! | [`envelope`] | signatures, epochs and sequences around control messages |
 //! | [`ids`], [`spiffe`] | who is who |
 //! | [`identity`], [`token`] | keys, certificates, certificate requests, join tokens |
+//! | [`maintenance`] | leave to stop or remove an agent, signed by a server |
 //! | [`trust`] | which certificate chains are believed, and for which role |
 //! | [`tls`], [`endpoint`] | TLS 1.3 with mutual certificates, and the bounded QUIC endpoint over it |
 //! | [`selection`] | which Protection Server an agent connects to, and why (pure) |
@@ -42,6 +43,7 @@ pub mod envelope;
 pub mod frame;
 pub mod identity;
 pub mod ids;
+pub mod maintenance;
 pub mod notice;
 pub mod scan;
 pub mod selection;
