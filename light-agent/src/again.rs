@@ -158,7 +158,7 @@ impl Again {
 
 /// The file at the path, if it is the one that was seen.
 fn open(path: &std::path::Path, held: &Held) -> std::io::Result<Option<Content>> {
-    let Opened::Regular(file) = walk::open(path)? else {
+    let Opened::Regular(file) = walk::open_again(path)? else {
         return Ok(None);
     };
     let stamp = Stamp::of(&file)?;

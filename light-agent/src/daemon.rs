@@ -40,6 +40,7 @@ use crate::link::Link;
 use crate::list::ListFile;
 use crate::mode::Mode;
 use crate::on_access::{Needs, OnAccess};
+use crate::packaged::{Policy, rpm};
 use crate::private::Private;
 use crate::probe::Probe;
 use crate::pulse::Supervisor;
@@ -53,12 +54,15 @@ use crate::settings::{Folders, Settings};
 use crate::spool::Spool;
 use crate::supervise::record::RecordFile;
 use crate::tasks::Tasks;
-use crate::{enrol, spool, status};
+use crate::{enrol, spool, state_file, status};
 
 /// The agent asks for this many descriptors, if it may have them.
 const FD_WANTED: u64 = 8192;
 /// Threads for reading files; they are few, and end when idle.
 const BLOCKING_THREADS: usize = 6;
+/// How often an agent asks which definitions are in force: where nothing is opened that
+/// it does not know, no verdict says it.
+const ASK_DEFINITIONS: Duration = Duration::from_secs(300);
 /// How long the end may take.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -102,8 +106,17 @@ pub fn run(mut settings: Settings, folders: &Folders, mut how: How) -> anyhow::R
     }
     std::fs::create_dir_all(&folders.state)
         .with_context(|| format!("the state folder {}", folders.state.display()))?;
+    // A supervisor has it for both.
+    let _claimed = match how.supervisor {
+        Some(_) => None,
+        None => Some(state_file::claim(&folders.state)?),
+    };
     let descriptors = raise_descriptors();
     // Before any fanotify group exists: a forked child must never hold one.
+    if settings.scan.packaged != Policy::Scan {
+        // What it finds is taken in whenever it is there.
+        drop(rpm::begin(&folders.state));
+    }
     let probe = if settings.on_access.enabled && group::has_capability() {
         // A crash must not keep the openers waiting until a core file is written.
         nix::sys::prctl::set_dumpable(false).context("core files cannot be switched off")?;
@@ -414,14 +427,20 @@ async fn follow_link(
     max_scan_bytes: Arc<AtomicU64>,
 ) {
     let mut heard: Vec<Arc<Link>> = Vec::new();
+    let mut current: Option<Arc<Link>> = None;
     loop {
         {
             let state = link.borrow_and_update();
             health.set_link(&state);
-            if let Some(link) = state.link() {
+            let now = state.link();
+            let is_new =
+                |now: &&Arc<Link>| !current.as_ref().is_some_and(|old| Arc::ptr_eq(old, now));
+            // What an older session was welcomed with may be long over.
+            if let Some(link) = now.filter(is_new) {
                 cache.use_generations(&link.welcome.generations);
                 max_scan_bytes.store(link.welcome.max_scan_bytes, Ordering::Relaxed);
             }
+            current = now.map(Arc::clone);
             heard.retain(|link| !link.is_closed());
             for link in state.link().into_iter().chain(state.spare()) {
                 if !heard.iter().any(|known| Arc::ptr_eq(known, link)) {
@@ -431,8 +450,16 @@ async fn follow_link(
                 }
             }
         }
-        if link.changed().await.is_err() {
-            return;
+        match tokio::time::timeout(ASK_DEFINITIONS, link.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                if let Some(link) = &current
+                    && let Ok(generations) = link.definitions().await
+                {
+                    cache.use_generations(&generations);
+                }
+            }
         }
     }
 }

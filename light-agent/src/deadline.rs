@@ -15,6 +15,11 @@ use crate::threads;
 pub trait Expires: Send + Sync {
     /// Answers if nothing else has; must not block.
     fn expire(&self);
+
+    /// Answers because nobody will any more; must not block.
+    fn give_up(&self) {
+        self.expire();
+    }
 }
 
 /// A place in the list; given back with [`Deadlines::forget`].
@@ -75,7 +80,7 @@ impl Deadlines {
         self.0.lock().by_time.remove(&ticket);
     }
 
-    /// Ends the thread; nothing expires any more.
+    /// Ends the thread; what waits still is given up.
     pub fn stop(&self) {
         self.0.lock().stopped = true;
         self.0.changed.notify_one();
@@ -88,11 +93,19 @@ impl Shared {
     }
 
     fn run(&self, mut chore: Option<Chore>) {
+        self.serve(&mut chore);
+        let left = std::mem::take(&mut self.lock().by_time);
+        for waits in left.into_values().filter_map(|waits| waits.upgrade()) {
+            waits.give_up();
+        }
+    }
+
+    fn serve(&self, chore: &mut Option<Chore>) {
         let mut chore_at = chore.as_ref().map(|_| Instant::now());
         let mut waiting = self.lock();
         while !waiting.stopped {
             let now = Instant::now();
-            if let (Some(chore), Some(at)) = (&mut chore, &mut chore_at)
+            if let (Some(chore), Some(at)) = (&mut *chore, &mut chore_at)
                 && *at <= now
             {
                 drop(waiting);
@@ -169,6 +182,12 @@ mod tests {
         let wait = Duration::from_secs(5);
         assert_eq!(expired.recv_timeout(wait), Ok("soon"));
         assert_eq!(expired.recv_timeout(wait), Ok("later"));
+        deadlines.watch(now + 60 * wait, Arc::downgrade(&soon));
         deadlines.stop();
+        assert_eq!(
+            expired.recv_timeout(wait),
+            Ok("soon"),
+            "nobody waits for nothing"
+        );
     }
 }

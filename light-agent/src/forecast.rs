@@ -12,7 +12,8 @@ use std::time::Duration;
 
 /// Contents below this many bytes are neither measured nor forecast.
 pub const MIN_BYTES: u64 = 1 << 20;
-/// A new measurement counts for one part in this many.
+/// A slower measurement counts for one part in this many; a faster one at once: what is
+/// given up was too slow for certain, and a few slow contents do not make the next so.
 const INERTIA: u64 = 4;
 /// The slowest rate that is believed, in bytes per second: one bad moment must not have
 /// everything given up.
@@ -39,7 +40,7 @@ impl Forecast {
         let old = self.bytes_per_s.load(Ordering::Relaxed);
         let new = match old {
             0 => rate,
-            old => old - old / INERTIA + rate / INERTIA,
+            old => rate.max(old - old / INERTIA),
         };
         self.bytes_per_s.store(new, Ordering::Relaxed);
     }
@@ -80,6 +81,18 @@ mod tests {
             let near = took.min(slowest);
             let slack = near / 50 + Duration::from_millis(2);
             prop_assert!(expected <= near + slack && expected + slack >= near, "{expected:?} of {near:?}");
+        }
+
+        /// Whoever sends slow contents cannot have the fast ones of others given up.
+        #[test]
+        fn one_fast_content_restores_the_rate(slow in 1..40usize, seconds in 1..1000u64) {
+            let forecast = Forecast::default();
+            for _ in 0..slow {
+                forecast.measured(MIN_BYTES, Duration::from_secs(seconds), Duration::ZERO);
+            }
+            forecast.measured(MIN_BYTES, Duration::from_millis(10), Duration::ZERO);
+            let expected = forecast.expected(MIN_BYTES, Duration::ZERO).unwrap_or_default();
+            prop_assert!(expected <= Duration::from_millis(11), "{:?}", expected);
         }
 
         #[test]

@@ -11,14 +11,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::Args;
 use palisade_daemon::cli::{Format, Output, exit};
-use palisade_daemon::local;
 use serde::Serialize;
 
 use crate::settings::{Folders, Settings};
-use crate::status;
+use crate::state_file;
 
 /// What the agent keeps in its state folder. The identity is first: whatever stops the
 /// rest, a clone is not who this was.
@@ -35,6 +34,8 @@ const OWN: &[(&str, &str)] = &[
     ("verdicts.redb", "verdicts over contents"),
     ("deferred.jsonl", "files that wait to be scanned"),
     ("exposure.json", "times without verdicts"),
+    ("rpm.sums", "what rpm's packages have"),
+    (state_file::LOCK, "says that an agent runs"),
 ];
 /// Ends the name of a file that was being written.
 const BEING_WRITTEN: &str = "new";
@@ -78,12 +79,11 @@ pub struct Plan {
 /// # Errors
 /// That an agent runs, or what could not be removed.
 pub fn run(settings: &Settings, folders: &Folders, command: &Generalize) -> anyhow::Result<u8> {
-    if local::is_served(&status::socket(&folders.run)) {
-        bail!(
-            "the agent runs, and would go on as who it is: stop it first (`systemctl stop \
-             palisade-agent`)"
-        );
-    }
+    // It would go on as who it is. Held to the end: none is started meanwhile.
+    let _claimed = match folders.state.is_dir() {
+        true => Some(state_file::claim(&folders.state)?),
+        false => None,
+    };
     let mut plan = plan(folders).with_context(|| {
         let state = folders.state.display();
         format!("the state folder {state} cannot be read (are you root?)")

@@ -148,7 +148,8 @@ impl Guard {
         let began = Instant::now();
         let (scanned, from) = self.scan(asked, terms, hopeless).await;
         if let Some(learned) = &self.learned {
-            learned.note(&asked.path, Some(asked.event.pid), Some(began.elapsed()));
+            let took = (from == Whose::Asked).then(|| began.elapsed());
+            learned.note(&asked.path, Some(asked.event.pid), took);
         }
         self.conclude(asked, &scanned, from);
         if scanned.recheck {
@@ -202,7 +203,7 @@ impl Guard {
         // No cache answers for a file that has a writer, and what was written just now is
         // not known from before.
         let hashed = match self.class == ScanClass::OnAccess && asked.no_writer {
-            true => recall(self.cache.keeper(), &content).await,
+            true => recall(self.cache.keeper(), &content, self.scanner.is_connected()).await,
             false => Recalled::Nothing,
         };
         let hashed = match hashed {
@@ -289,8 +290,13 @@ impl Guard {
     }
 
     fn remember(&self, asked: &Asked, scanned: &Scanned, from: Whose) {
-        // What was kept says nothing of the definitions in force.
-        if from == Whose::Asked && !scanned.older && !scanned.generations.is_empty() {
+        // What was kept, or came from the one that stands by, says nothing of the
+        // definitions in force.
+        if from == Whose::Asked
+            && !scanned.by_spare
+            && !scanned.older
+            && !scanned.generations.is_empty()
+        {
             self.cache.use_generations(&scanned.generations);
         }
         let (Some(content), Some(stamp)) = (scanned.content, scanned.stamp) else {
@@ -299,8 +305,10 @@ impl Guard {
         if scanned.verdict == Verdict::Clean {
             self.index.saw(content, &stamp, &asked.path);
         }
-        // What is older is asked for again, until it was scanned anew.
+        // What is older is asked for again, until it was scanned anew; what the one that
+        // stands by said, at the next open.
         if !scanned.older
+            && !scanned.by_spare
             && asked.no_writer
             && stamp == asked.stamp
             && stamp.settled(SystemTime::now())

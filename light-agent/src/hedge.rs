@@ -17,16 +17,14 @@ use crate::link::{Link, LinkError, Offer, Reply};
 use crate::selection::LinkState;
 
 /// Asks over `link`, and over another session in force, if there is one, once `link` is
-/// quiet.
-///
-/// # Errors
-/// What went wrong over `link`, if neither gave an answer.
+/// quiet. Says whether the other one answered, and what went wrong over `link` if neither
+/// did.
 pub async fn ask(
     link: &Arc<Link>,
     sessions: &watch::Receiver<LinkState>,
     request: &ScanRequest,
     offer: Offer<'_>,
-) -> Result<Reply, LinkError> {
+) -> (Result<Reply, LinkError>, bool) {
     let ask = |link: Arc<Link>| {
         let request = request.clone();
         async move { link.ask(request, offer).await }
@@ -34,11 +32,11 @@ pub async fn ask(
     let mut first = std::pin::pin!(ask(Arc::clone(link)));
     tokio::select! {
         biased;
-        reply = &mut first => return reply,
+        reply = &mut first => return (reply, false),
         () = link.quiet() => {}
     }
     let Some(spare) = other_than(link, sessions) else {
-        return first.await;
+        return (first.await, false);
     };
     tracing::debug!(svm = %link.id, spare = %spare.id, "nothing heard; the one that stands by is asked, too");
     let mut second = std::pin::pin!(ask(spare));
@@ -47,14 +45,17 @@ pub async fn ask(
         reply = &mut second => (reply, false),
     };
     if matches!(reply, Ok(Reply::Verdict(_) | Reply::Unreadable(_))) {
-        return reply;
+        return (reply, !first_was_it);
     }
     // Refused, busy or lost: the other one may still give a verdict.
     match first_was_it {
-        true => second.await.or(reply),
+        true => match second.await {
+            Ok(second) => (Ok(second), true),
+            Err(_) => (reply, false),
+        },
         false => match first.await {
-            Ok(first) => Ok(first),
-            Err(error) => reply.map_err(|_| error),
+            Ok(first) => (Ok(first), false),
+            Err(error) => (reply.map_err(|_| error), true),
         },
     }
 }

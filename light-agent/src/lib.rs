@@ -31,11 +31,13 @@
 //! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
 //! | [`quarantine`] | what is done about malware besides denying its opens |
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
+//! | [`packaged`] | files that are as their package has them |
 //! | [`scan`] | on-demand scans: what they cover, walk, report, command |
 //! | [`tasks`] | scans in the background: schedules, pause and resume, what survives a restart |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
 //! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
+//! | [`state_file`] | a small file of the state folder, replaced whole |
 //! | [`doctor`], [`bundle`] | what is wrong with this guest's protection; all of it in one file |
 //! | [`generalize`] | what makes a guest a template |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
@@ -77,6 +79,7 @@ pub mod marks;
 pub mod mode;
 pub mod on_access;
 pub mod pace;
+pub mod packaged;
 pub mod private;
 pub mod probe;
 pub mod pulse;
@@ -88,6 +91,7 @@ pub mod selftest;
 pub mod settings;
 pub mod spool;
 pub mod stamp;
+pub mod state_file;
 pub mod status;
 pub mod supervise;
 pub mod tasks;

@@ -1,46 +1,39 @@
 //! The last list of Protection Servers, kept so that the agent works when the
 //! Integration Server is gone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use palisade_protocol::control::SvmList;
-use palisade_protocol::identity::{IdentityError, write_atomic};
+
+use crate::state_file::StateFile;
 
 /// Largest list file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The file `svm-list.json` in the state folder.
 #[derive(Debug, Clone)]
-pub struct ListFile(PathBuf);
+pub struct ListFile(StateFile);
 
 impl ListFile {
     /// The file in a state folder.
     pub fn new(state: &Path) -> Self {
-        Self(state.join("svm-list.json"))
+        let path = state.join("svm-list.json");
+        let damaged = "the kept list is damaged and not used";
+        Self(StateFile::new(path, MAX_FILE_BYTES, damaged).readable())
     }
 
     /// The list that was kept, if there is a usable one: a damaged one is only a
     /// list that has to be fetched again.
     pub fn load(&self) -> Option<SvmList> {
-        let metadata = std::fs::metadata(&self.0).ok()?;
-        if metadata.len() > MAX_FILE_BYTES {
-            return None;
-        }
-        let text = std::fs::read(&self.0).ok()?;
-        serde_json::from_slice(&text)
-            .inspect_err(|error| {
-                tracing::warn!(file = %self.0.display(), %error, "the kept list is damaged and not used");
-            })
-            .ok()
+        self.0.load()
     }
 
     /// Keeps a list.
     ///
     /// # Errors
     /// The disk's.
-    pub fn save(&self, list: &SvmList) -> Result<(), IdentityError> {
-        let text = serde_json::to_vec_pretty(list).unwrap_or_default();
-        write_atomic(&self.0, &text, 0o644)
+    pub fn save(&self, list: &SvmList) -> std::io::Result<()> {
+        self.0.save(list)
     }
 }
 

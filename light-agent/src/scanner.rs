@@ -88,6 +88,9 @@ pub struct Scanned {
     pub older: bool,
     /// And the Protection Server would like to scan the content anew.
     pub recheck: bool,
+    /// It came from the Protection Server that stands by, whose definitions are not those
+    /// in force.
+    pub by_spare: bool,
     /// What was done about the file, where something was.
     pub action: Option<Action>,
 }
@@ -117,6 +120,11 @@ pub struct Scanner {
 }
 
 impl Scanner {
+    /// Whether a Protection Server can be asked now.
+    pub fn is_connected(&self) -> bool {
+        self.state.borrow().link().is_some()
+    }
+
     /// A scanner over the keeper's sessions, with at most `asking` requests at a time,
     /// each for a content that is looked into as `options` say.
     pub fn new(state: watch::Receiver<LinkState>, asking: usize, options: ScanOptions) -> Self {
@@ -186,6 +194,7 @@ impl Scanner {
             generations: Generations::default(),
             older: false,
             recheck: false,
+            by_spare: false,
             action: None,
         };
         match self
@@ -249,7 +258,7 @@ impl Scanner {
                 needed: &needed,
             };
             let queue = link.queue_wait();
-            let reply = {
+            let (reply, by_spare) = {
                 let mut reply = std::pin::pin!(hedge::ask(&link, &self.state, &request, offer));
                 tokio::select! {
                     biased;
@@ -259,6 +268,7 @@ impl Scanner {
             };
             match reply {
                 Ok(Reply::Verdict(answer)) => {
+                    result.by_spare = by_spare;
                     if let Some((bytes, since)) = needed.so_far() {
                         self.forecast.measured(bytes, since.elapsed(), queue);
                     }

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::failure::{Overrides, Table};
 use crate::marks::Level;
 use crate::mode::Mode;
+use crate::packaged;
 use crate::quarantine::policy::{OnSuspicion, Remedy};
 use crate::quarantine::vault::{Limits, MOST_FILES};
 use crate::selection::Policy;
@@ -153,6 +154,10 @@ pub struct Scan {
     /// Oldest clean verdict of earlier definitions that an on-demand scan accepts, in
     /// seconds; 0 has everything scanned by the definitions in force.
     pub max_verdict_age_s: u32,
+    /// What scans on demand do with files that are as the package has them that installed
+    /// them (by the lists of dpkg, or rpm): `scan` them as others, `last`, or `skip` them.
+    /// Opens are asked for in any case.
+    pub packaged: packaged::Policy,
     /// Whether to look into archives and other containers, of opens, too. Without, a
     /// packed file is scanned as the bytes that it is.
     pub archives: bool,
@@ -170,6 +175,7 @@ impl Default for Scan {
             concurrency: 16,
             svm_wait_s: 300,
             max_verdict_age_s: 0,
+            packaged: packaged::Policy::default(),
             archives: look_into.archives,
             heuristics: look_into.heuristics,
             pua: look_into.pua,
@@ -397,6 +403,7 @@ mod tests {
                 concurrency: 16,
                 svm_wait_s: 300,
                 max_verdict_age_s: 0,
+                packaged: packaged::Policy::default(),
                 archives: true,
                 heuristics: true,
                 pua: false,

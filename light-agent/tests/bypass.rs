@@ -54,7 +54,7 @@ fn held_opens_are_let_go_and_protection_comes_back() {
     let began = Instant::now();
     let said = world
         .agent
-        .output(&["bypass", "--reason", &reason, "--for", "20s"]);
+        .output(&["bypass", "--reason", &reason, "--for", "10s"]);
     assert_eq!(said.status.code(), Some(1), "{said:?}");
     let text = String::from_utf8(said.stdout).unwrap();
     assert!(
@@ -79,7 +79,7 @@ fn held_opens_are_let_go_and_protection_comes_back() {
         status.is_some_and(|status| status["protection"]["state"] == "blocking")
     });
     let lasted = began.elapsed();
-    assert!(lasted >= Duration::from_secs(19), "{lasted:?}");
+    assert!(lasted >= Duration::from_secs(9), "{lasted:?}");
     assert!(denied(File::open(&bad)));
     let none = world.agent.output(&["bypass"]);
     assert_eq!(none.status.code(), Some(0), "{none:?}");

@@ -63,8 +63,10 @@ impl Known {
         assert!(denied(File::open(&self.bad.0)));
     }
 
+    /// How often the clean ones were asked about. Malware is asked about whenever
+    /// somebody can be: the Protection Server may have taken it back.
     fn asked(&self) -> u32 {
-        let contents = self.clean.iter().chain([&self.bad]);
+        let contents = self.clean.iter();
         contents
             .map(|(_, content)| self.world.svm.asked(content))
             .sum()
@@ -88,13 +90,15 @@ fn after_a_kill_the_same_files_are_answered_without_asking() {
     }
     let mut known = Known::new("");
     let asked = known.asked();
-    assert!(asked > FILES as u32);
+    assert!(asked >= FILES as u32);
+    let before = known.world.svm.asked(&known.bad.1);
     known.restart();
     known.open_all();
     assert_eq!(known.asked(), asked);
+    assert!(known.world.svm.asked(&known.bad.1) > before);
     let events = known.world.agent.settled_events();
     assert!(
-        events["cached"].as_u64().unwrap() > FILES as u64,
+        events["cached"].as_u64().unwrap() >= FILES as u64,
         "{events}"
     );
     // By stamp from now on: nothing is hashed again.
@@ -110,7 +114,7 @@ fn after_a_kill_the_same_files_are_answered_without_asking() {
     known.world.agent.run();
     known.world.agent.wait_protection("blocking");
     known.open_all();
-    assert!(known.asked() > asked + FILES as u32);
+    assert!(known.asked() >= asked + FILES as u32);
 }
 
 #[test]
@@ -142,7 +146,7 @@ fn other_definitions_and_other_contents_are_not_believed() {
     known.world.agent.run();
     known.world.agent.wait_protection("blocking");
     known.open_all();
-    assert!(known.asked() >= asked + FILES as u32);
+    assert!(known.asked() >= asked + known.clean.len() as u32);
 }
 
 #[test]
@@ -169,7 +173,7 @@ fn a_damaged_database_begins_anew_and_says_so() {
         known.world.agent.run();
         known.world.agent.wait_protection("blocking");
         known.open_all();
-        assert!(known.asked() > asked + FILES as u32);
+        assert!(known.asked() >= asked + FILES as u32);
         wait_until("it is kept anew", || {
             let kept = &known.world.agent.status()["kept_verdicts"];
             kept["contents"].as_u64().unwrap() > FILES as u64 && kept["saved"] == true
@@ -194,7 +198,7 @@ fn without_a_server_what_is_known_is_answered_after_a_restart() {
     known.open_all();
     let events = known.world.agent.settled_events();
     assert!(
-        events["cached"].as_u64().unwrap() > FILES as u64,
+        events["cached"].as_u64().unwrap() >= FILES as u64,
         "{events}"
     );
 

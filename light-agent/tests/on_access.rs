@@ -466,7 +466,7 @@ fn gaps_and_reasons_are_said() {
     let second = agent.output(&["run"]);
     assert_eq!(second.status.code(), Some(3));
     assert!(
-        String::from_utf8_lossy(&second.stderr).contains("another agent runs"),
+        String::from_utf8_lossy(&second.stderr).contains("the agent runs"),
         "{second:?}"
     );
 }

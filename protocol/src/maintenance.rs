@@ -147,7 +147,10 @@ pub fn sign(server: &Identity, grant: &Grant) -> Result<String, BadMaintenance> 
     let signature = key
         .sign(&random, &[CONTEXT, &grant].concat())
         .map_err(|_| BadMaintenance::Key("the signature failed"))?;
-    let below_root = server.chain().split_last().map_or(&[][..], |(_, rest)| rest);
+    let below_root = server
+        .chain()
+        .split_last()
+        .map_or(&[][..], |(_, rest)| rest);
     let signed = Signed {
         grant,
         signature: List::cut(signature.as_ref().iter().copied()),

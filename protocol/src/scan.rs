@@ -168,7 +168,7 @@ pub struct Lookup {
     pub options: ScanOptions,
     /// As in [`ScanRequest::max_age_s`].
     pub max_age_s: u32,
-    /// The contents; at least one.
+    /// The contents; none to hear only which definitions are in force.
     pub contents: List<Named, MAX_LOOKUP>,
 }
 

@@ -65,7 +65,10 @@ fn nobody_elses_token_counts() {
     };
     assert!(of(&server, &grant).is_ok());
     assert!(matches!(of(&agent, &grant), Err(BadMaintenance::Signer(_))));
-    assert!(matches!(of(&ca.svm(), &grant), Err(BadMaintenance::Signer(_))));
+    assert!(matches!(
+        of(&ca.svm(), &grant),
+        Err(BadMaintenance::Signer(_))
+    ));
     let foreign = Ca::new("acme");
     assert!(matches!(
         of(&foreign.server(), &grant),
@@ -83,7 +86,10 @@ fn nobody_elses_token_counts() {
         until_ms: NOW + MAX_ALLOWED_MS + 1,
         ..grant.clone()
     };
-    assert!(matches!(of(&server, &for_ever), Err(BadMaintenance::Time(_))));
+    assert!(matches!(
+        of(&server, &for_ever),
+        Err(BadMaintenance::Time(_))
+    ));
     let for_a_week = Grant {
         until_ms: NOW + MAX_ALLOWED_MS,
         ..grant

@@ -352,6 +352,7 @@ fn the_console_speaks_the_promised_json() {
         "suspicious",
         "not_scanned",
         "errors",
+        "packaged",
         "bytes",
         "sent_bytes",
         "cache_hits",

@@ -11,7 +11,7 @@
 //! Two defences, either of which must do: what is put in is chosen piece by piece, never
 //! a file as it is; and every text goes through [`scrub`], which knows this guest's own
 //! secrets and the shapes of others'. The names of files that were let through, and of
-//! the quarantine, stay out; protected paths and mounts are in it.
+//! the quarantine, stay out, of the log, too; protected paths and mounts are in it.
 
 pub mod archive;
 pub mod machine;
@@ -94,7 +94,10 @@ fn pieces<'a>(in_force: &'a InForce, file: &'a Path) -> Vec<Piece<'a>> {
         ("machine.txt", Box::new(machine::kernel)),
         ("mounts.txt", Box::new(machine::mounts)),
         ("state.txt", Box::new(|| machine::listing(state))),
-        ("log.txt", Box::new(machine::log)),
+        (
+            "log.txt",
+            Box::new(|| scrub::without_names(&machine::log())),
+        ),
     ]
 }
 

@@ -17,6 +17,8 @@ pub const REMOVED: &str = "[removed]";
 const SHORTEST: usize = 8;
 /// Bytes of a secret's file that are read, at the most.
 const MAX_BYTES: u64 = 64 * 1024;
+/// Fields of the log that hold names of files.
+const NAMES_OF_FILES: [&str; 6] = ["path=", "member=", "folder=", "from=", "to=", "root="];
 /// Names of secrets, in lower case.
 const NAMES: [&str; 6] = ["password", "passwd", "secret", "token", "api_key", "apikey"];
 
@@ -77,6 +79,44 @@ impl Scrub {
     }
 }
 
+/// A log without the names of files: the values of the fields that have them.
+pub fn without_names(log: &str) -> String {
+    let mut out = String::with_capacity(log.len());
+    for line in log.split_inclusive('\n') {
+        let mut rest = line;
+        while let Some((at, field)) = first_field(rest) {
+            let (before, value) = rest.split_at(at + field.len());
+            out.push_str(before);
+            out.push_str(REMOVED);
+            // Values are not quoted: up to the next field, whatever is in between.
+            rest = value.get(next_field(value)..).unwrap_or_default();
+        }
+        out.push_str(rest);
+    }
+    out
+}
+
+fn first_field(line: &str) -> Option<(usize, &'static str)> {
+    let begins = |at: usize| at == 0 || line.as_bytes().get(at - 1) == Some(&b' ');
+    let found = NAMES_OF_FILES.iter().filter_map(|field| {
+        let mut all = line.match_indices(field);
+        all.find(|(at, _)| begins(*at)).map(|(at, _)| (at, *field))
+    });
+    found.min()
+}
+
+/// Where the next field begins, with the blank before it; or the line's end.
+fn next_field(value: &str) -> usize {
+    let blanks = value.match_indices(' ').map(|(at, _)| at);
+    let is_field = |at: &usize| {
+        let name = value.get(at + 1..).unwrap_or_default();
+        let end = name.find(|c: char| !c.is_ascii_lowercase() && c != '_');
+        end.is_some_and(|end| end > 0 && name[end..].starts_with('='))
+    };
+    let end = value.trim_end_matches('\n').len();
+    blanks.filter(is_field).min().unwrap_or(end).min(end)
+}
+
 /// A line without tokens, and without values that are named as secrets.
 fn words(line: &str) -> String {
     let mut out = String::with_capacity(line.len());
@@ -94,11 +134,13 @@ fn words(line: &str) -> String {
     let lower = out.to_ascii_lowercase();
     let named = NAMES
         .iter()
-        .filter_map(|name| Some(lower.find(name)? + name.len()))
-        .find(|end| {
+        .flat_map(|name| lower.match_indices(name))
+        .map(|(at, name)| at + name.len())
+        .filter(|end| {
             let behind = lower[*end..].trim_start_matches(['"', '\'', ' ']);
             behind.starts_with(['=', ':'])
-        });
+        })
+        .min();
     match named {
         Some(end) => format!("{}{REMOVED}\n", &out[..end]),
         None => out,
@@ -132,7 +174,8 @@ mod tests {
                     -----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n\
                     Password: hunter2\n\
                     join_token_file = \"/etc/palisade/token\"\n\
-                    the token was taken\n";
+                    the token was taken\n\
+                    the token was taken, token=abcdef\n";
         assert_eq!(
             scrub.text(text),
             "a [removed] b\n\
@@ -140,7 +183,19 @@ mod tests {
              [removed]\n\
              Password[removed]\n\
              join_token_file = \"/etc/palisade/token\"\n\
-             the token was taken\n"
+             the token was taken\n\
+             the token was taken, token[removed]\n"
+        );
+    }
+
+    #[test]
+    fn names_of_files_are_taken_out_of_a_log() {
+        let log = "T WARN blocked path=/home/a b/c=d.txt member=x pid=7 verdict=\"malware\"\n\
+                   T INFO xpath=1 was seen, path=/p\nT INFO nothing\npath=";
+        assert_eq!(
+            without_names(log),
+            "T WARN blocked path=[removed] member=[removed] pid=7 verdict=\"malware\"\n\
+             T INFO xpath=1 was seen, path=[removed]\nT INFO nothing\npath=[removed]"
         );
     }
 

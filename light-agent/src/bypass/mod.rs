@@ -14,14 +14,14 @@
 
 pub mod command;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use palisade_protocol::identity::write_atomic;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::state_file::StateFile;
 use crate::supervise::record::now;
 
 /// The longest time that protection is switched for.
@@ -110,38 +110,27 @@ pub fn switched(bypass: Option<&Bypass>, command_line: &str, now: u64) -> Option
 
 /// The file in a state folder.
 #[derive(Debug, Clone)]
-pub struct BypassFile(PathBuf);
+pub struct BypassFile(StateFile);
 
 impl BypassFile {
     /// The file in a state folder.
     pub fn new(state: &Path) -> Self {
-        Self(state.join("bypass.json"))
+        let path = state.join("bypass.json");
+        let damaged = "a damaged bypass switches nothing";
+        Self(StateFile::new(path, MAX_FILE_BYTES, damaged))
     }
 
     /// What it says. A damaged one switches nothing: it is said, and protection stays.
     pub fn load(&self) -> Option<Bypass> {
-        let size = std::fs::metadata(&self.0).ok()?.len();
-        let read = || -> Result<Bypass, String> {
-            if size > MAX_FILE_BYTES {
-                return Err(format!("{size} bytes are too many"));
-            }
-            let text = std::fs::read(&self.0).map_err(|error| error.to_string())?;
-            serde_json::from_slice(&text).map_err(|error| error.to_string())
-        };
-        read()
-            .inspect_err(|error| {
-                tracing::warn!(file = %self.0.display(), %error, "a damaged bypass switches nothing");
-            })
-            .ok()
+        self.0.load()
     }
 
     /// Keeps it.
     ///
     /// # Errors
     /// The system's.
-    pub fn save(&self, bypass: &Bypass) -> anyhow::Result<()> {
-        let text = serde_json::to_vec_pretty(bypass)?;
-        Ok(write_atomic(&self.0, &text, 0o600)?)
+    pub fn save(&self, bypass: &Bypass) -> std::io::Result<()> {
+        self.0.save(bypass)
     }
 
     /// Ends it; says whether there was one.
@@ -149,11 +138,7 @@ impl BypassFile {
     /// # Errors
     /// The system's.
     pub fn remove(&self) -> std::io::Result<bool> {
-        match std::fs::remove_file(&self.0) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.0.remove()
     }
 
     /// What is in force now.

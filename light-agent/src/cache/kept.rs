@@ -121,6 +121,10 @@ pub struct Kept {
     anew: bool,
     urgent: bool,
     heard: bool,
+    /// Whether what an earlier process kept was taken, or is known to be nothing.
+    taken: bool,
+    /// A content was taken back before: what comes now may hold it.
+    refuses: bool,
 }
 
 impl Kept {
@@ -141,6 +145,8 @@ impl Kept {
             anew: false,
             urgent: false,
             heard: false,
+            taken: false,
+            refuses: false,
         }
     }
 
@@ -149,9 +155,16 @@ impl Kept {
         self.options
     }
 
-    /// Takes what an earlier process kept, unless other definitions came first.
+    /// An earlier process kept nothing.
+    pub fn take_nothing(&mut self) {
+        self.taken = true;
+    }
+
+    /// Takes what an earlier process kept, unless other definitions came first, or
+    /// contents were taken back meanwhile.
     pub fn take(&mut self, common: Common, mut entries: Vec<(ContentId, Entry)>) {
-        if self.confirmed && !common.are(&self.common.generations) {
+        self.taken = true;
+        if self.refuses || (self.confirmed && !common.are(&self.common.generations)) {
             self.anew = true;
             self.urgent = true;
             return;
@@ -270,6 +283,7 @@ impl Kept {
 
     /// Forgets these contents.
     pub fn forget(&mut self, contents: &[ContentId]) {
+        self.refuses |= !self.taken;
         for content in contents {
             if self.drop_entry(content) {
                 self.note(*content);

@@ -21,8 +21,10 @@ pub enum Recalled {
     Nothing,
 }
 
-/// Looks for the verdict of an open file that somebody waits for.
-pub async fn recall(keeper: &Keeper, content: &Content) -> Recalled {
+/// Looks for the verdict of an open file that somebody waits for. While somebody can be
+/// asked, malware is: the Protection Server may have taken it back without other
+/// definitions, when it hit too many guests.
+pub async fn recall(keeper: &Keeper, content: &Content, can_ask: bool) -> Recalled {
     let size = Stamp::of(content).map_or(0, |stamp| stamp.size);
     if size == 0 || !keeper.may_know(size) {
         return Recalled::Nothing;
@@ -44,6 +46,7 @@ pub async fn recall(keeper: &Keeper, content: &Content) -> Recalled {
     };
     let (id, size) = (hashed.outline.id(), hashed.outline.size());
     match keeper.get(&id, size) {
+        Some((Verdict::Malware { .. }, _)) if can_ask => Recalled::Hashed(Box::new(hashed)),
         Some((verdict, generations)) => {
             Recalled::Known(Box::new(scanned(&hashed, verdict, generations)))
         }
@@ -64,6 +67,7 @@ fn scanned(hashed: &Hashed, verdict: Verdict, generations: Generations) -> Scann
         generations,
         older: false,
         recheck: false,
+        by_spare: false,
         action: None,
     }
 }

@@ -216,10 +216,16 @@ struct Writer {
 
 impl Writer {
     fn run(mut self, loaded: &mpsc::Sender<()>) {
-        if let Some((common, entries)) = self.load() {
+        let held = self.load();
+        {
             let mut state = lock(&self.shared);
-            state.loaded = entries.len();
-            state.kept.take(common, entries);
+            match held {
+                Some((common, entries)) => {
+                    state.kept.take(common, entries);
+                    state.loaded = state.kept.len();
+                }
+                None => state.kept.take_nothing(),
+            }
         }
         let _ = loaded.send(());
         loop {

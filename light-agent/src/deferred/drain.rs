@@ -156,7 +156,7 @@ fn gone(path: &PathBytes, why: &str) -> Ended {
 }
 
 fn open(path: PathBuf) -> std::io::Result<Option<(Content, Stamp)>> {
-    let Opened::Regular(file) = walk::open(&path)? else {
+    let Opened::Regular(file) = walk::open_again(&path)? else {
         return Ok(None);
     };
     let stamp = Stamp::of(&file)?;

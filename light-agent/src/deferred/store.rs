@@ -38,21 +38,22 @@ impl Store {
     }
 
     fn read(&self) -> (Vec<Item>, Option<String>) {
-        let mut text = String::new();
+        let mut text = Vec::new();
         let read = std::fs::File::open(&self.0)
-            .and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
+            .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text));
         match read {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return (Vec::new(), None),
             Err(error) => return (Vec::new(), Some(error.to_string())),
         }
-        let mut lines = text.lines();
-        if lines.next() != Some(HEAD) {
+        let text = text.strip_suffix(b"\n").unwrap_or(&text);
+        let mut lines = text.split(|byte| *byte == b'\n');
+        if lines.next() != Some(HEAD.as_bytes()) {
             return (Vec::new(), Some("it is of another version".to_owned()));
         }
         let mut items = Vec::new();
         for line in lines {
-            match serde_json::from_str(line) {
+            match serde_json::from_slice(line) {
                 Ok(item) => items.push(item),
                 Err(error) => return (items, Some(error.to_string())),
             }

@@ -2,13 +2,12 @@
 //!
 //! What cannot be read is an empty record: it is said, and windows begin anew.
 
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use palisade_protocol::identity::write_atomic;
 use serde::{Deserialize, Serialize};
 
 use super::windows::{Alive, Windows};
+use crate::state_file::StateFile;
 
 /// The shape of the file.
 const VERSION: u32 = 1;
@@ -38,41 +37,25 @@ impl Record {
 
 /// The file.
 #[derive(Debug, Clone)]
-pub struct RecordFile(PathBuf);
+pub struct RecordFile(StateFile);
 
 impl RecordFile {
     /// The file of a state folder.
     pub fn new(state: &Path) -> Self {
-        Self(state.join("exposure.json"))
+        let path = state.join("exposure.json");
+        let damaged = "the record of times without verdicts is damaged and begins anew";
+        Self(StateFile::new(path, MAX_FILE_BYTES, damaged))
     }
 
     /// What it says; nothing if there is none, or none that can be used.
     pub fn load(&self) -> Option<Record> {
-        let file = std::fs::File::open(&self.0).ok()?;
-        let mut text = Vec::new();
-        let read = file.take(MAX_FILE_BYTES).read_to_end(&mut text);
-        let record = read
-            .map_err(|error| error.to_string())
-            .and_then(|_| {
-                serde_json::from_slice::<Record>(&text).map_err(|error| error.to_string())
-            })
-            .and_then(|record| match record.version {
-                VERSION => Ok(record),
-                other => Err(format!("it is of version {other}")),
-            });
-        match record {
-            Ok(record) => Some(Record {
+        self.0.load_checked(|record: Record| match record.version {
+            VERSION => Ok(Record {
                 windows: record.windows.bounded(),
                 ..record
             }),
-            Err(error) => {
-                tracing::warn!(
-                    file = %self.0.display(), %error,
-                    "the record of times without verdicts is damaged and begins anew"
-                );
-                None
-            }
-        }
+            other => Err(format!("it is of version {other}")),
+        })
     }
 
     /// Keeps it.
@@ -80,8 +63,7 @@ impl RecordFile {
     /// # Errors
     /// The disk's.
     pub fn save(&self, record: &Record) -> std::io::Result<()> {
-        let text = serde_json::to_vec(record)?;
-        write_atomic(&self.0, &text, 0o600).map_err(std::io::Error::other)
+        self.0.save(record)
     }
 }
 

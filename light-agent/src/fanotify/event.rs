@@ -170,6 +170,10 @@ impl Expires for Event {
     fn expire(&self) {
         self.fail(Failure::Deadline);
     }
+
+    fn give_up(&self) {
+        self.fail(Failure::Stopping);
+    }
 }
 
 impl Drop for Event {

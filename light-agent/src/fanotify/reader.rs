@@ -117,6 +117,12 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
             Err(error) => return Err(error),
         }
         if wait[1].any().unwrap_or(true) {
+            // No new ones come, and nobody is to wait until the group is closed.
+            while let Ok(events) = group.read() {
+                events
+                    .into_iter()
+                    .for_each(|event| drop(Event::take(event, &triage.desk)));
+            }
             return Ok(());
         }
         match group.read() {

@@ -17,9 +17,12 @@ const ASKED: u64 = 50;
 /// Suggestions, at the most.
 const MOST: usize = 5;
 /// Never these, nor what is above them.
-const NEVER: [&str; 8] = [
-    "/bin", "/boot", "/etc", "/home", "/lib", "/sbin", "/tmp", "/usr",
+const NEVER: [&str; 12] = [
+    "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/root", "/run", "/sbin", "/tmp", "/usr",
+    "/var/tmp",
 ];
+/// Users from this number on are people: what they own, they can make costly.
+const FIRST_PERSON: u32 = 1000;
 
 /// A folder that may be worth an exclusion.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +33,8 @@ pub struct Advice {
     pub share: u64,
 }
 
-/// What may be worth an exclusion. `guarded` says whether nobody but its owner may write
-/// to a folder.
+/// What may be worth an exclusion. `guarded` says whether nobody but the system or a
+/// service may write to a folder.
 pub fn advise(rows: &[Row], guarded: impl Fn(&Path) -> bool) -> Vec<Advice> {
     let opens: u64 = rows.iter().map(|row| row.opens - row.error).sum();
     let took: u64 = rows.iter().map(|row| row.took_us).sum();
@@ -56,9 +59,12 @@ pub fn advise(rows: &[Row], guarded: impl Fn(&Path) -> bool) -> Vec<Advice> {
         .collect()
 }
 
-/// Whether nobody but its owner may write to a folder, as it is now.
+/// Whether nobody but its owner may write to a folder, as it is now, and the owner is the
+/// system or a service.
 pub fn is_guarded(folder: &Path) -> bool {
-    std::fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir() && found.mode() & 0o022 == 0)
+    std::fs::symlink_metadata(folder).is_ok_and(|found| {
+        found.is_dir() && found.mode() & 0o022 == 0 && found.uid() < FIRST_PERSON
+    })
 }
 
 #[cfg(test)]

@@ -85,8 +85,11 @@ impl Learned {
 
     /// What was learned.
     pub fn snapshot(&self) -> Snapshot {
-        let counts = self.lock();
-        let folders = counts.folders.most_costly();
+        let (folders, programs) = {
+            let counts = self.lock();
+            (counts.folders.most_costly(), counts.programs.most_costly())
+        };
+        // Looks at folders, which may take its time: nobody waits for it.
         let suggestions = advise(&folders, advice::is_guarded);
         let shown = |mut rows: Vec<Row>| {
             rows.truncate(SHOWN);
@@ -95,7 +98,7 @@ impl Learned {
         Snapshot {
             suggestions,
             folders: shown(folders),
-            programs: shown(counts.programs.most_costly()),
+            programs: shown(programs),
         }
     }
 

@@ -19,18 +19,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use palisade_daemon::control::any_address;
-use palisade_protocol::bounded::Text;
+use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::SvmId;
 use palisade_protocol::notice::Notice;
 use palisade_protocol::scan::{
-    self, Hello, Known, LoadHint, Lookup, ScanRequest, ToAgent, ToSvm, Welcome,
+    self, Hello, Known, LoadHint, Lookup, ScanOptions, ScanRequest, ToAgent, ToSvm, Welcome,
 };
 use palisade_protocol::selection::Measured;
 use palisade_protocol::spiffe::Role;
 use palisade_protocol::tls::{self, Expect, Own, Peer};
+use palisade_protocol::verdict::Generations;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 pub use exchange::{Needed, Offer, Reply, Sent, Share};
@@ -215,6 +216,19 @@ impl Link {
         let known = exchange::look_up(&self.connection, lookup).await?;
         self.take_load(known.load);
         Ok(known)
+    }
+
+    /// Asks which definitions are in force there.
+    ///
+    /// # Errors
+    /// As [`Self::look_up`].
+    pub async fn definitions(&self) -> Result<Generations, LinkError> {
+        let nothing = Lookup {
+            options: ScanOptions::default(),
+            max_age_s: 0,
+            contents: List::default(),
+        };
+        Ok(self.look_up(nothing).await?.generations)
     }
 
     fn take_load(&self, load: LoadHint) {

@@ -8,16 +8,14 @@
 //!
 //! A file is unsealed into memory alone, one at a time, and the quarantine is not locked
 //! while it is asked about. What was private at its place stays private here: it is
-//! asked about by its hashes. An agent hears of other definitions by the answers that it
-//! gets; one that gets none asks about one file now and then.
+//! asked about by its hashes. Which definitions are in force is the cache's to hear.
 
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use palisade_protocol::identity::write_atomic;
 use palisade_protocol::scan::ScanClass;
 use palisade_protocol::verdict::{Generations, NotScanned, Verdict, VerdictKind};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -31,6 +29,7 @@ use crate::content::Content;
 use crate::private::Private;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::spool::now_ms;
+use crate::state_file::StateFile;
 
 /// How long one file may be asked about.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -39,8 +38,6 @@ const MAX_BYTES: u64 = 512 << 20;
 /// Definitions of several engines come one after the other: how long is waited for
 /// the others.
 const SETTLE: Duration = Duration::from_secs(2);
-/// How often an agent that hears nothing asks about one file.
-const PROBE: Duration = Duration::from_secs(15 * 60);
 /// Bytes of the note of the definitions that were asked, at the most.
 const MAX_NOTE_BYTES: u64 = 64 * 1024;
 
@@ -250,25 +247,23 @@ pub async fn follow(rescan: Rescan, state: PathBuf, mut heard: watch::Receiver<G
     {
         tracing::error!(%error, "what was cut short in the quarantine cannot be settled yet");
     }
-    let note = state.join("quarantine/definitions.json");
-    let mut asked = read_note(&note).unwrap_or_default();
+    let note = StateFile::new(
+        state.join("quarantine/definitions.json"),
+        MAX_NOTE_BYTES,
+        "the quarantine is scanned again, though its definitions may be known",
+    );
+    let mut asked: Generations = note.load().unwrap_or_default();
     // What was heard before anybody listened counts, too.
     heard.mark_changed();
     loop {
-        let waited = tokio::time::timeout(PROBE, heard.changed()).await;
-        if let Ok(Err(_)) = waited {
+        if heard.changed().await.is_err() {
             return;
         }
         if !rescan.vault.exists() {
             continue;
         }
-        let mut now = match waited {
-            Ok(_) => {
-                tokio::time::sleep(SETTLE).await;
-                heard.borrow_and_update().clone()
-            }
-            Err(_) => probe(&rescan).await.unwrap_or_else(|| asked.clone()),
-        };
+        tokio::time::sleep(SETTLE).await;
+        let mut now = heard.borrow_and_update().clone();
         if now == asked || now.is_empty() {
             continue;
         }
@@ -279,7 +274,9 @@ pub async fn follow(rescan: Rescan, state: PathBuf, mut heard: watch::Receiver<G
                 }
                 tracing::info!(files = said.len(), "the quarantine was scanned again");
                 asked = now;
-                keep_note(&note, &asked);
+                if let Err(error) = note.save(&asked) {
+                    tracing::warn!(%error, "the definitions that the quarantine was scanned by cannot be noted");
+                }
             }
             // It is tried again with the next definitions, or the next look.
             Ok(_) => tracing::info!("some files in quarantine were not scanned again"),
@@ -288,34 +285,10 @@ pub async fn follow(rescan: Rescan, state: PathBuf, mut heard: watch::Receiver<G
     }
 }
 
-/// The definitions in force, learned by asking about one file.
-async fn probe(rescan: &Rescan) -> Option<Generations> {
-    let vault = rescan.vault.clone();
-    let ids = blocking(move || vault.lock()?.ids()).await.ok()?;
-    let said = rescan.one(*ids.first()?).await?;
-    Some(said.generations)
-}
-
 /// Whether somebody looked at it, or never will.
 fn was_answered(verdict: &Verdict) -> bool {
     !matches!(
         verdict,
         Verdict::NotScanned(NotScanned::NoSvm | NotScanned::Overloaded | NotScanned::TimedOut)
     )
-}
-
-fn read_note(note: &Path) -> Option<Generations> {
-    if std::fs::metadata(note).ok()?.len() > MAX_NOTE_BYTES {
-        return None;
-    }
-    serde_json::from_slice(&std::fs::read(note).ok()?).ok()
-}
-
-fn keep_note(note: &Path, asked: &Generations) {
-    let kept = serde_json::to_vec(asked)
-        .map_err(io::Error::other)
-        .and_then(|text| write_atomic(note, &text, 0o600).map_err(io::Error::other));
-    if let Err(error) = kept {
-        tracing::warn!(%error, "the definitions that the quarantine was scanned by cannot be noted");
-    }
 }

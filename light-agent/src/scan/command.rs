@@ -28,6 +28,7 @@ use super::walk::{self, Found, Plan};
 use super::what::{Kind, What};
 use super::{Done, Job, Observer};
 use crate::list::ListFile;
+use crate::packaged::{Packaged, Policy, rpm};
 use crate::private::Private;
 use crate::quarantine::remedies::Remedies;
 use crate::scanner::Scanner;
@@ -77,6 +78,7 @@ pub async fn run(
         .keeping(Private::new(&settings.private));
     let mut job = Job::new(plan, &settings.scan);
     job.remedies = Some(Remedies::new(settings, folders));
+    job.packaged = packaged(settings.scan.packaged, folders).await;
     let mut watching = Watching::new(tenant, output, link);
     watching.count(job.plan.clone());
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;
@@ -98,6 +100,20 @@ pub async fn run(
     }
     deliver(settings, folders, &membership, &watching.detections).await;
     Ok(report.exit_code(outcome.is_ok() && missing.is_empty()))
+}
+
+/// What packages have, if that is not scanned as all else.
+async fn packaged(policy: Policy, folders: &Folders) -> Option<Arc<Packaged>> {
+    let state = folders.state.clone();
+    let known = tokio::task::spawn_blocking(move || {
+        if policy != Policy::Scan
+            && let Some(asking) = rpm::begin(&state)
+        {
+            let _ = asking.join();
+        }
+        Packaged::load(policy, Path::new("/"), &rpm::listing(&state))
+    });
+    known.await.ok().flatten().map(Arc::new)
 }
 
 /// A session with a Protection Server for one command, as long as anybody has it.
@@ -392,7 +408,7 @@ impl Observer for Watching {
 fn is_clean(done: &Done) -> bool {
     match done {
         Done::Scanned(scanned) => scanned.verdict == palisade_protocol::verdict::Verdict::Clean,
-        Done::Skipped => true,
+        Done::Skipped | Done::Packaged | Done::SetAside => true,
         Done::Failed(_) => false,
     }
 }

@@ -32,7 +32,6 @@ pub mod report;
 pub mod walk;
 pub mod what;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +42,7 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::mpsc;
 
 use crate::content::{self, Content, Hashed};
+use crate::packaged::Packaged;
 use crate::quarantine::remedies::Remedies;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::settings;
@@ -78,6 +78,8 @@ pub struct Job {
     pub lists_findings: bool,
     /// What is done about malware; it is only reported if nothing is set.
     pub remedies: Option<Remedies>,
+    /// What packages have, if that is not scanned as all else.
+    pub packaged: Option<Arc<Packaged>>,
 }
 
 impl Job {
@@ -91,6 +93,7 @@ impl Job {
             hands: Hands::default(),
             lists_findings: true,
             remedies: None,
+            packaged: None,
         }
     }
 
@@ -137,6 +140,10 @@ pub enum Done {
     Failed(String),
     /// It is no regular file any more.
     Skipped,
+    /// It is as its package has it, and that is not scanned.
+    Packaged,
+    /// The same, and its turn comes after all others'.
+    SetAside,
 }
 
 /// Runs a scan to its end. The error is why it could not go on; the report then
@@ -148,7 +155,10 @@ pub async fn run(
 ) -> (Report, Result<(), NotScanned>) {
     let (found, mut paths) = mpsc::channel(MAX_QUEUED);
     let plan = job.plan.clone();
-    let walking = job.hands.spawn(move || walk::walk(&plan, &found));
+    let packaged = job.packaged.clone();
+    let walking = job
+        .hands
+        .spawn(move || walk::walk(&plan, packaged.as_deref(), &found));
     let mut scan = Scan {
         report: Report::default(),
         observer,
@@ -169,7 +179,11 @@ pub async fn run(
                 let files = scan.without_errors(batch.drain(..));
                 if !files.is_empty() {
                     taken += files.len();
-                    preparing.push(job.hands.spawn(move || prepare_all(files)));
+                    let packaged = job.packaged.clone();
+                    preparing.push(
+                        job.hands
+                            .spawn(move || prepare_all(files, packaged.as_deref())),
+                    );
                 }
             },
             Some(prepared) = preparing.next() => match prepared {
@@ -235,34 +249,54 @@ impl<O: Observer> Scan<'_, O> {
     }
 }
 
-/// A file as it was opened, with its outline where that took no waiting.
-type Prepared = std::io::Result<Option<(Content, Option<Hashed>)>>;
+/// A file as it was opened.
+enum Prepared {
+    /// To be asked for; with its outline where that took no waiting.
+    Content(Content, Option<Hashed>),
+    /// It is done.
+    Done(Done),
+}
 
-fn prepare_all(files: Vec<Found>) -> Vec<(Found, Prepared)> {
+fn prepare_all(files: Vec<Found>, packaged: Option<&Packaged>) -> Vec<(Found, Prepared)> {
     files
         .into_iter()
         .map(|file| {
-            let prepared = prepare(&file.at.path);
+            let prepared = prepare(&file, packaged);
+            let prepared = prepared.unwrap_or_else(|error| {
+                Prepared::Done(Done::Failed(format!("cannot be read: {error}")))
+            });
             (file, prepared)
         })
         .collect()
 }
 
 /// Opens a file; one that is small and in memory is hashed on the way.
-fn prepare(path: &Path) -> Prepared {
-    Ok(match walk::open(path)? {
-        Opened::Regular(file) => {
-            let content = Content::File(Arc::new(file));
-            let hashed = content::hash_at_once(&content, MAX_CONTENT_BYTES);
-            Some((content, hashed))
+fn prepare(found: &Found, packaged: Option<&Packaged>) -> std::io::Result<Prepared> {
+    let path = found.at.path.as_path();
+    let Opened::Regular(file) = walk::open(path)? else {
+        return Ok(Prepared::Done(Done::Skipped));
+    };
+    match packaged {
+        // The first walk came to it after the second had found it.
+        Some(packaged) if found.again && !packaged.was_set_aside(path) => {
+            return Ok(Prepared::Done(Done::Skipped));
         }
-        Opened::Other => None,
-    })
+        Some(packaged) if !found.again && packaged.vouches(path, &file) => {
+            return Ok(Prepared::Done(match packaged.is_last() {
+                true => Done::SetAside,
+                false => Done::Packaged,
+            }));
+        }
+        _ => {}
+    }
+    let content = Content::File(Arc::new(file));
+    let hashed = content::hash_at_once(&content, MAX_CONTENT_BYTES);
+    Ok(Prepared::Content(content, hashed))
 }
 
 async fn scan_file(file: Found, prepared: Prepared, scanner: &Scanner, job: &Job) -> (Found, Done) {
     let done = match prepared {
-        Ok(Some((content, hashed))) => {
+        Prepared::Content(content, hashed) => {
             let mut scanned = scanner.scan_hashed(&content, hashed, job.terms()).await;
             if let Some(remedies) = &job.remedies {
                 scanned.action = remedies
@@ -271,8 +305,7 @@ async fn scan_file(file: Found, prepared: Prepared, scanner: &Scanner, job: &Job
             }
             Done::Scanned(Box::new(scanned))
         }
-        Ok(None) => Done::Skipped,
-        Err(error) => Done::Failed(format!("cannot be read: {error}")),
+        Prepared::Done(done) => done,
     };
     (file, done)
 }

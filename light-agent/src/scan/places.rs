@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use super::mounts;
 use super::walk::Plan;
+use crate::packaged::Policy;
 
 /// Below the root of the machine.
 const SYSTEM: &[&str] = &[
@@ -96,6 +97,9 @@ pub struct Cover {
     pub stay_out: Vec<PathBuf>,
     /// File systems that are not scanned, each with its type.
     pub left_out: Vec<(PathBuf, String)>,
+    /// What is done with packages' files, and the print of the lists of these: a task
+    /// goes on as it began.
+    pub packaged: (Policy, u64),
 }
 
 impl Cover {
@@ -160,6 +164,7 @@ pub fn full(exclude: &[PathBuf]) -> std::io::Result<Cover> {
             .collect(),
         stay_out: found.points,
         left_out: found.left_out,
+        ..Cover::default()
     })
 }
 

@@ -32,6 +32,8 @@ pub struct Report {
     pub not_scanned: u64,
     /// What could not be opened or listed.
     pub errors: u64,
+    /// Files that are as their package has them, which settings say not to scan.
+    pub packaged: u64,
     /// Bytes of the files with a full verdict.
     pub bytes: u64,
     /// Content bytes that left the guest.
@@ -92,7 +94,11 @@ impl Report {
     /// Adds one file.
     pub fn add(&mut self, path: &Path, done: &Done) {
         let scanned = match done {
-            Done::Skipped => return,
+            Done::Skipped | Done::SetAside => return,
+            Done::Packaged => {
+                self.packaged += 1;
+                return;
+            }
             Done::Failed(reason) => {
                 self.errors += 1;
                 self.findings.push(Finding {
@@ -151,7 +157,7 @@ impl Report {
 
     /// Files that were looked at, whatever came of it.
     pub fn files(&self) -> u64 {
-        self.scanned + self.not_scanned + self.errors
+        self.scanned + self.not_scanned + self.errors + self.packaged
     }
 
     /// The exit code. `complete` is false when the scan could not go on, or a
@@ -237,6 +243,13 @@ impl fmt::Display for Report {
                 self.not_scanned, self.errors
             )?;
         }
+        if self.packaged > 0 {
+            writeln!(
+                f,
+                "{} files are as their packages have them and were not scanned",
+                self.packaged
+            )?;
+        }
         write!(
             f,
             "{} bytes in files, {} bytes sent, {} verdicts from a cache ({} local, {} shared)",
@@ -277,6 +290,7 @@ mod tests {
             generations: Generations::default(),
             older: false,
             recheck: false,
+            by_spare: false,
             action: None,
         }))
     }
@@ -316,6 +330,7 @@ mod tests {
             "suspicious",
             "not_scanned",
             "errors",
+            "packaged",
             "bytes",
             "sent_bytes",
             "cache_hits",

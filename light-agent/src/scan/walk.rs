@@ -17,18 +17,22 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{self, AtomicBool};
 
 use nix::libc;
 use rand::seq::SliceRandom as _;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
 use super::places::is_executable_of_process;
 use super::remote::{self, Remote};
 use crate::fanotify::places::is_pseudo;
+use crate::packaged::Packaged;
 
 /// Files among which the order is mixed: enough for many guests to be at different
 /// ones, near enough to each other on the disk, and a bounded number of paths.
@@ -51,7 +55,7 @@ pub struct Plan {
 /// A place in an ordered walk. Places compare as the walk comes to them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// Which of the roots.
+    /// Which of the roots; in the second walk their number is added.
     pub root: usize,
     /// A path below it.
     pub path: PathBuf,
@@ -100,6 +104,8 @@ pub struct Found {
     pub number: u64,
     /// Where it is.
     pub at: Position,
+    /// Whether it is the second walk that came upon it.
+    pub again: bool,
     /// Why it cannot be looked at; none for a regular file.
     pub problem: Option<String>,
 }
@@ -114,7 +120,8 @@ pub enum Opened {
 }
 
 /// Opens a file for reading, without waiting and without following a link, but for
-/// that by which the kernel names what a process executes.
+/// that by which the kernel names what a process executes. What is no regular file is
+/// never opened: to open a device can do something (a watchdog begins to count).
 ///
 /// # Errors
 /// The kernel's.
@@ -124,33 +131,64 @@ pub fn open(path: &Path) -> io::Result<Opened> {
     } else {
         libc::O_NOFOLLOW
     };
-    let file = OpenOptions::new()
+    let there = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NONBLOCK | follows | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .custom_flags(libc::O_PATH | follows | libc::O_CLOEXEC)
         .open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(Opened::Regular(file))
-    } else {
-        Ok(Opened::Other)
-    }
+    regular(&there)
 }
 
-/// Walks and sends what it finds, until done or nobody takes it.
-pub fn walk(plan: &Plan, found: &mpsc::Sender<Found>) {
+/// The same of a path that the kernel gave, at which no folder is a link: one that is by
+/// now was put there for whoever comes back.
+///
+/// # Errors
+/// The kernel's; `ELOOP` for a link anywhere.
+pub fn open_again(path: &Path) -> io::Result<Opened> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let there = match openat2(CWD, path, flags, Mode::empty(), resolve) {
+        Ok(there) => File::from(there),
+        // Before Linux 5.6.
+        Err(Errno::NOSYS) => return open(path),
+        Err(error) => return Err(error.into()),
+    };
+    regular(&there)
+}
+
+/// Opens what `there` names, if that is a regular file.
+fn regular(there: &File) -> io::Result<Opened> {
+    let kind = there.metadata()?.file_type();
+    if kind.is_symlink() {
+        return Err(io::Error::from_raw_os_error(libc::ELOOP));
+    }
+    if !kind.is_file() {
+        return Ok(Opened::Other);
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
+    Ok(Opened::Regular(file))
+}
+
+/// Walks and sends what it finds, until done or nobody takes it. Where packages' files
+/// come last it walks a second time, over those.
+pub fn walk(plan: &Plan, packaged: Option<&Packaged>, found: &mpsc::Sender<Found>) {
     let mut mixed = Mixed {
         block: Vec::new(),
         skipped: 0,
         found,
     };
-    if visit(plan, &mut mixed).is_some() {
+    let last = packaged.filter(|packaged| packaged.is_last());
+    if visit(plan, last, &mut mixed).is_some() {
         let _ = mixed.flush();
     }
 }
 
-/// How many files and problems a walk would find; none when told to stop.
+/// How many files and problems a walk would find, each once; none when told to stop.
 pub fn count(plan: &Plan, stop: &AtomicBool) -> Option<u64> {
     let mut counted = Counted { files: 0, stop };
-    visit(plan, &mut counted)?;
+    visit(plan, None, &mut counted)?;
     Some(counted.files)
 }
 
@@ -160,6 +198,11 @@ trait Sink {
 
     /// Something is not given, since it is among what is done ahead.
     fn skipped(&mut self) -> Option<()>;
+
+    /// The first walk has ended; what comes now is to come after it.
+    fn walked(&mut self) -> Option<()> {
+        Some(())
+    }
 }
 
 /// Sends what it is given in a mixed order, a block after the other, so that nothing
@@ -181,6 +224,10 @@ impl Sink for Mixed<'_> {
     fn skipped(&mut self) -> Option<()> {
         self.skipped += 1;
         self.full()
+    }
+
+    fn walked(&mut self) -> Option<()> {
+        self.flush()
     }
 }
 
@@ -218,14 +265,23 @@ impl Sink for Counted<'_> {
     }
 }
 
-fn visit(plan: &Plan, sink: &mut impl Sink) -> Option<()> {
+fn visit(plan: &Plan, last: Option<&Packaged>, sink: &mut impl Sink) -> Option<()> {
     let mut visit = Visit {
         plan,
         number: 0,
+        again: None,
         sink,
     };
-    for root in 0..plan.roots.len() {
-        visit.root(root)?;
+    let roots = plan.roots.iter().enumerate();
+    for (index, root) in roots.clone() {
+        visit.root(index, root)?;
+    }
+    if last.is_some() {
+        visit.sink.walked()?;
+        visit.again = last;
+        for (index, root) in roots {
+            visit.root(plan.roots.len() + index, root)?;
+        }
     }
     Some(())
 }
@@ -234,6 +290,8 @@ fn visit(plan: &Plan, sink: &mut impl Sink) -> Option<()> {
 struct Visit<'a, S> {
     plan: &'a Plan,
     number: u64,
+    /// Of the second walk.
+    again: Option<&'a Packaged>,
     sink: &'a mut S,
 }
 
@@ -251,10 +309,16 @@ impl Way<'_> {
     }
 }
 
+/// What a walk comes to next.
+enum Step {
+    Folder(PathBuf, bool),
+    File(PathBuf),
+    Problem(PathBuf, io::Error),
+}
+
 impl<S: Sink> Visit<'_, S> {
-    fn root(&mut self, index: usize) -> Option<()> {
+    fn root(&mut self, index: usize, path: &Path) -> Option<()> {
         let plan = self.plan;
-        let path = &plan.roots[index];
         if plan
             .done
             .upto
@@ -264,13 +328,13 @@ impl<S: Sink> Visit<'_, S> {
             return Some(());
         }
         if is_executable_of_process(path) {
-            return self.give(index, path.clone(), None);
+            return self.give(index, path.to_owned(), None);
         }
         let remote = Remote::mounted();
         let root = match resolve(path, &remote) {
             Ok(root) => root,
             Err(error) => {
-                return self.give(index, path.clone(), Some(cannot_be_read(&error)));
+                return self.give(index, path.to_owned(), Some(cannot_be_read(&error)));
             }
         };
         // A path that is given is meant, whatever the settings exclude above it.
@@ -293,11 +357,34 @@ impl<S: Sink> Visit<'_, S> {
             fences: fences.collect(),
             exclude,
         };
-        self.folder(&way, &root, false)
+        self.below(&way, &root)
     }
 
-    /// `inner` says that it is not the root itself.
-    fn folder(&mut self, way: &Way<'_>, at: &Path, inner: bool) -> Option<()> {
+    /// Walks below a root. Folders with a fence somewhere below are listed one at a time,
+    /// and wait on a list of their own: however deep a fence is, it takes no stack.
+    fn below(&mut self, way: &Way<'_>, root: &Path) -> Option<()> {
+        let mut waiting = vec![Step::Folder(root.to_owned(), false)];
+        while let Some(step) = waiting.pop() {
+            match step {
+                Step::Folder(at, inner) => self.folder(way, &at, inner, &mut waiting)?,
+                Step::File(path) => self.give(way.index, path, None)?,
+                Step::Problem(path, error) => {
+                    self.give(way.index, path, Some(cannot_be_read(&error)))?;
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// `inner` says that it is not the root itself. What waits below it goes on top of
+    /// `waiting`, the first one last.
+    fn folder(
+        &mut self,
+        way: &Way<'_>,
+        at: &Path,
+        inner: bool,
+        waiting: &mut Vec<Step>,
+    ) -> Option<()> {
         if let Some(problem) = way.fences.get(at) {
             return match problem {
                 Some(problem) => self.give(way.index, at.to_owned(), Some(problem.clone())),
@@ -309,7 +396,9 @@ impl<S: Sink> Visit<'_, S> {
         }
         // Some way below is a fence. What walks a tree opens a folder before it can be
         // told to skip it.
-        if inner && (way.excludes(at) || self.plan.done.has_left(way.index, at)) {
+        if inner
+            && (way.excludes(at) || self.plan.done.has_left(way.index, at) || is_pseudo_mount(at))
+        {
             return Some(());
         }
         let entries = match fs::read_dir(at).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
@@ -322,17 +411,16 @@ impl<S: Sink> Visit<'_, S> {
                 return self.give(way.index, at.to_owned(), problem);
             }
         };
-        for entry in entries {
+        let steps = entries.into_iter().rev().filter_map(|entry| {
             let path = entry.path();
             match entry.file_type() {
-                Ok(kind) if kind.is_dir() => self.folder(way, &path, true)?,
-                Ok(kind) if kind.is_file() && !way.excludes(&path) => {
-                    self.give(way.index, path, None)?;
-                }
-                Ok(_) => {}
-                Err(error) => self.give(way.index, path, Some(cannot_be_read(&error)))?,
+                Ok(kind) if kind.is_dir() => Some(Step::Folder(path, true)),
+                Ok(kind) if kind.is_file() && !way.excludes(&path) => Some(Step::File(path)),
+                Ok(_) => None,
+                Err(error) => Some(Step::Problem(path, error)),
             }
-        }
+        });
+        waiting.extend(steps);
         Some(())
     }
 
@@ -373,6 +461,11 @@ impl<S: Sink> Visit<'_, S> {
     }
 
     fn give(&mut self, root: usize, path: PathBuf, problem: Option<String>) -> Option<()> {
+        if let Some(packaged) = self.again
+            && (problem.is_some() || !packaged.was_set_aside(&path))
+        {
+            return Some(());
+        }
         let at = Position { root, path };
         if self.plan.done.has_passed(&at) {
             return Some(());
@@ -385,6 +478,7 @@ impl<S: Sink> Visit<'_, S> {
         self.sink.found(Found {
             number,
             at,
+            again: self.again.is_some(),
             problem,
         })
     }
@@ -407,14 +501,18 @@ fn resolve(path: &Path, remote: &Remote) -> io::Result<PathBuf> {
 }
 
 fn enters_pseudo(entry: &DirEntry) -> bool {
+    is_pseudo_mount(entry.path())
+}
+
+/// Whether a file system without files of its own begins here.
+fn is_pseudo_mount(at: &Path) -> bool {
     let device = |path: &Path| {
         fs::symlink_metadata(path)
             .map(|metadata| metadata.dev())
             .ok()
     };
-    let own = device(entry.path());
-    let parent = entry.path().parent().and_then(device);
-    own != parent && is_pseudo(entry.path())
+    let parent = at.parent().and_then(device);
+    device(at) != parent && is_pseudo(at)
 }
 
 #[cfg(test)]
@@ -434,7 +532,7 @@ mod tests {
 
     fn all(plan: &Plan) -> Vec<Found> {
         let (send, mut receive) = mpsc::channel(4096);
-        walk(plan, &send);
+        walk(plan, None, &send);
         drop(send);
         std::iter::from_fn(|| receive.try_recv().ok()).collect()
     }
@@ -474,6 +572,41 @@ mod tests {
         assert!(walked(&[at("d/socket"), at("d/fifo"), "/dev/null".into()], &[]).is_empty());
     }
 
+    #[test]
+    fn a_deep_fence_takes_no_stack() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join(vec!["d"; 1200].join("/"));
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("file"), "x").unwrap();
+        let walked = std::thread::Builder::new().stack_size(128 * 1024).spawn({
+            let root = dir.path().to_owned();
+            move || {
+                let plan = plan(std::slice::from_ref(&root), &[]);
+                let (send, mut receive) = mpsc::channel(4);
+                let mut sink = Mixed {
+                    block: Vec::new(),
+                    skipped: 0,
+                    found: &send,
+                };
+                let mut visit = Visit {
+                    plan: &plan,
+                    number: 0,
+                    again: None,
+                    sink: &mut sink,
+                };
+                let way = Way {
+                    index: 0,
+                    exclude: Vec::new(),
+                    fences: [(deep.join("fence"), None)].into(),
+                };
+                visit.below(&way, &root).unwrap();
+                sink.flush().unwrap();
+                receive.try_recv().unwrap().at.path == deep.join("file")
+            }
+        });
+        assert!(walked.unwrap().join().unwrap());
+    }
+
     /// In one order every guest would wait for the same scan.
     #[test]
     fn each_walk_takes_every_file_once_in_an_order_of_its_own() {
@@ -493,6 +626,7 @@ mod tests {
                     .found(Found {
                         number,
                         at,
+                        again: false,
                         problem: None,
                     })
                     .unwrap();
@@ -546,6 +680,46 @@ mod tests {
         let link = dir.path().join("link");
         symlink("/etc/hostname", &link).unwrap();
         assert_eq!(open(&link).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        // A folder that became a link since the kernel named a file in it.
+        fs::create_dir(dir.path().join("real")).unwrap();
+        fs::write(dir.path().join("real/file"), "x").unwrap();
+        symlink("real", dir.path().join("moved")).unwrap();
+        let through = dir.path().join("moved/file");
+        assert!(matches!(open(&through), Ok(Opened::Regular(_))));
+        for again in [&link, &through] {
+            let refused = open_again(again).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::ELOOP));
+        }
+        let straight = fs::canonicalize(dir.path()).unwrap().join("real/file");
+        assert!(matches!(open_again(&straight), Ok(Opened::Regular(_))));
+    }
+
+    /// As a device is not, too.
+    #[test]
+    fn what_is_no_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // A writer that does not wait is let in by whoever reads, and only by that.
+        let write = || {
+            OpenOptions::new()
+                .write(true)
+                .custom_flags(libc::O_NONBLOCK)
+                .open(&fifo)
+        };
+        let watched = std::sync::Arc::new(AtomicBool::new(false));
+        let (over, path) = (std::sync::Arc::clone(&watched), fifo.clone());
+        let opener = std::thread::spawn(move || {
+            for _ in 0..20_000 {
+                assert!(matches!(open(&path), Ok(Opened::Other)));
+                assert!(matches!(open_again(&path), Ok(Opened::Other)));
+            }
+            over.store(true, atomic::Ordering::Relaxed);
+        });
+        while !watched.load(atomic::Ordering::Relaxed) {
+            assert_eq!(write().unwrap_err().raw_os_error(), Some(libc::ENXIO));
+        }
+        opener.join().unwrap();
     }
 
     /// A tree in which the order by path and the order of a walk could differ.

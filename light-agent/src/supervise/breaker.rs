@@ -106,6 +106,19 @@ impl Record {
         self.unsettled = None;
     }
 
+    /// The time without holding opens is over, by a clock that nobody sets.
+    pub fn rested(&mut self) {
+        self.fine();
+        self.resting_until = None;
+    }
+
+    /// An administrator mended the cause.
+    pub fn reset(&mut self) {
+        self.resting_until = None;
+        self.rests = 0;
+        self.ends.clear();
+    }
+
     /// It has run well for [`SETTLED`].
     pub fn settled(&mut self) {
         self.fine();
@@ -139,8 +152,10 @@ impl Record {
     /// How long opens are not held yet, if they are not.
     pub fn resting(&self, now: u64) -> Option<Duration> {
         let left = self.resting_until?.checked_sub(now)?;
-        // A clock that was put back must not keep protection off.
-        (left > 0).then(|| Duration::from_secs(left).min(LONGEST_REST))
+        // No rest is that long: the clock was put back, and must not keep protection off.
+        (1..=LONGEST_REST.as_secs())
+            .contains(&left)
+            .then(|| Duration::from_secs(left))
     }
 
     /// How long to wait before the next start.
@@ -248,6 +263,15 @@ mod tests {
                     1 => record.bad_end(Ending::Failed, now),
                     2 => record.settled(),
                     _ => record.begin(&now.to_string(), now),
+                }
+                // The supervisor sleeps by another clock; whatever this one says then.
+                let mut rested = record.clone();
+                rested.rested();
+                for later in [0, now, now + 1, u64::MAX] {
+                    prop_assert_eq!(rested.resting(later), None);
+                }
+                for earlier in [0, now.saturating_sub(2 * LONGEST_REST.as_secs())] {
+                    prop_assert_eq!(record.resting(earlier), None);
                 }
                 prop_assert!(record.ends.len() < ENDS);
                 prop_assert!(record.wait() <= LONGEST_WAIT);

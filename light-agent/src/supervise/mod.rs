@@ -32,12 +32,13 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use palisade_daemon::lifecycle;
 
-use self::breaker::{Ending, SETTLED};
+use self::breaker::{Ending, Record, SETTLED};
 pub use self::child::Program;
 use self::child::{Agent, Beat};
-use self::record::{RecordFile, boot, now};
+use self::record::{Keeping, boot, now};
 use crate::pulse::Sign;
 use crate::settings::Folders;
+use crate::state_file;
 
 /// How late a sign of life may be.
 const GRACE: Duration = Duration::from_secs(3);
@@ -65,42 +66,41 @@ enum End {
 pub fn run(program: &Program, folders: &Folders) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folders.state)
         .with_context(|| format!("the state folder {}", folders.state.display()))?;
+    let _claimed = state_file::claim(&folders.state)?;
     let signals = Signals::take().context("the supervisor's signals")?;
-    let file = RecordFile::new(&folders.state);
-    let (boot, mut record) = (boot(), file.load());
-    record.begin(&boot, now());
+    let mut kept = Keeping::open(&folders.state);
+    let boot = boot();
+    kept.change(|record| record.begin(&boot, now()));
     loop {
-        if signals.stop_within(record.wait()) {
+        if signals.stop_within(kept.record().wait()) {
             break;
         }
-        let why = record.why(now());
+        kept.change(|record| record.starts(&boot));
+        let why = kept.record().why(now());
         if let Some(why) = &why {
             tracing::error!("{why}");
         }
-        record.starts(&boot);
-        file.save(&record);
         let agent = program
             .start(why.as_deref())
             .context("the agent cannot be started")?;
         tracing::info!(pid = agent.pid(), "the supervised agent was started");
-        let rest = why.and_then(|_| record.resting(now()));
+        let rest = why.and_then(|_| kept.record().resting(now()));
         let end = Watch {
             signals: &signals,
             agent,
             rest,
         }
         .run(|| {
-            record.settled();
-            file.save(&record);
+            kept.change(Record::settled);
         });
-        match end {
+        kept.change(|record| match end {
             End::Bad(ending) => {
                 tracing::error!("the agent is started again: {}", ending.as_str());
                 record.bad_end(ending, now());
             }
-            End::Fine | End::Rested | End::Stopped => record.fine(),
-        }
-        file.save(&record);
+            End::Rested => record.rested(),
+            End::Fine | End::Stopped => record.fine(),
+        });
         if matches!(end, End::Stopped) {
             break;
         }
@@ -113,14 +113,8 @@ pub fn run(program: &Program, folders: &Folders) -> anyhow::Result<()> {
 /// # Errors
 /// When the record cannot be reached.
 pub fn reset(folders: &Folders) -> anyhow::Result<()> {
-    let file = RecordFile::new(&folders.state);
-    let mut record = file.load();
-    record.resting_until = None;
-    record.rests = 0;
-    record.ends.clear();
-    file.save(&record);
     anyhow::ensure!(
-        file.load() == record,
+        Keeping::open(&folders.state).change(Record::reset),
         "the record in {} was not changed",
         folders.state.display()
     );
@@ -202,19 +196,20 @@ impl Watch<'_> {
         let mut is_settled = false;
         // Until the first sign there is nothing that could be silent: the agent may
         // be waiting for its enrolment.
-        let mut patience: Option<Duration> = None;
+        let mut due: Option<Instant> = None;
         let mut late = false;
         loop {
             let next_look = match is_settled {
                 false => Some(SETTLED.saturating_sub(started.elapsed())),
                 true => self.rest.map(|rest| rest.saturating_sub(started.elapsed())),
             };
+            // Whatever else wakes it does not put off when a sign is due.
+            let patience = due.map(|due| due.saturating_duration_since(Instant::now()));
             let wait = match (patience, next_look) {
                 (Some(patience), Some(look)) => Some(patience.min(look)),
                 (patience, look) => patience.or(look),
             };
-            let asked_at = Instant::now();
-            let silent = self.wait(wait);
+            self.wait(wait);
             if self.signals.stop_asked() {
                 lifecycle::stopping();
                 self.agent.stop(STOP_WITHIN);
@@ -229,7 +224,7 @@ impl Watch<'_> {
                     if sign == Sign::Ready {
                         lifecycle::ready();
                     } else {
-                        patience = Some(sign.next_within() + GRACE);
+                        due = Some(Instant::now() + sign.next_within() + GRACE);
                         late = false;
                     }
                 }
@@ -238,24 +233,18 @@ impl Watch<'_> {
                     let end = self.agent.end_within(STOP_WITHIN);
                     return end.map_or(End::Fine, End::Bad);
                 }
-                Beat::None if silent => {
-                    if let Some(left) = patience {
-                        let waited = asked_at.elapsed();
-                        if waited < left {
-                            patience = Some(left - waited);
-                        } else if late {
-                            tracing::error!(
-                                pid = self.agent.pid(),
-                                "the agent gives no sign of life and is killed: opens that wait for it are let go"
-                            );
-                            self.agent.kill();
-                            return End::Bad(Ending::Stalled);
-                        } else {
-                            // Measured anew: the clock may have stood still with us.
-                            late = true;
-                            patience = Some(SECOND_GRACE);
-                        }
+                Beat::None if due.is_some_and(|due| Instant::now() >= due) => {
+                    if late {
+                        tracing::error!(
+                            pid = self.agent.pid(),
+                            "the agent gives no sign of life and is killed: opens that wait for it are let go"
+                        );
+                        self.agent.kill();
+                        return End::Bad(Ending::Stalled);
                     }
+                    // Measured anew: the agent may have stood still with us.
+                    late = true;
+                    due = Some(Instant::now() + SECOND_GRACE);
                 }
                 Beat::None => {}
             }
@@ -271,19 +260,17 @@ impl Watch<'_> {
         }
     }
 
-    /// Waits for a signal or a sign of life; says whether neither came.
-    fn wait(&self, wait: Option<Duration>) -> bool {
+    /// Waits for a signal or a sign of life.
+    fn wait(&self, wait: Option<Duration>) {
         let mut ready = [
             PollFd::new(self.signals.0.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.agent.socket(), PollFlags::POLLIN),
         ];
         match poll(&mut ready, wait.map_or(PollTimeout::NONE, timeout)) {
-            Ok(0) => true,
-            Ok(_) | Err(Errno::EINTR) => false,
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
                 tracing::error!(%error, "the supervisor cannot wait");
                 std::thread::sleep(Duration::from_secs(1));
-                false
             }
         }
     }

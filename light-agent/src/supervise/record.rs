@@ -2,51 +2,81 @@
 //!
 //! A record that cannot be read is an empty one: it is said, and protection goes on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use palisade_protocol::identity::write_atomic;
-
 use super::breaker::Record;
+use crate::state_file::StateFile;
 
 /// Largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
 
 /// The file.
 #[derive(Debug, Clone)]
-pub struct RecordFile(PathBuf);
+pub struct RecordFile(StateFile);
 
 impl RecordFile {
     /// The file in a state folder.
     pub fn new(state: &Path) -> Self {
-        Self(state.join("supervisor.json"))
+        let path = state.join("supervisor.json");
+        let damaged = "the supervisor's record is damaged and begins anew";
+        Self(StateFile::new(path, MAX_FILE_BYTES, damaged))
     }
 
     /// What it says; nothing if there is none, or none that can be used.
     pub fn load(&self) -> Record {
-        let size = match std::fs::metadata(&self.0) {
-            Ok(metadata) => metadata.len(),
-            Err(_) => return Record::default(),
-        };
-        let read = || -> Result<Record, String> {
-            if size > MAX_FILE_BYTES {
-                return Err(format!("{size} bytes are too many"));
-            }
-            let text = std::fs::read(&self.0).map_err(|error| error.to_string())?;
-            serde_json::from_slice(&text).map_err(|error| error.to_string())
-        };
-        read().unwrap_or_else(|error| {
-            tracing::warn!(file = %self.0.display(), %error, "the supervisor's record is damaged and begins anew");
-            Record::default()
-        })
+        self.0.load().unwrap_or_default()
     }
 
-    /// Keeps it; a disk that takes nothing is said, and no reason to stop.
-    pub fn save(&self, record: &Record) {
-        let text = serde_json::to_vec_pretty(record).unwrap_or_default();
-        if let Err(error) = write_atomic(&self.0, &text, 0o600) {
-            tracing::warn!(file = %self.0.display(), %error, "the supervisor's record cannot be kept");
+    fn save(&self, record: &Record) -> bool {
+        let saved = self.0.save(record);
+        if let Err(error) = &saved {
+            tracing::warn!(file = %self.0.path().display(), %error, "the supervisor's record cannot be kept");
         }
+        saved.is_ok()
+    }
+}
+
+/// The record of a supervisor that runs. Somebody else may change the file meanwhile
+/// (`supervise --reset`): what it says then counts. A disk that takes nothing is said,
+/// and no reason to stop or to forget.
+#[derive(Debug)]
+pub struct Keeping {
+    file: RecordFile,
+    record: Record,
+    on_disk: Record,
+}
+
+impl Keeping {
+    /// What is kept in a state folder.
+    pub fn open(state: &Path) -> Self {
+        let file = RecordFile::new(state);
+        let record = file.load();
+        Self {
+            on_disk: record.clone(),
+            record,
+            file,
+        }
+    }
+
+    /// What it says.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Changes it; says whether the disk has it.
+    pub fn change(&mut self, change: impl FnOnce(&mut Record)) -> bool {
+        let found = self.file.load();
+        if found != self.on_disk {
+            self.record = found.clone();
+        }
+        change(&mut self.record);
+        let saved = self.file.save(&self.record);
+        self.on_disk = match saved {
+            true => self.record.clone(),
+            false => found,
+        };
+        saved
     }
 }
 
@@ -73,14 +103,40 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let file = RecordFile::new(state.path());
         assert_eq!(file.load(), Record::default());
-        let mut record = Record::default();
-        record.bad_end(Ending::Stalled, now());
-        record.starts(&boot());
-        file.save(&record);
-        assert_eq!(file.load(), record);
+        let mut keeping = Keeping::open(state.path());
+        assert!(keeping.change(|record| record.bad_end(Ending::Stalled, now())));
+        assert!(keeping.change(|record| record.starts(&boot())));
+        assert_eq!(keeping.record().last, Some(Ending::Stalled));
+        assert_eq!(&file.load(), keeping.record());
         for damaged in ["{", "[]", &"x".repeat(100_000)] {
             std::fs::write(state.path().join("supervisor.json"), damaged).unwrap();
             assert_eq!(file.load(), Record::default());
         }
+    }
+
+    #[test]
+    fn a_reset_meanwhile_counts_and_a_disk_that_takes_nothing_does_not() {
+        let state = tempfile::tempdir().unwrap();
+        let mut keeping = Keeping::open(state.path());
+        let crashes = |keeping: &mut Keeping| {
+            for _ in 0..3 {
+                keeping.change(|record| record.bad_end(Ending::Crashed, now()));
+            }
+        };
+        crashes(&mut keeping);
+        assert!(keeping.record().resting(now()).is_some());
+        assert!(Keeping::open(state.path()).change(Record::reset));
+        assert!(keeping.change(Record::fine));
+        assert_eq!(keeping.record().resting(now()), None);
+        assert_eq!(RecordFile::new(state.path()).load().resting(now()), None);
+        // Nothing can be written over a folder.
+        let file = state.path().join("supervisor.json");
+        std::fs::remove_file(&file).unwrap();
+        std::fs::create_dir(&file).unwrap();
+        let mut keeping = Keeping::open(state.path());
+        crashes(&mut keeping);
+        assert!(keeping.record().resting(now()).is_some());
+        assert!(!keeping.change(Record::fine));
+        assert!(keeping.record().resting(now()).is_some());
     }
 }

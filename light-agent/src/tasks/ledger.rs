@@ -98,6 +98,7 @@ mod tests {
             .map(|(at, number)| Found {
                 number,
                 at,
+                again: false,
                 problem: None,
             })
             .collect()

@@ -21,7 +21,9 @@
 //! How a file is scanned is [`scan`](crate::scan)'s business. A task waits while no
 //! Protection Server can be reached, and fails after `scan.svm_wait_s`. **Invariant:** a
 //! file of a task is counted once, and none is left out, whatever is paused, killed or
-//! restarted in between; files that come and go meanwhile may be missed.
+//! restarted in between; files that come and go meanwhile may be missed. (One exception:
+//! with `scan.packaged = 'last'`, files that differ from their package's may be looked at
+//! again after a restart.)
 
 pub mod book;
 pub mod command;
@@ -44,6 +46,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::daemon::Parts;
+use crate::packaged::rpm;
 use crate::private::Private;
 use crate::quarantine::remedies::Remedies;
 use crate::settings::{Folders, Settings};
@@ -99,6 +102,7 @@ impl Tasks {
             private: Private::new(&settings.private),
             remedies: Remedies::new(settings, folders),
             exclude: settings.exclude.clone(),
+            rpm_listing: rpm::listing(&folders.state),
         };
         let (stop, stopped) = watch::channel(false);
         Ok(Self {

@@ -11,7 +11,7 @@
 //! never asked for again, the rest is not. The place is on disk every
 //! [`CHECKPOINT`], so that a killed agent does that much again at the most.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use super::desk::Desk;
 use super::ledger::Ledger;
 use super::shown::Live;
 use super::task::{State, Task};
+use crate::packaged::{Packaged, Policy};
 use crate::private::Private;
 use crate::quarantine::remedies::Remedies;
 use crate::scan::hands::Hands;
@@ -67,6 +68,8 @@ pub struct Runner {
     pub remedies: Remedies,
     /// What is not scanned.
     pub exclude: Vec<PathBuf>,
+    /// What rpm's packages have, if there are any.
+    pub rpm_listing: PathBuf,
 }
 
 /// How a turn ended.
@@ -115,14 +118,15 @@ impl Runner {
             Ok(hands) => hands,
             Err(error) => return failed(format!("no threads for the task: {error}")),
         };
-        let cover = match self.cover(&task, &hands).await {
-            Ok(cover) => cover,
+        let (cover, packaged) = match self.cover(&task, &hands).await {
+            Ok(known) => known,
             Err(error) => return failed(format!("what it covers cannot be found: {error}")),
         };
         let mut plan = cover.plan(&self.exclude);
         plan.done = task.resume();
         let mut job = Job::new(plan.clone(), &self.scan).in_background(self.asking, hands.clone());
         job.remedies = Some(self.remedies.clone());
+        job.packaged = packaged.map(Arc::new);
         let scanner = Scanner::new(self.link.clone(), self.asking, self.options)
             .keeping(self.private.clone())
             .by(hands.clone());
@@ -134,25 +138,40 @@ impl Runner {
         turn
     }
 
-    /// What the task covers: as it was when it began.
-    async fn cover(&self, task: &Task, hands: &Hands) -> std::io::Result<Cover> {
+    /// What the task covers, as it was when it began, and what packages have of that.
+    async fn cover(
+        &self,
+        task: &Task,
+        hands: &Hands,
+    ) -> std::io::Result<(Cover, Option<Packaged>)> {
         let id = task.id;
         let kept = self
             .desk
             .with_store(move |store| Ok(store.cover(id)))
             .await?;
         if let Some(cover) = kept {
-            return Ok(cover);
+            let (policy, print) = cover.packaged;
+            let packaged = self.packaged(policy, hands).await?;
+            return Ok((cover, packaged.map(|packaged| packaged.going_on(print))));
         }
         let (kind, exclude) = (task.kind, self.exclude.clone());
         let paths: Vec<PathBuf> = task.paths.iter().map(|path| path.0.clone()).collect();
         let cover = hands.spawn(move || kind.cover(&paths, &exclude)).await;
-        let cover = cover.map_err(std::io::Error::other)??;
+        let mut cover = cover.map_err(std::io::Error::other)??;
+        let packaged = self.packaged(self.scan.packaged, hands).await?;
+        let print = packaged.as_ref().map_or(0, Packaged::print);
+        cover.packaged = (self.scan.packaged, print);
         let saved = cover.clone();
         self.desk
             .with_store(move |store| store.save_cover(id, &saved))
             .await?;
-        Ok(cover)
+        Ok((cover, packaged))
+    }
+
+    async fn packaged(&self, policy: Policy, hands: &Hands) -> std::io::Result<Option<Packaged>> {
+        let listing = self.rpm_listing.clone();
+        let known = hands.spawn(move || Packaged::load(policy, Path::new("/"), &listing));
+        known.await.map_err(std::io::Error::other)
     }
 }
 

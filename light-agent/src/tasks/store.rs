@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::saved::SavedPath;
 use super::task::Task;
+use crate::packaged::Policy;
 use crate::scan::places::Cover;
 
 /// The shape of the files.
@@ -41,6 +42,8 @@ struct Versioned<T> {
 struct SavedCover {
     roots: Vec<SavedPath>,
     stay_out: Vec<SavedPath>,
+    #[serde(default)]
+    packaged: (Policy, u64),
 }
 
 impl Store {
@@ -100,6 +103,7 @@ impl Store {
             roots: paths(saved.roots),
             stay_out: paths(saved.stay_out),
             left_out: Vec::new(),
+            packaged: saved.packaged,
         })
     }
 
@@ -112,6 +116,7 @@ impl Store {
         let saved = SavedCover {
             roots: paths(&cover.roots),
             stay_out: paths(&cover.stay_out),
+            packaged: cover.packaged,
         };
         self.write(&format!("{id}.cover"), &saved)
     }
@@ -222,6 +227,7 @@ mod tests {
             roots: vec!["/a".into(), "/b\u{1}".into()],
             stay_out: vec!["/c".into()],
             left_out: vec![],
+            packaged: (Policy::Last, 7),
         };
         store.save_cover(1, &cover).unwrap();
         assert_eq!(store.load().unwrap(), [task()]);

@@ -94,6 +94,9 @@ pub struct Counters {
     pub not_scanned: u64,
     /// What could not be opened or listed.
     pub errors: u64,
+    /// Files that are as their package has them, which settings say not to scan.
+    #[serde(default)]
+    pub packaged: u64,
     /// Bytes of the files with a full verdict.
     pub bytes: u64,
     /// Verdicts that another scan of the same content had made.
@@ -105,7 +108,7 @@ pub struct Counters {
 impl Counters {
     /// Files that were looked at.
     pub fn files(&self) -> u64 {
-        self.scanned + self.not_scanned + self.errors
+        self.scanned + self.not_scanned + self.errors + self.packaged
     }
 
     /// Adds one file's.
@@ -116,6 +119,7 @@ impl Counters {
         self.suspicious += one.suspicious;
         self.not_scanned += one.not_scanned;
         self.errors += one.errors;
+        self.packaged += one.packaged;
         self.bytes += one.bytes;
         self.shared_hits += one.shared_hits;
     }

@@ -1,0 +1,194 @@
+//! rpm's list of files, as its own program prints it.
+//!
+//! The database has four formats, which belong to rpm: the program is asked, with a
+//! bound on its time and on what it says, and its answer kept in the state folder.
+//!
+//! The agent asks before it has a fanotify group, and never while it has one: a child
+//! between fork and exec holds the group, and its exec waits for an answer; were the
+//! agent to end in that moment, the child would wait for itself. What packages bring
+//! until the next start differs from the list, and is scanned as any other file.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Where the program is.
+const PROGRAMS: &[&str] = &["/usr/bin/rpm", "/bin/rpm"];
+/// Where its database may be.
+const DATABASES: &[&str] = &["/var/lib/rpm", "/usr/lib/sysimage/rpm"];
+/// Its answer, in bytes.
+const MAX_BYTES: u64 = 64 << 20;
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between looks at whether it has ended.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Where the list is kept in a state folder.
+pub fn listing(state: &Path) -> PathBuf {
+    state.join("rpm.sums")
+}
+
+/// Begins to ask, where there is a database of rpm's; what comes of it is kept in the
+/// state folder when this ends.
+pub fn begin(state: &Path) -> Option<JoinHandle<()>> {
+    let program = PROGRAMS.iter().map(Path::new).find(|path| path.is_file())?;
+    DATABASES.iter().find(|path| Path::new(path).is_dir())?;
+    let into = listing(state);
+    // Started here, not on the thread: the caller goes on to have a fanotify group.
+    match start(program, &[]) {
+        Ok(child) => thread::Builder::new()
+            .name("palisade-rpm".to_owned())
+            .spawn(move || {
+                if let Err(error) = take(child, &into) {
+                    tracing::warn!(%error, "what packages of rpm have is not known");
+                }
+            })
+            .ok(),
+        Err(error) => {
+            tracing::warn!(%error, "rpm cannot be asked what its packages have");
+            None
+        }
+    }
+}
+
+fn start(program: &Path, more: &[&str]) -> io::Result<Child> {
+    Command::new(program)
+        .args(more)
+        .args(["-qa", "--qf", "[%{FILEDIGESTS} %{FILENAMES}\\n]"])
+        .env_clear()
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+}
+
+/// Takes the answer of a program that was started.
+fn take(mut child: Child, into: &Path) -> io::Result<()> {
+    let Some(answer) = child.stdout.take() else {
+        return Err(io::Error::other("it says nothing"));
+    };
+    // A file, since the answer may be larger than all memory that the agent may take.
+    let new = into.with_extension("new");
+    let path = new.clone();
+    let copying = thread::spawn(move || {
+        let mut file = File::create(path)?;
+        let bytes = io::copy(&mut answer.take(MAX_BYTES), &mut file)?;
+        file.flush()?;
+        Ok::<_, io::Error>(bytes)
+    });
+    let until = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if Instant::now() >= until || copying.is_finished() && bytes_in(&new) >= MAX_BYTES {
+            let _ = child.kill();
+        }
+        thread::sleep(LOOK);
+    };
+    let copied = copying
+        .join()
+        .map_err(|_| io::Error::other("the answer is lost"))??;
+    if !status.success() || copied >= MAX_BYTES {
+        let _ = fs::remove_file(&new);
+        return Err(io::Error::other(format!(
+            "rpm ended with {status} after {copied} bytes"
+        )));
+    }
+    fs::rename(&new, into)
+}
+
+fn bytes_in(file: &Path) -> u64 {
+    fs::metadata(file).map_or(0, |facts| facts.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn program(folder: &Path, script: &str) -> PathBuf {
+        let path = folder.join("rpm");
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn an_answer_is_kept_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let into = listing(folder.path());
+        let ask = |script: &str| {
+            let child = start(&program(folder.path(), script), &[]).unwrap();
+            take(child, &into)
+        };
+        ask("echo one").unwrap();
+        assert_eq!(fs::read_to_string(&into).unwrap(), "one\n");
+        assert!(ask("echo two; exit 3").is_err());
+        assert!(ask("head -c 68000000 /dev/zero; sleep 100").is_err());
+        assert_eq!(fs::read_to_string(&into).unwrap(), "one\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    /// rpm itself, with a database and a package of the test's.
+    #[test]
+    fn rpm_says_what_its_packages_have() {
+        let Some(rpm) = PROGRAMS.iter().map(Path::new).find(|path| path.is_file()) else {
+            eprintln!("skipped: rpm is not installed");
+            assert!(std::env::var_os("CI").is_none(), "it must be there");
+            return;
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let name = format!("palisade-test-{}", rand::random::<u32>());
+        let spec = format!(
+            "Name: {name}\nVersion: 1\nRelease: 1\nSummary: x\nLicense: x\nBuildArch: noarch\n\
+             %description\nx\n%install\nmkdir -p %{{buildroot}}/opt\necho {name} > %{{buildroot}}/opt/{name}\n\
+             %files\n/opt/{name}\n"
+        );
+        fs::write(at("x.spec"), spec).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(args).env("HOME", folder.path());
+            let output = command.output().unwrap();
+            assert!(
+                output.status.success(),
+                "{}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        };
+        let top = format!("_topdir {}", at("top").display());
+        let (spec, database) = (at("x.spec"), at("database"));
+        run(
+            "rpmbuild",
+            &["-bb", "--define", &top, spec.to_str().unwrap()],
+        );
+        let package = at("top/RPMS/noarch").join(format!("{name}-1-1.noarch.rpm"));
+        let database = ["--dbpath", database.to_str().unwrap()];
+        run(
+            rpm.to_str().unwrap(),
+            &[
+                &database[..],
+                &["-i", "--justdb", "--nodeps", package.to_str().unwrap()],
+            ]
+            .concat(),
+        );
+        let into = listing(folder.path());
+        take(start(rpm, &database).unwrap(), &into).unwrap();
+        let index = super::super::index::Index::load(Path::new("/nothing"), &into);
+        let path = PathBuf::from(format!("/opt/{name}"));
+        fs::write(at("file"), format!("{name}\n")).unwrap();
+        let is = || {
+            index
+                .is_as_listed(&path, &File::open(at("file")).unwrap())
+                .unwrap()
+        };
+        assert!(is(), "{}", fs::read_to_string(&into).unwrap());
+        fs::write(at("file"), "x").unwrap();
+        assert!(!is());
+    }
+}
