@@ -11,6 +11,7 @@ use crate::daemon::How;
 use crate::doctor::InForce;
 use crate::fanotify::overlay;
 use crate::generalize::{self, Generalize};
+use crate::maintenance::command::{Maintenance, Uninstall};
 use crate::pulse::Supervisor;
 use crate::scan::what::What;
 use crate::settings::{COMPONENT, Folders, LoadError, Settings};
@@ -18,8 +19,8 @@ use crate::status::failures::Shown;
 use crate::supervise::Program;
 use crate::tasks::command::TaskCommand;
 use crate::{
-    bundle, bypass, daemon, doctor, enrol, probe, quarantine, scan, selection, status, supervise,
-    tasks,
+    bundle, bypass, daemon, doctor, enrol, maintenance, probe, quarantine, scan, selection, status,
+    supervise, tasks,
 };
 
 /// Palisade Light Agent: protects this guest's files.
@@ -100,6 +101,12 @@ enum Command {
     },
     /// Make this guest a template: remove identity, keys and state
     Generalize(Generalize),
+    /// Show whether stopping and removing the agent needs leave; take it in, or give it back
+    Maintenance(Maintenance),
+    /// Stop the service until the next boot
+    Stop,
+    /// Remove the agent's package
+    Uninstall(Uninstall),
     /// Check the settings
     CheckConfig,
     #[command(name = probe::COMMAND, hide = true)]
@@ -159,6 +166,7 @@ impl Cli {
             Command::SupportBundle { out } => return bundle::run(&in_force(read), &file, out),
             other => other,
         };
+        let known = read.is_ok();
         let settings = match (read, &command) {
             (Ok(settings), _) => settings,
             // The agent says what is wrong with them, and is started until it is mended.
@@ -195,6 +203,13 @@ impl Cli {
             }
             Command::Supervise { reset: false } => {
                 let options = self.common.arguments();
+                // Of settings that are damaged nothing is known: what is so stays so.
+                if known && maintenance::unit::is_service() {
+                    let required = settings.maintenance.token_required;
+                    if let Err(error) = maintenance::unit::refuse_stop(required) {
+                        tracing::error!(%error, "systemd cannot be told whether the service may be stopped by hand");
+                    }
+                }
                 supervise::run(&Program { options }, &folders).map(|()| exit::FINE)
             }
             Command::Enrol { token } => {
@@ -227,6 +242,11 @@ impl Cli {
             }
             Command::Bypass(command) => bypass::command::run(&folders, command),
             Command::Generalize(command) => generalize::run(&settings, &folders, &command),
+            Command::Maintenance(command) => {
+                maintenance::command::run(&settings, &folders, &command)
+            }
+            Command::Stop => maintenance::command::stop(&settings, &folders),
+            Command::Uninstall(how) => maintenance::command::uninstall(&settings, &folders, &how),
             Command::CheckConfig => {
                 println!("{}: fine", file.display());
                 Ok(exit::FINE)

@@ -40,6 +40,7 @@
 //! | [`state_file`] | a small file of the state folder, replaced whole |
 //! | [`doctor`], [`bundle`] | what is wrong with this guest's protection; all of it in one file |
 //! | [`generalize`] | what makes a guest a template |
+//! | [`maintenance`] | stopping and removing the agent, with leave |
 //! | [`enrol`], [`daemon`], [`cli`] | the commands |
 //!
 //! **Invariant:** a guest's open is always answered, at the latest by its
@@ -75,6 +76,7 @@ pub mod lease;
 pub mod link;
 pub mod list;
 pub mod lookup;
+pub mod maintenance;
 pub mod marks;
 pub mod mode;
 pub mod on_access;

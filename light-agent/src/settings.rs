@@ -16,6 +16,7 @@ use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
+use crate::maintenance;
 use crate::marks::Level;
 use crate::mode::Mode;
 use crate::packaged;
@@ -65,6 +66,8 @@ pub struct Settings {
     pub remediation: Remediation,
     /// Files that were moved away.
     pub quarantine: Quarantine,
+    /// Whether stopping and removing the agent needs leave.
+    pub maintenance: maintenance::Settings,
     /// Which Protection Server of the list is used.
     pub selection: Policy,
     /// Protection Servers to use instead of the Integration Server's list, best first.

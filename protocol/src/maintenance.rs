@@ -110,7 +110,7 @@ pub enum BadMaintenance {
     #[error(transparent)]
     Codec(#[from] CodecError),
     /// Its chain is not believed.
-    #[error("the maintenance token is not of this site: {0}")]
+    #[error("the maintenance token is not of this site")]
     Trust(#[from] TrustError),
     /// Who signed is no server.
     #[error("the maintenance token is signed by {0}, and must be by an Integration Server")]
@@ -203,7 +203,9 @@ pub fn verify(
         .map(|der| CertificateDer::from(&**der))
         .collect();
     let [leaf, intermediates @ ..] = certificates.as_slice() else {
-        return Err(TrustError::NoCertificate.into());
+        return Err(BadMaintenance::Malformed(
+            "it holds no certificate".to_owned(),
+        ));
     };
     let grant: Grant = codec::decode(&signed.grant)
         .map_err(|error| BadMaintenance::Malformed(error.to_string()))?;

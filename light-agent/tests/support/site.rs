@@ -68,6 +68,11 @@ impl Site {
         self.issue(&SpiffeId::svm(&self.deployment, id))
     }
 
+    pub fn server(&self) -> Identity {
+        let name = "server-1".parse().unwrap();
+        self.issue(&SpiffeId::server(&self.deployment, &name))
+    }
+
     fn issue(&self, id: &SpiffeId) -> Identity {
         self.issue_with(id, |_| {})
     }

@@ -201,6 +201,113 @@ fn a_deb_is_installed_used_upgraded_removed_and_purged() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+/// With leave alone: systemd refuses, dpkg refuses, and an agent that is killed is back.
+#[test]
+fn stopping_and_removing_need_leave() {
+    if !skip::is_root("stopping_and_removing_need_leave") {
+        return;
+    }
+    let [first, second] = [
+        Packages::build(),
+        Packages::build_as(&["--version", "99.1"]),
+    ];
+    let marker = Marker::random();
+    let site = servers(&marker);
+    let root = Root::debian("bookworm");
+    let system = Booted::start(&root);
+    fs::write(
+        system.at("/home/marked"),
+        [b"x", &marker.bytes[..]].concat(),
+    )
+    .unwrap();
+    install(&system, &first);
+    invite(&system, &site);
+    fs::write(
+        system.at("/etc/palisade/agent.conf.d/maintenance.toml"),
+        "[maintenance]\ntoken_required = true\n",
+    )
+    .unwrap();
+    system.said(&["systemctl", "start", UNIT]);
+    protected(&system);
+    let refused = |command: &[&str], why: &str| {
+        let finished = system.run(command);
+        assert_ne!(finished.code, Some(0), "{command:?}");
+        let said = String::from_utf8_lossy(&finished.stdout) + &*finished.stderr;
+        assert!(said.contains(why), "{command:?}: {said}");
+        assert!(is_active(&system) && !opens(&system), "{command:?}");
+    };
+    let refused_all = || {
+        refused(
+            &["systemctl", "stop", UNIT],
+            "may be requested by dependency only",
+        );
+        refused(&["palisade-agent", "stop"], "needs a maintenance token");
+        refused(
+            &["dpkg", "--remove", "palisade-agent"],
+            "needs a maintenance token",
+        );
+        refused(
+            &["palisade-agent", "uninstall", "--yes"],
+            "needs a maintenance token",
+        );
+    };
+    refused_all();
+    // An upgrade is neither, and what is killed is back.
+    install(&system, &second);
+    let pid = protected(&system);
+    system.said(&[
+        "systemctl",
+        "kill",
+        "--kill-who=main",
+        "--signal=TERM",
+        UNIT,
+    ]);
+    assert_ne!(protected(&system), pid);
+    refused_all();
+
+    let agents = site.site.console(&["agent", "list"]).unwrap();
+    let name = agents[0]["name"].as_str().unwrap().to_owned();
+    let leave = |more: &[&str]| {
+        let asked = ["agent", "maintenance", &name, "--reason", "a test"];
+        let given = site.site.console(&[&asked[..], more].concat()).unwrap();
+        let token = given["token"].as_str().unwrap();
+        system.said(&["palisade-agent", "maintenance", "begin", token]);
+    };
+    leave(&[]);
+    refused(
+        &["palisade-agent", "uninstall", "--yes"],
+        "needs more than the maintenance token",
+    );
+    system.said(&["palisade-agent", "stop"]);
+    assert!(!is_active(&system) && opens(&system));
+    system.said(&["systemctl", "start", UNIT]);
+    protected(&system);
+    refused(
+        &["systemctl", "stop", UNIT],
+        "may be requested by dependency only",
+    );
+
+    leave(&["--remove"]);
+    let planned = system.run(&["palisade-agent", "uninstall"]);
+    assert_eq!(planned.code, Some(2));
+    assert!(is_active(&system));
+    system.said(&["palisade-agent", "uninstall", "--purge", "--yes"]);
+    assert!(!is_active(&system) && opens(&system));
+    for gone in [
+        "/usr/bin/palisade-agent",
+        "/var/lib/palisade",
+        "/etc/palisade",
+    ] {
+        assert!(!system.at(gone).exists(), "{gone}");
+    }
+    assert!(
+        !system
+            .at("/run/systemd/system")
+            .join(format!("{UNIT}.d"))
+            .exists()
+    );
+}
+
 /// The capabilities of the running agent are those of its unit, and it has the system's
 /// own mounts.
 fn confined(system: &Booted<'_>, pid: u64) {
