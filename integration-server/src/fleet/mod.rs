@@ -20,6 +20,7 @@
 //! | [`session`] | one session's sockets, queue and time limits |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
+//! | [`lost`] | which agents are gone although their domains run (pure) |
 //!
 //! **Invariant:** a peer's message cannot make a session allocate beyond its named
 //! bounds, and a slow peer holds up nobody but itself.
@@ -29,6 +30,7 @@ pub mod desk;
 pub mod enrol;
 pub mod limits;
 pub mod listener;
+pub mod lost;
 pub mod orders;
 pub mod roster;
 pub mod session;
