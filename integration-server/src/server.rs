@@ -49,6 +49,7 @@ pub struct Server {
     listener: Arc<Listener>,
     api: Handle<SocketAddr>,
     serving: JoinHandle<std::io::Result<()>>,
+    watching: JoinHandle<()>,
     tasks: Vec<JoinHandle<()>>,
     control_address: SocketAddr,
     api_address: SocketAddr,
@@ -98,6 +99,7 @@ impl Server {
             Arc::clone(&own),
             view.clone(),
             settings.fleet.clone(),
+            settings.inventory.poll,
             now_ms,
         );
         let fleet = Arc::new(fleet.await?);
@@ -115,7 +117,8 @@ impl Server {
         libvirt::start(&settings.libvirt, settings.inventory.poll, &readings)?;
         let api = Handle::new();
         let serving = tokio::spawn(api_listener.serve(router, api.clone()));
-        let following = Arc::clone(&fleet);
+        let (following, watched) = (Arc::clone(&fleet), Arc::clone(&fleet));
+        let watching = tokio::spawn(async move { watched.alarms.run().await });
         let tasks = vec![
             tokio::spawn(keeper::keep(view, shared, read)),
             tokio::spawn(async move { following.run().await }),
@@ -134,6 +137,7 @@ impl Server {
             listener,
             api,
             serving,
+            watching,
             tasks,
             control_address,
             api_address,
@@ -186,6 +190,8 @@ impl Server {
 
     /// Ends requests and sessions, then the database.
     pub async fn stop(self) {
+        // Agents whose sessions this server ends are not lost.
+        self.watching.abort();
         // Gone already is as good as removed.
         let _ = std::fs::remove_file(&self.run_file);
         self.api.graceful_shutdown(Some(DRAIN));

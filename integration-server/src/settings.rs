@@ -85,6 +85,9 @@ pub struct FleetSettings {
     pub svm_lost_after: Interval,
     /// An agent that says nothing on its session for this long loses it.
     pub agent_lost_after: Interval,
+    /// How long an agent may take to be there after its domain or this server has
+    /// started; then it counts as lost, and is an alarm.
+    pub agent_boot_grace: Interval,
 }
 
 impl Default for InventorySettings {
@@ -101,6 +104,8 @@ impl Default for FleetSettings {
             report_every: Interval::from_secs(300),
             svm_lost_after: Interval::from_secs(15 * 60),
             agent_lost_after: Interval::from_secs(30 * 60),
+            // A guest boots, and its agent waits up to 43 s between two attempts.
+            agent_boot_grace: Interval::from_secs(2 * 60),
         }
     }
 }

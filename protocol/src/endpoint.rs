@@ -28,6 +28,15 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub const SCAN_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// As [`KEEP_ALIVE`], of an agent's scan session.
 pub const SCAN_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// As [`IDLE_TIMEOUT`], of a control session. An agent that is gone without a word must be
+/// an alarm within 30 s, whatever ended it. In the worst case its last datagram came just
+/// before: the sign of life that the server then sends after [`CONTROL_KEEP_ALIVE`] restarts
+/// the time once, so that the loss is noticed after 5 s + 15 s = 20 s at the latest; the
+/// server then waits 5 s for a new session and looks once a second: 26 s. Two signs of life
+/// may be lost in a row, and live migration may black a guest out for 9 s.
+pub const CONTROL_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// As [`KEEP_ALIVE`], of a control session.
+pub const CONTROL_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Largest datagram's payload, in bytes: a jumbo frame of 9,000 without its IP and UDP
 /// headers. What a path really takes is probed.
 pub const MAX_UDP_PAYLOAD: u16 = 8972;
@@ -88,8 +97,8 @@ impl Bounds {
         stream_window: 1024 * 1024,
         receive_window: 1024 * 1024,
         send_window: 2 * 1024 * 1024,
-        idle: IDLE_TIMEOUT,
-        keep_alive: KEEP_ALIVE,
+        idle: CONTROL_IDLE_TIMEOUT,
+        keep_alive: CONTROL_KEEP_ALIVE,
     };
 }
 

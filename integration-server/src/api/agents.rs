@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::maintenance::Maintenance;
 use super::page::Page;
 use super::problem::{ApiError, Problem, revoked};
 use crate::fleet::Fleet;
@@ -28,8 +29,10 @@ pub struct Agent {
     pub name: String,
     /// Its tenant.
     pub tenant: String,
-    /// `connected` or `lost`.
+    /// `connected`, `lost`, or `maintenance`: not connected, and it may be stopped now.
     pub state: String,
+    /// What is allowed of it now.
+    pub maintenance: Option<Maintenance>,
     /// The Protection Server that it uses.
     pub svm: Option<Uuid>,
     /// That Protection Server's name.
@@ -70,10 +73,11 @@ pub async fn list(state: State) -> Result<Json<Page<Agent>>, ApiError> {
         .map(|svm| (svm.id, svm.name))
         .collect();
     let agents = fleet.store.agents().await?;
+    let now_ms = now_ms();
     Ok(Json(Page::whole(
         agents
             .into_iter()
-            .map(|agent| of(agent, fleet, &svms))
+            .map(|agent| of(agent, fleet, &svms, now_ms))
             .collect(),
     )))
 }
@@ -104,8 +108,14 @@ pub async fn revoke(
     revoked(done, "agent", id)
 }
 
-fn of(agent: AgentRecord, fleet: &Fleet, svms: &BTreeMap<SvmId, String>) -> Agent {
+fn of(agent: AgentRecord, fleet: &Fleet, svms: &BTreeMap<SvmId, String>, now_ms: u64) -> Agent {
     let connected = fleet.sessions.is_connected(agent.id.0);
+    let maintenance = fleet.alarms.granted(agent.id, now_ms);
+    let state = match (connected, &maintenance) {
+        (true, _) => "connected",
+        (false, Some(_)) => "maintenance",
+        (false, None) => "lost",
+    };
     // What a lost agent used is history.
     let svm = agent
         .report
@@ -123,7 +133,8 @@ fn of(agent: AgentRecord, fleet: &Fleet, svms: &BTreeMap<SvmId, String>) -> Agen
         id: agent.id.0,
         name: agent.name,
         tenant: agent.tenant.to_string(),
-        state: if connected { "connected" } else { "lost" }.to_owned(),
+        state: state.to_owned(),
+        maintenance: maintenance.map(Maintenance::from),
         svm: svm.map(|svm| svm.0),
         svm_name: svm.and_then(|svm| svms.get(&svm).cloned()),
         domain,

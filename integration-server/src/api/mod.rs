@@ -9,7 +9,7 @@
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`status`], [`svms`], [`definitions`], [`agents`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
+//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`alerts`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
 //! | [`page`] | lists with a cursor |
 //! | [`problem`] | errors as RFC 9457 `application/problem+json` |
 //! | [`auth`] | bearer tokens |
@@ -20,12 +20,14 @@
 //! and compared with it by a test; `palisade-server openapi` prints a new one.
 
 pub mod agents;
+pub mod alerts;
 pub mod auth;
 pub mod definitions;
 pub mod detections;
 pub mod guard;
 pub mod inventory;
 pub mod listener;
+pub mod maintenance;
 pub mod page;
 pub mod problem;
 pub mod status;
@@ -86,6 +88,8 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(definitions::get, definitions::order))
         .routes(routes!(agents::list))
         .routes(routes!(agents::revoke))
+        .routes(routes!(maintenance::create))
+        .routes(routes!(alerts::list))
         .routes(routes!(inventory::list))
         .routes(routes!(detections::list))
         .routes(routes!(tokens::list, tokens::create))

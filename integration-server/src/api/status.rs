@@ -39,6 +39,8 @@ pub struct Status {
     pub domains: DomainCount,
     /// Detections in the store.
     pub detections: u64,
+    /// What somebody must look at now.
+    pub alerts: usize,
 }
 
 /// How many there are, and are connected.
@@ -136,5 +138,6 @@ pub async fn get(state: State) -> Result<Json<Status>, ApiError> {
             protected: domains().filter(|uuid| protected.has(**uuid)).count(),
         },
         detections,
+        alerts: fleet.alarms.all().len(),
     }))
 }

@@ -9,11 +9,13 @@
 //! | [`target`] | where the server is and how it is trusted: environment, or the site's files |
 //! | [`client`] | requests, and what an error means for the person who asked |
 //! | [`resources`] | one function a noun and verb: which columns, which JSON |
-//! | [`definitions`] | the same for a Protection Server's definitions |
+//! | [`definitions`], [`maintenance`], [`alerts`] | the same for a Protection Server's definitions, maintenance tokens, alerts |
 //! | [`table`] | columns for people, with nothing in them that drives a terminal |
 
+pub mod alerts;
 pub mod client;
 pub mod definitions;
+pub mod maintenance;
 pub mod resources;
 pub mod table;
 pub mod target;
@@ -25,6 +27,7 @@ use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, Format, exit};
 use uuid::Uuid;
 
+use crate::api::maintenance::{Allowed, NewMaintenance};
 use crate::api::tokens::Component;
 use crate::interval::Interval;
 use client::Client;
@@ -36,7 +39,8 @@ use target::Target;
 /// PALISADE_URL, PALISADE_TOKEN and PALISADE_CA (a file with the site's root
 /// certificate, ca/root.pem in the server's state folder).
 ///
-/// Exit codes: 0 fine, 2 wrong usage, 3 could not do it.
+/// Exit codes: 0 fine, 1 there is an alert (`alert list`), 2 wrong usage, 3 could
+/// not do it.
 #[derive(Debug, Parser)]
 #[command(name = "palisade", version, verbatim_doc_comment)]
 pub struct Arguments {
@@ -61,6 +65,9 @@ enum Noun {
     /// Hypervisors and their domains
     #[command(subcommand)]
     Inventory(Inventory),
+    /// What somebody must look at now
+    #[command(subcommand)]
+    Alert(Alerts),
     /// What agents found
     #[command(subcommand)]
     Detection(Detections),
@@ -96,6 +103,26 @@ enum Members {
         /// Its id
         id: Uuid,
     },
+    /// Make a token by which one may be stopped for a time, and print it, alone
+    Maintenance {
+        /// Its name or id
+        agent: String,
+        /// Let its package be removed, too
+        #[arg(long)]
+        remove: bool,
+        /// For how long: 30m, 2h, 7d at most
+        #[arg(long = "for", value_name = "TIME", default_value = "2h")]
+        time: Interval,
+        /// Why, on one line; it is kept and logged
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Alerts {
+    /// List all, the oldest first; exits with 1 when there is one
+    List,
 }
 
 #[derive(Debug, Subcommand)]
@@ -140,18 +167,42 @@ enum Tokens {
     },
 }
 
+/// What a command prints, and how it ends.
+#[derive(Debug)]
+pub struct Printed {
+    /// For stdout: what was asked for.
+    pub out: String,
+    /// For stderr: what people should know beside it.
+    pub note: String,
+    /// The exit code.
+    pub code: u8,
+}
+
+impl From<String> for Printed {
+    fn from(out: String) -> Self {
+        Self {
+            out,
+            note: String::new(),
+            code: exit::FINE,
+        }
+    }
+}
+
 /// Runs the command; for `main`.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(text) => match std::io::stdout().lock().write_all(text.as_bytes()) {
-            Ok(()) => ExitCode::from(exit::FINE),
-            // A reader that has enough, like `head`, is no failure.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-            Err(error) => fail(&anyhow::Error::from(error)),
-        },
-        Err(error) => fail(&error),
+    let printed = match run(&arguments) {
+        Ok(printed) => printed,
+        Err(error) => return fail(&error),
+    };
+    match std::io::stdout().lock().write_all(printed.out.as_bytes()) {
+        Ok(()) => {}
+        // A reader that has enough, like `head`, is no failure.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(error) => return fail(&anyhow::Error::from(error)),
     }
+    eprint!("{}", printed.note);
+    ExitCode::from(printed.code)
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {
@@ -159,11 +210,11 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(exit::FAILED)
 }
 
-fn run(arguments: &Arguments) -> anyhow::Result<String> {
+fn run(arguments: &Arguments) -> anyhow::Result<Printed> {
     let target = Target::find(&arguments.common, std::env::vars_os())?;
     let client = Client::new(target)?;
     let output = arguments.format.output;
-    match &arguments.noun {
+    let text = match &arguments.noun {
         Noun::Status => resources::status(&client, output),
         Noun::Svm(Svms::List) => resources::svms(&client, output),
         Noun::Svm(Svms::Revoke { id }) => resources::revoke(&client, "svms", *id, output),
@@ -192,5 +243,24 @@ fn run(arguments: &Arguments) -> anyhow::Result<String> {
             };
             resources::create_token(&client, &new, output)
         }
-    }
+        Noun::Alert(Alerts::List) => return alerts::list(&client, output),
+        Noun::Agent(Members::Maintenance {
+            agent,
+            remove,
+            time,
+            reason,
+        }) => {
+            let new = NewMaintenance {
+                allowed: if *remove {
+                    Allowed::Remove
+                } else {
+                    Allowed::Stop
+                },
+                for_s: time.get().as_secs(),
+                reason: reason.clone(),
+            };
+            return maintenance::create(&client, agent, &new, output);
+        }
+    };
+    text.map(Printed::from)
 }

@@ -14,9 +14,9 @@ use crate::api::status::Status;
 use crate::api::svms::{Definitions, Svm};
 use crate::api::tokens::{CreatedToken, NewToken, Token};
 
-type Result = anyhow::Result<String>;
+pub(super) type Result = anyhow::Result<String>;
 
-fn json(value: &impl Serialize) -> Result {
+pub(super) fn json(value: &impl Serialize) -> Result {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
@@ -62,6 +62,7 @@ pub fn status(client: &Client, output: Output) -> Result {
             ),
         ),
         ("detections", status.detections.to_string()),
+        ("alerts", status.alerts.to_string()),
     ];
     Ok(lines
         .iter()

@@ -116,7 +116,13 @@ impl Fleet {
             .await
             .map_err(unavailable)?
         {
-            Spent::Joined(name) => Ok((id, name)),
+            Spent::Joined(name) => {
+                if component.token.component == Component::Agent {
+                    let domain = component.host.product_uuid;
+                    self.alarms.add(AgentId(id), name.clone(), domain, now_ms);
+                }
+                Ok((id, name))
+            }
             Spent::NotUsable => Err(why_not(&component.token, now_ms)),
         }
     }

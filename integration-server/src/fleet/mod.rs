@@ -20,15 +20,21 @@
 //! | [`session`] | one session's sockets, queue and time limits |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
+//! | [`lost`] | which agents are gone although their domains run (pure) |
+//! | [`alarms`] | the clock, the inventory and the log of the same |
+//! | [`maintenance`] | who may stop an agent, and for how long |
 //!
 //! **Invariant:** a peer's message cannot make a session allocate beyond its named
 //! bounds, and a slow peer holds up nobody but itself.
 
+pub mod alarms;
 pub mod conversation;
 pub mod desk;
 pub mod enrol;
 pub mod limits;
 pub mod listener;
+pub mod lost;
+pub mod maintenance;
 pub mod orders;
 pub mod roster;
 pub mod session;
@@ -45,10 +51,12 @@ use uuid::Uuid;
 
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
+use crate::interval::Interval;
 use crate::inventory::keeper::View;
 use crate::settings::FleetSettings;
 use crate::store::{Result, Store};
 use crate::time::millis;
+use alarms::Alarms;
 use orders::Orders;
 use roster::Roster;
 use sessions::Sessions;
@@ -76,6 +84,8 @@ pub struct Fleet {
     pub sessions: Sessions,
     /// What Protection Servers were asked to do.
     pub orders: Orders,
+    /// Agents that are gone although their domains run.
+    pub alarms: Alarms,
     roster: Mutex<Roster>,
     published: Mutex<Option<Arc<Published>>>,
     changed: watch::Sender<u64>,
@@ -100,12 +110,15 @@ impl Fleet {
         own: Arc<OwnCertificates>,
         inventory: View,
         settings: FleetSettings,
+        poll: Interval,
         now_ms: u64,
     ) -> Result<Self> {
         let mut roster = Roster::new(millis(settings.svm_lost_after.get()));
         for svm in store.svms().await? {
             roster.add(svm.id, svm.name, svm.product_uuid, svm.report, now_ms);
         }
+        let alarms = Alarms::new(inventory.clone(), poll, settings.agent_boot_grace);
+        alarms.load(store.as_ref(), now_ms).await?;
         Ok(Self {
             store,
             authority,
@@ -114,6 +127,7 @@ impl Fleet {
             settings,
             sessions: Sessions::default(),
             orders: Orders::default(),
+            alarms,
             roster: Mutex::new(roster),
             published: Mutex::new(None),
             changed: watch::Sender::new(0),
@@ -196,6 +210,7 @@ impl Fleet {
     pub async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool> {
         let revoked = self.store.revoke_agent(id, now_ms).await?;
         self.sessions.cut(id.0);
+        self.alarms.forget(id);
         Ok(revoked)
     }
 

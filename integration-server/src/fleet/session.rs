@@ -9,7 +9,7 @@
 //! in order. A peer that does not take what it is sent stops its own reader by the
 //! full queue, and is cut after [`WRITE_TIMEOUT`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use palisade_protocol::control::{ControlFrame, Denied, FromServer, Hello};
@@ -53,6 +53,8 @@ struct Session<'a> {
     connection: &'a Connection,
     peer: SpiffeId,
     member: Member,
+    /// Whether it was let in.
+    admitted: AtomicBool,
     /// The version of the list that the agent has; 0 when it has none.
     list: AtomicU64,
     /// Where orders to a Protection Server go.
@@ -82,6 +84,7 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
         connection: &connection,
         peer,
         member,
+        admitted: AtomicBool::new(false),
         list: AtomicU64::new(0),
         orders,
     };
@@ -93,6 +96,11 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
             session.read(conversation, receive, &queue).await;
         },
         session.write(sealer, send, queued, ordered),
+        async {
+            // At once, whatever the two above still wait for. Both end by closing it.
+            connection.closed().await;
+            session.gone();
+        },
     );
     session.ended();
 }
@@ -314,9 +322,13 @@ impl Session<'_> {
     }
 
     fn began(&self, hello: &Hello, name: &str) {
-        if let Member::Svm(id) = &self.member {
-            self.fleet.svm_connected(*id, name, hello.host.product_uuid);
-            self.fleet.orders.began(*id, &self.orders);
+        self.admitted.store(true, Ordering::Relaxed);
+        match &self.member {
+            Member::Svm(id) => {
+                self.fleet.svm_connected(*id, name, hello.host.product_uuid);
+                self.fleet.orders.began(*id, &self.orders);
+            }
+            Member::Agent { id, .. } => self.fleet.alarms.began(*id, hello.host.product_uuid),
         }
         tracing::info!(peer = %self.peer, %name, version = %hello.version.escape_debug(), "session began");
     }
@@ -329,6 +341,18 @@ impl Session<'_> {
         if let (true, Member::Svm(id)) = (last, &self.member) {
             self.fleet.svm_gone(*id, time::now_ms());
         }
+        // It may have been let in after its connection was lost.
+        self.gone();
         tracing::info!(peer = %self.peer, "session ended");
+    }
+
+    /// An agent that was let in is there no more: said once for each session, so that
+    /// the order in which two of them begin and end is nothing.
+    fn gone(&self) {
+        if let Member::Agent { id, .. } = &self.member
+            && self.admitted.swap(false, Ordering::Relaxed)
+        {
+            self.fleet.alarms.ended(*id, time::now_ms());
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The task that applies readings, stores what changed, and tells who waits.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use palisade_protocol::bounded::PathBytes;
@@ -7,6 +8,7 @@ use palisade_protocol::control::InfrastructurePath;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
+use super::sight::{self, Sight};
 use super::{Change, DomainFacts, HostRecord, Inventory, Reading};
 use crate::store::{Store, StoreError};
 
@@ -42,6 +44,11 @@ impl View {
     /// What is known of the domain with this UUID.
     pub fn domain(&self, uuid: Uuid) -> Option<DomainFacts> {
         self.read(|inventory| inventory.domain(uuid).cloned())
+    }
+
+    /// What can be said of each domain now; facts count for `max_age_ms`.
+    pub fn sights(&self, now_ms: u64, max_age_ms: u64) -> HashMap<Uuid, Sight> {
+        self.read(|inventory| sight::of(inventory.hosts(), now_ms, max_age_ms))
     }
 
     /// Counts up with every change.

@@ -13,11 +13,13 @@
 //! | --- | --- |
 //! | [`diff`] | what changed between two readings |
 //! | [`keeper`] | the task that applies readings and stores them |
+//! | [`sight`] | whether a domain runs, as far as can be told now |
 //!
 //! **Invariant:** nothing here knows libvirt; a reading may come from anywhere.
 
 pub mod diff;
 pub mod keeper;
+pub mod sight;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -28,8 +28,8 @@ use crate::inventory::HostRecord;
 use crate::secret::Hash;
 pub use error::StoreError;
 pub use records::{
-    AgentRecord, ApiToken, DetectionPage, DetectionRecord, JoinTokenRecord, Joined, NewComponent,
-    Spent, SvmRecord,
+    AgentRecord, ApiToken, DetectionPage, DetectionRecord, JoinTokenRecord, Joined,
+    MaintenanceRecord, NewComponent, Spent, SvmRecord,
 };
 
 /// Makes a folder that its owner alone may enter (mode 0700); those above it are
@@ -107,6 +107,11 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn report_agent(&self, id: AgentId, report: &AgentReport, now_ms: u64) -> Result<()>;
     /// Revokes an agent; false when there is none that could be.
     async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool>;
+
+    /// Keeps what a maintenance token allows; who was let stop an agent is on record for good.
+    async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()>;
+    /// The grants that have not ended, the first to end first.
+    async fn maintenance(&self, now_ms: u64) -> Result<Vec<MaintenanceRecord>>;
 
     /// Keeps an agent's quarantine key, in place of the one it had.
     async fn keep_quarantine_key(

@@ -3,6 +3,7 @@
 use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::control::{AgentReport, Component, HostFacts, SvmReport};
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
+use palisade_protocol::maintenance::Allowed;
 use uuid::Uuid;
 
 use crate::secret::Hash;
@@ -116,6 +117,23 @@ pub struct AgentRecord {
     pub product_uuid: Option<Uuid>,
     /// Its last report.
     pub report: Option<AgentReport>,
+}
+
+/// What a maintenance token allows, without its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MaintenanceRecord {
+    /// Names it in logs of both sides.
+    pub id: Uuid,
+    /// Whose agent may be stopped.
+    pub agent: AgentId,
+    /// What is allowed.
+    pub allowed: Allowed,
+    /// From when on.
+    pub from_ms: u64,
+    /// Until when.
+    pub until_ms: u64,
+    /// Why, in the words of who asked for it.
+    pub reason: String,
 }
 
 /// A detection.

@@ -24,7 +24,7 @@ fn agent(site: &Site) -> Agent {
 }
 
 /// Sends a request as it is, with a token unless told otherwise.
-async fn send(
+pub async fn send(
     site: &Site,
     method: &str,
     path: &str,
@@ -48,7 +48,7 @@ async fn send(
         .unwrap()
 }
 
-async fn problem(mut response: Response<Body>) -> (u16, String, Value) {
+pub async fn problem(mut response: Response<Body>) -> (u16, String, Value) {
     let kind = response.headers()["content-type"]
         .to_str()
         .unwrap()
@@ -63,7 +63,7 @@ async fn problem(mut response: Response<Body>) -> (u16, String, Value) {
     (status, value["type"].as_str().unwrap().to_owned(), value)
 }
 
-fn bearer(site: &Site) -> String {
+pub fn bearer(site: &Site) -> String {
     format!("Bearer {}", site.admin_token())
 }
 
@@ -77,6 +77,7 @@ async fn without_a_valid_token_nothing_is_told() {
         "agents",
         "inventory",
         "detections",
+        "alerts",
         "tokens",
     ] {
         for token in [
@@ -329,6 +330,8 @@ async fn the_specification_is_served_and_names_every_resource() {
         "agents",
         "inventory",
         "detections",
+        "alerts",
+        "agents/{id}/maintenance",
         "tokens",
         "tokens/{id}",
     ] {

@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
 use insta::assert_snapshot;
 use palisade_daemon::enrol::enrol;
@@ -18,6 +19,7 @@ struct Running {
     dir: TempDir,
     child: Child,
     url: String,
+    log: Arc<Mutex<Vec<serde_json::Value>>>,
 }
 
 fn site(settings: &str) -> TempDir {
@@ -57,8 +59,31 @@ impl Running {
             }
         };
         // Read on, so that the server never waits for its log to be taken.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { dir, child, url }
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                kept.lock()
+                    .unwrap()
+                    .push(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Self {
+            dir,
+            child,
+            url,
+            log,
+        }
+    }
+
+    /// What was logged of an agent, with its level, with what differs replaced.
+    fn log_of(&self, agent: &str) -> String {
+        let log = self.log.lock().unwrap();
+        let of_agent = |line: &&serde_json::Value| line["fields"]["agent"] == agent;
+        log.iter()
+            .filter(of_agent)
+            .map(|line| masked(&format!("{} {}\n", line["level"], line["fields"])))
+            .collect()
     }
 
     fn root(&self) -> PathBuf {
@@ -110,14 +135,15 @@ fn palisade(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Out
 /// Times, ids and ports are others in each run.
 fn masked(text: &str) -> String {
     let mut out = String::new();
-    for word in text.split_inclusive([' ', '\n', '"', ',']) {
-        let bare = word.trim_end_matches([' ', '\n', '"', ',']);
+    let ends = [' ', '\n', '"', ',', ';', ')', '`'];
+    for word in text.split_inclusive(ends) {
+        let bare = word.trim_end_matches(ends);
         let end = &word[bare.len()..];
         let is_time = bare.len() >= 20 && bare.ends_with('Z') && bare.contains('T');
         let is_id = uuid::Uuid::try_parse(bare).is_ok_and(|uuid| uuid.get_version_num() == 4);
         let is_port = bare.starts_with("127.0.0.1:");
         let is_hash = bare.len() == 64 && bare.bytes().all(|b| b.is_ascii_hexdigit());
-        let is_token = bare.starts_with("pj1.");
+        let is_token = bare.starts_with("pj1.") || bare.starts_with("pm1.");
         out.push_str(match (is_time, is_id, is_port, is_hash || is_token) {
             (true, ..) => "TIME",
             (_, true, ..) => "ID",
@@ -149,6 +175,7 @@ fn an_empty_site_says_what_to_do_next() {
         &["agent", "list"],
         &["inventory", "list"],
         &["detection", "list"],
+        &["alert", "list"],
         &["token", "list"],
     ]
     .iter()
@@ -214,6 +241,62 @@ fn json_is_what_programs_rely_on() {
     assert_snapshot!(all);
 }
 
+/// libvirt's own test driver has one domain, which always runs.
+const TEST_DOMAIN: uuid::Uuid = uuid::uuid!("6695eb01-f6a4-8304-79aa-97f2502e193f");
+
+#[test]
+fn an_alert_says_what_to_do_and_a_token_ends_it() {
+    let site =
+        Running::start("[[libvirt]]\nuri = 'test:///default'\n[fleet]\nagent_boot_grace = '1s'");
+    let token = token(&site, &[]);
+    let member = tokio::runtime::Runtime::new()
+        .unwrap()
+        .block_on(enrol(
+            &token,
+            Component::Agent,
+            host("web-1", Some(TEST_DOMAIN)),
+        ))
+        .unwrap();
+    while site.palisade(&["alert", "list"]).contains("no alert") {}
+    let reason = ["--reason", "a new kernel"];
+    let maintenance = |more: &[&'static str]| {
+        let mut arguments = vec!["agent", "maintenance"];
+        arguments.extend(more);
+        arguments.extend(reason);
+        arguments
+    };
+    let all: String = [
+        vec!["alert", "list"],
+        vec!["alert", "list", "-o", "json"],
+        vec!["status"],
+        maintenance(&["web-2"]),
+        maintenance(&["00000000-0000-4000-8000-000000000000"]),
+        maintenance(&["web-1", "--for", "8d"]),
+        vec!["agent", "maintenance", "web-1", "--reason", " "],
+        maintenance(&["web-1"]),
+        maintenance(&["web-1", "--remove", "--for", "7d", "-o", "json"]),
+        vec!["agent", "list"],
+        vec!["alert", "list"],
+        vec!["alert", "list", "-o", "json"],
+    ]
+    .iter()
+    .map(|arguments| {
+        format!(
+            "$ palisade {}\n{}\n",
+            arguments.join(" "),
+            site.palisade(arguments)
+        )
+    })
+    .collect();
+    let made = palisade(site.dir.path(), &maintenance(&["web-1"]), &[]);
+    assert!(made.stdout.starts_with(b"pm1.") && made.stdout.ends_with(b"\n"));
+    let palisade_protocol::spiffe::Role::Agent { id, .. } = &member.identity.id().role else {
+        panic!()
+    };
+    let all = all + "# the log\n" + &site.log_of(&id.to_string());
+    assert_snapshot!(all);
+}
+
 #[test]
 fn wrong_usage_is_told_from_what_could_not_be_done() {
     let site = Running::start("");
@@ -227,6 +310,16 @@ fn wrong_usage_is_told_from_what_could_not_be_done() {
         &["token", "create", "--component", "server"],
         &["token", "create", "--tenant", "../x"],
         &["token", "revoke", "nonsense"],
+        &["agent", "maintenance", "web-1"],
+        &[
+            "agent",
+            "maintenance",
+            "web-1",
+            "--reason",
+            "x",
+            "--for",
+            "soon",
+        ],
         &["svm", "list", "-o", "yaml"],
     ] {
         assert_eq!(code(wrong), Some(2), "{wrong:?}");

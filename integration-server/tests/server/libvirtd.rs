@@ -14,20 +14,21 @@ use crate::site::{Site, until};
 
 /// Only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(60);
-const UUID: &str = "6695eb01-f6a4-8304-79aa-000000000001";
+/// The one domain that is defined.
+pub const UUID: &str = "6695eb01-f6a4-8304-79aa-000000000001";
 
 const QEMU_CONF: &str = "stdio_handler = \"file\"\nuser = \"root\"\ngroup = \"root\"\n\
     security_driver = \"none\"\ncgroup_controllers = []\nnamespaces = []\nremember_owner = 0\n";
 
 /// A private libvirtd.
-struct Libvirtd {
+pub struct Libvirtd {
     dir: TempDir,
     child: Option<Child>,
 }
 
 impl Libvirtd {
     /// None, with the reason printed, where there is no libvirtd to run.
-    fn start() -> Option<Self> {
+    pub fn start() -> Option<Self> {
         for (program, package) in [
             ("/usr/sbin/libvirtd", "libvirt-daemon-system"),
             ("/usr/bin/virsh", "libvirt-clients"),
@@ -100,7 +101,7 @@ impl Libvirtd {
         self.dir.path().join("sock/libvirt-sock")
     }
 
-    fn uri(&self) -> String {
+    pub fn uri(&self) -> String {
         format!("qemu:///system?socket={}", self.socket().display())
     }
 
@@ -115,11 +116,11 @@ impl Libvirtd {
             .then(|| String::from_utf8(done.stdout).unwrap())
     }
 
-    fn must(&self, arguments: &[&str]) {
+    pub fn must(&self, arguments: &[&str]) {
         assert!(self.virsh(arguments).is_some(), "virsh {arguments:?}");
     }
 
-    fn define(&self, name: &str) {
+    pub fn define(&self, name: &str) {
         let xml = format!(
             "<domain type='qemu'><name>{name}</name><uuid>{UUID}</uuid>\
              <memory unit='MiB'>32</memory><os><type arch='x86_64' machine='pc'>hvm</type></os>\
@@ -147,7 +148,7 @@ async fn host(site: &Site) -> Value {
     site.get("inventory").await["items"][0].clone()
 }
 
-async fn domain_is(site: &Site, name: &str, state: &str) {
+pub async fn domain_is(site: &Site, name: &str, state: &str) {
     until(&format!("{name} is {state}"), || async {
         let host = host(site).await;
         let domain = &host["domains"][0];

@@ -1,11 +1,12 @@
 //! The server's parts, tested from outside: one program, so that it links once.
 //!
-//! Nothing here asserts how long something takes: what has to happen is waited
-//! for, up to a bound that only a hang reaches.
+//! Nothing here asserts how long something takes, but `alerts`, whose deadline is a
+//! promise: what has to happen is waited for, up to a bound that only a hang reaches.
 
 // clippy.toml allows these within test functions; the helpers here are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod alerts;
 mod api;
 mod authority;
 mod command;
@@ -13,6 +14,7 @@ mod enrolment;
 mod envelopes;
 mod inventory;
 mod libvirtd;
+mod maintenance;
 mod orders;
 mod quarantine_keys;
 mod site;

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use palisade_integration_server::inventory::{DomainFacts, DomainState, HostRecord};
 use palisade_integration_server::store::sqlite::SqliteStore;
-use palisade_integration_server::store::{ApiToken, JoinTokenRecord, NewComponent, Spent, Store};
+use palisade_integration_server::store::{
+    ApiToken, JoinTokenRecord, MaintenanceRecord, NewComponent, Spent, Store,
+};
 use palisade_protocol::bounded::{PathBytes, Text};
 use palisade_protocol::control::{
     Action, AgentReport, Component, Detection, Hello, HostFacts, Protection,
 };
 use palisade_protocol::ids::{AgentId, DetectionId, TenantId};
+use palisade_protocol::maintenance::Allowed;
 use palisade_protocol::scan::ScanClass;
 use palisade_protocol::verdict::VerdictKind;
 use uuid::Uuid;
@@ -81,6 +84,7 @@ async fn suite(store: Arc<dyn Store>) {
     tokens(store.as_ref()).await;
     raced_uses(&store).await;
     components(store.as_ref()).await;
+    maintenance(store.as_ref()).await;
     detections(store.as_ref()).await;
     api_tokens(store.as_ref()).await;
     hosts(store.as_ref()).await;
@@ -201,6 +205,35 @@ async fn components(store: &dyn Store) {
             .unwrap()
             .iter()
             .all(|agent| agent.id != id)
+    );
+}
+
+async fn maintenance(store: &dyn Store) {
+    let grant = |agent, until_ms| MaintenanceRecord {
+        id: Uuid::new_v4(),
+        agent,
+        allowed: Allowed::Remove,
+        from_ms: 5,
+        until_ms,
+        reason: "'; DROP TABLE agents; --".to_owned(),
+    };
+    let agent = joined_agent(store).await;
+    let (late, early) = (grant(agent, 90), grant(agent, 50));
+    for grant in [&late, &early] {
+        store.add_maintenance(grant).await.unwrap();
+    }
+    assert_eq!(
+        store.maintenance(49).await.unwrap(),
+        vec![early, late.clone()]
+    );
+    assert_eq!(store.maintenance(50).await.unwrap(), vec![late]);
+    assert!(store.maintenance(90).await.unwrap().is_empty());
+    assert!(
+        store
+            .add_maintenance(&grant(AgentId::random(), 90))
+            .await
+            .is_err(),
+        "an agent that never joined has no grant"
     );
 }
 

@@ -95,7 +95,7 @@ fn svm_id(member: &Membership) -> SvmId {
     id
 }
 
-fn agent_id(member: &Membership) -> AgentId {
+pub fn agent_id(member: &Membership) -> AgentId {
     let Role::Agent { id, .. } = &member.identity.id().role else {
         panic!()
     };

@@ -5,11 +5,12 @@
 //! here in order instead of waiting for each other's locks; reads have their own.
 //!
 //! One file per group of tables: `components`, `detections`, `inventory`,
-//! `quarantine_keys`, `tokens`.
+//! `maintenance`, `quarantine_keys`, `tokens`.
 
 mod components;
 mod detections;
 mod inventory;
+mod maintenance;
 mod quarantine_keys;
 mod row;
 mod tokens;
@@ -25,8 +26,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use uuid::Uuid;
 
 use super::{
-    AgentRecord, ApiToken, DetectionPage, JoinTokenRecord, Joined, NewComponent, Result, Spent,
-    Store, StoreError, SvmRecord,
+    AgentRecord, ApiToken, DetectionPage, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent,
+    Result, Spent, Store, StoreError, SvmRecord,
 };
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
@@ -215,6 +216,12 @@ impl Store for SqliteStore {
     }
     async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool> {
         components::revoke_agent(self, id, now_ms).await
+    }
+    async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()> {
+        maintenance::add(self, grant).await
+    }
+    async fn maintenance(&self, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {
+        maintenance::in_force(self, now_ms).await
     }
     async fn keep_quarantine_key(
         &self,

@@ -1,0 +1,169 @@
+//! Alarms about lost agents: the clock, the inventory and the log around [`Lost`].
+//!
+//! ```text
+//!   sessions, enrolment, revocation, grants ─► Lost ─► log: one line raised, one cleared
+//!   every second: inventory's sights ─────────► ▲ └──► alarms, for the API
+//! ```
+//!
+//! **Invariant:** an agent that was there while its domain ran is an alarm within
+//! [`PROMISE`] of its loss, whatever ended it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use palisade_protocol::endpoint::{CONTROL_IDLE_TIMEOUT, CONTROL_KEEP_ALIVE};
+use palisade_protocol::ids::AgentId;
+use uuid::Uuid;
+
+use super::lost::{Alarm, Change, Lost, Timing, Why};
+use crate::interval::Interval;
+use crate::inventory::keeper::View;
+use crate::inventory::sight::Sight;
+use crate::store::{MaintenanceRecord, Result, Store};
+use crate::time::{millis, now_ms, rfc3339};
+
+/// From the loss of an agent to its alarm.
+pub const PROMISE: Duration = Duration::from_secs(30);
+/// How long an agent whose session ended may take to come back.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a grace is over or a domain is off.
+pub const TICK: Duration = Duration::from_secs(1);
+/// What a reading may take beyond the poll: a host that hangs is given up by then.
+const READING_TAKES: Duration = Duration::from_secs(30);
+
+// A loss is noticed after a sign of life and the time without one, see
+// `CONTROL_IDLE_TIMEOUT`; then the grace, and the look.
+const _: () = assert!(
+    CONTROL_KEEP_ALIVE.as_secs()
+        + CONTROL_IDLE_TIMEOUT.as_secs()
+        + RECONNECT_GRACE.as_secs()
+        + TICK.as_secs()
+        < PROMISE.as_secs()
+);
+
+/// Alarms about agents.
+#[derive(Debug)]
+pub struct Alarms {
+    inventory: View,
+    facts_age_ms: u64,
+    lost: Mutex<Lost>,
+}
+
+impl Alarms {
+    /// Nobody is watched yet. A host's facts count while at most one poll was missed.
+    pub fn new(inventory: View, poll: Interval, boot_grace: Interval) -> Self {
+        let timing = Timing {
+            reconnect_ms: millis(RECONNECT_GRACE),
+            boot_ms: millis(boot_grace.get()),
+            noticed_ms: millis(CONTROL_KEEP_ALIVE + CONTROL_IDLE_TIMEOUT),
+        };
+        let facts_age = poll.get().saturating_mul(2).saturating_add(READING_TAKES);
+        Self {
+            inventory,
+            facts_age_ms: millis(facts_age),
+            lost: Mutex::new(Lost::new(timing)),
+        }
+    }
+
+    /// Takes in the agents that the store knows, as gone since they were last heard, and
+    /// the grants that have not ended.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn load(&self, store: &dyn Store, now_ms: u64) -> Result<()> {
+        let (agents, grants) = (store.agents().await?, store.maintenance(now_ms).await?);
+        let mut lost = self.lock();
+        for agent in agents {
+            let gone_ms = agent.last_seen_ms.unwrap_or(now_ms).min(now_ms);
+            lost.add(agent.id, agent.name, agent.product_uuid, gone_ms);
+        }
+        for grant in grants {
+            lost.grant(grant, now_ms);
+        }
+        Ok(())
+    }
+
+    /// Looks every [`TICK`] until the task is dropped.
+    pub async fn run(&self) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let now_ms = now_ms();
+            let sights = self.inventory.sights(now_ms, self.facts_age_ms);
+            // No host knows it, those that are down included: it runs nowhere here.
+            let sight_of = |uuid| sights.get(&uuid).copied().unwrap_or(Sight::Off);
+            let changes = self.lock().tick(now_ms, sight_of);
+            for change in &changes {
+                self.tell(change);
+            }
+        }
+    }
+
+    /// An agent joined.
+    pub fn add(&self, id: AgentId, name: String, domain: Option<Uuid>, now_ms: u64) {
+        self.lock().add(id, name, domain, now_ms);
+    }
+
+    /// An agent's session began; each one that began is to be [ended](Self::ended).
+    pub fn began(&self, id: AgentId, domain: Option<Uuid>) {
+        let change = self.lock().began(id, domain);
+        change.iter().for_each(|change| self.tell(change));
+    }
+
+    /// A session that had begun ended.
+    pub fn ended(&self, id: AgentId, now_ms: u64) {
+        self.lock().ended(id, now_ms);
+    }
+
+    /// An agent was revoked.
+    pub fn forget(&self, id: AgentId) {
+        let change = self.lock().forget(id);
+        change.iter().for_each(|change| self.tell(change));
+    }
+
+    /// An agent may be stopped for a time.
+    pub fn grant(&self, grant: MaintenanceRecord, now_ms: u64) {
+        let change = self.lock().grant(grant, now_ms);
+        change.iter().for_each(|change| self.tell(change));
+    }
+
+    /// The grant by which an agent may be stopped now.
+    pub fn granted(&self, id: AgentId, now_ms: u64) -> Option<MaintenanceRecord> {
+        self.lock().granted(id, now_ms).cloned()
+    }
+
+    /// All alarms, the oldest first.
+    pub fn all(&self) -> Vec<Alarm> {
+        let mut alarms: Vec<Alarm> = self.lock().alarms().collect();
+        alarms.sort_by_key(|alarm| (alarm.raised_ms, alarm.agent));
+        alarms
+    }
+
+    fn tell(&self, change: &Change) {
+        match change {
+            Change::Raised(alarm) => {
+                let facts = self.inventory.domain(alarm.domain);
+                tracing::warn!(
+                    agent = %alarm.agent,
+                    name = %alarm.name,
+                    domain = %alarm.domain,
+                    domain_name = %facts.map_or_else(String::new, |facts| facts.name).escape_debug(),
+                    since = %rfc3339(alarm.since_ms),
+                    "alarm: an agent is gone although its domain runs"
+                );
+            }
+            Change::Cleared(alarm, why) => {
+                let why = match why {
+                    Why::Back => "the agent is back",
+                    Why::Revoked => "the agent was revoked",
+                    Why::DomainOff => "its domain does not run any more",
+                    Why::Maintenance => "a maintenance token allows it",
+                };
+                tracing::info!(agent = %alarm.agent, name = %alarm.name, why, "alarm is over");
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lost> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

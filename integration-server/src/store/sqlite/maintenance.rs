@@ -1,0 +1,56 @@
+//! Table `maintenance_grants`: what maintenance tokens allow, never their text.
+
+use palisade_protocol::maintenance::Allowed;
+use sqlx::sqlite::SqliteRow;
+
+use super::SqliteStore;
+use super::row;
+use crate::store::{MaintenanceRecord, Result, StoreError};
+
+pub async fn add(store: &SqliteStore, grant: &MaintenanceRecord) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO maintenance_grants (id, agent_id, allowed, from_ms, until_ms, reason) \
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(grant.id.to_string())
+    .bind(grant.agent.to_string())
+    .bind(grant.allowed.as_str())
+    .bind(row::number(grant.from_ms))
+    .bind(row::number(grant.until_ms))
+    .bind(&grant.reason)
+    .execute(&store.writer)
+    .await
+    .map(drop)
+    .map_err(|error| store.failed("keep a maintenance grant", error))
+}
+
+pub async fn in_force(store: &SqliteStore, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {
+    let rows =
+        sqlx::query("SELECT * FROM maintenance_grants WHERE until_ms > $1 ORDER BY until_ms")
+            .bind(row::number(now_ms))
+            .fetch_all(&store.readers)
+            .await
+            .map_err(|error| store.failed("list maintenance grants", error))?;
+    rows.iter().map(of).collect()
+}
+
+fn of(found: &SqliteRow) -> Result<MaintenanceRecord> {
+    let allowed = match row::text(found, "allowed")?.as_str() {
+        "stop" => Allowed::Stop,
+        "remove" => Allowed::Remove,
+        other => {
+            return Err(StoreError::BadRow {
+                column: "allowed",
+                detail: format!("{other:?} is neither stop nor remove"),
+            });
+        }
+    };
+    Ok(MaintenanceRecord {
+        id: row::parsed(found, "id")?,
+        agent: row::parsed(found, "agent_id")?,
+        allowed,
+        from_ms: row::unsigned(found, "from_ms")?,
+        until_ms: row::unsigned(found, "until_ms")?,
+        reason: row::text(found, "reason")?,
+    })
+}

@@ -1,0 +1,263 @@
+//! Alerts about agents that are gone: real sessions, some in processes of their own that
+//! are killed or stopped, and a domain of a real libvirtd.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use palisade_daemon::control::Session;
+use palisade_daemon::membership::Membership;
+use palisade_integration_server::fleet::alarms::PROMISE;
+use palisade_protocol::control::Component;
+use palisade_protocol::ids::AgentId;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::libvirtd::{Libvirtd, UUID, domain_is};
+use crate::site::{Site, host, until};
+use crate::talk::{agent_id, hello};
+
+/// Where an agent's process finds its membership, and the domain that it claims.
+const STATE: &str = "PALISADE_TEST_AGENT_STATE";
+const CLAIM: &str = "PALISADE_TEST_AGENT_CLAIM";
+
+/// An agent's control session in a process of its own.
+struct Agent {
+    member: Membership,
+    claim: Uuid,
+    child: Child,
+    _state: TempDir,
+}
+
+/// The process of an [`Agent`]; no test by itself.
+#[tokio::test]
+#[ignore = "it is the process of an agent, which other tests start"]
+async fn agent_process() {
+    let Some(state) = std::env::var_os(STATE) else {
+        return;
+    };
+    let member = Membership::load(Path::new(&state)).unwrap().unwrap();
+    let claim = std::env::var(CLAIM).unwrap().parse().unwrap();
+    let (session, ..) = Session::connect(&member, hello(Some(claim))).await.unwrap();
+    session.ended().await;
+}
+
+impl Agent {
+    async fn start(site: &Site, name: &str, claim: Uuid) -> Self {
+        let member = site.join(Component::Agent, host(name, Some(claim))).await;
+        let state = tempfile::tempdir().unwrap();
+        member.save(state.path()).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "alerts::agent_process", "--ignored"])
+            .env(STATE, state.path())
+            .env(CLAIM, claim.to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let agent = Self {
+            member,
+            claim,
+            child,
+            _state: state,
+        };
+        until(&format!("{name} is connected"), || async {
+            agent.state(site).await == "connected"
+        })
+        .await;
+        agent
+    }
+
+    fn id(&self) -> AgentId {
+        agent_id(&self.member)
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
+            .args([signal, &self.child.id().to_string()])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    async fn state(&self, site: &Site) -> String {
+        state(site, self.id()).await
+    }
+
+    /// A session of the same agent, in this process.
+    async fn again(&self, site: &Site) -> Session {
+        again(&self.member, self.claim, site).await
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn again(member: &Membership, claim: Uuid, site: &Site) -> Session {
+    let member = Membership {
+        servers: vec![site.control()],
+        ..member.clone()
+    };
+    Session::connect(&member, hello(Some(claim)))
+        .await
+        .unwrap()
+        .0
+}
+
+async fn state(site: &Site, id: AgentId) -> String {
+    let agents = site.get("agents").await;
+    let listed = agents["items"].as_array().unwrap();
+    let agent = listed.iter().find(|agent| agent["id"] == id.to_string());
+    agent.unwrap()["state"].as_str().unwrap().to_owned()
+}
+
+async fn alerts(site: &Site) -> Vec<Value> {
+    site.get("alerts").await["items"]
+        .as_array()
+        .unwrap()
+        .clone()
+}
+
+/// The agents of the alerts, by name.
+async fn names(site: &Site) -> Vec<String> {
+    let alerts = alerts(site).await;
+    let name = |alert: &Value| alert["agent_name"].as_str().unwrap().to_owned();
+    let mut names: Vec<String> = alerts.iter().map(name).collect();
+    names.sort();
+    names
+}
+
+async fn until_alerts_are(site: &Site, wanted: &[&str]) {
+    until(&format!("the alerts are {wanted:?}"), || async {
+        names(site).await == wanted
+    })
+    .await;
+}
+
+fn settings(daemon: &Libvirtd, more: &str) -> String {
+    format!("[[libvirt]]\nuri = '{}'\n{more}", daemon.uri())
+}
+
+/// Of all agents that are gone, those alone are alerts whose domain runs, who are not
+/// granted it, and who do not come back: within the promise, whatever ended them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_agent_is_an_alert_in_time_and_only_while_it_is_one() {
+    let Some(daemon) = Libvirtd::start() else {
+        return;
+    };
+    daemon.define("tiny");
+    daemon.must(&["start", "tiny"]);
+    let site = Site::start(&settings(&daemon, "")).await;
+    domain_is(&site, "tiny", "running").await;
+
+    let domain: Uuid = UUID.parse().unwrap();
+    let killed = Agent::start(&site, "killed", domain).await;
+    let stopped = Agent::start(&site, "stopped", domain).await;
+    let granted = Agent::start(&site, "granted", domain).await;
+    let elsewhere = Agent::start(&site, "elsewhere", Uuid::from_u128(9)).await;
+    let replaced = Agent::start(&site, "replaced", domain).await;
+    let (grantee, new) = (granted.id(), json!({"allowed": "stop", "reason": "a test"}));
+    site.api(move |client| client.post::<Value>(&format!("agents/{grantee}/maintenance"), &new))
+        .await
+        .unwrap();
+    assert_eq!(granted.state(&site).await, "connected");
+    assert!(alerts(&site).await.is_empty());
+
+    let lost = Instant::now();
+    for agent in [&killed, &granted, &elsewhere, &replaced] {
+        agent.signal("-KILL");
+    }
+    // Its socket stays and takes datagrams, and nobody answers them: as a cut cable.
+    stopped.signal("-STOP");
+    let back = replaced.again(&site).await;
+    let wanted = ["killed", "stopped"];
+    while names(&site).await != wanted {
+        assert!(
+            lost.elapsed() < PROMISE,
+            "after {PROMISE:?} the alerts are {:?}",
+            names(&site).await
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    println!("alerts {:?} after the loss", lost.elapsed());
+    // Whoever else was lost at that moment would be an alert by then.
+    tokio::time::sleep(PROMISE.saturating_sub(lost.elapsed())).await;
+    assert_eq!(names(&site).await, wanted);
+    assert_eq!(site.get("status").await["alerts"], 2);
+    assert_eq!(granted.state(&site).await, "maintenance");
+    assert_eq!(elsewhere.state(&site).await, "lost");
+    assert_eq!(killed.state(&site).await, "lost");
+    let alert = alerts(&site).await[0].clone();
+    assert_eq!(
+        (&alert["kind"], &alert["severity"], &alert["domain_name"]),
+        (&"agent_lost".into(), &"critical".into(), &"tiny".into())
+    );
+    assert_eq!(alert["domain"], UUID);
+    assert_eq!(alerts(&site).await[0], alert, "it stays the same");
+
+    // Back, and gone again, by a word this time: closing is no excuse.
+    let session = killed.again(&site).await;
+    until_alerts_are(&site, &["stopped"]).await;
+    session.close();
+    until_alerts_are(&site, &["killed", "stopped"]).await;
+    // A grant ends it, and so does the end of the domain.
+    let (id, new) = (
+        killed.id(),
+        json!({"allowed": "remove", "reason": "a test"}),
+    );
+    site.api(move |client| client.post::<Value>(&format!("agents/{id}/maintenance"), &new))
+        .await
+        .unwrap();
+    assert_eq!(names(&site).await, ["stopped"]);
+    daemon.must(&["destroy", "tiny"]);
+    until_alerts_are(&site, &[]).await;
+    drop(back);
+    site.server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restart_who_does_not_come_back_is_lost_and_who_is_off_is_not() {
+    let Some(daemon) = Libvirtd::start() else {
+        return;
+    };
+    daemon.define("tiny");
+    let more = settings(&daemon, "[fleet]\nagent_boot_grace = '8s'");
+    let site = Site::start(&more).await;
+    let domain: Uuid = UUID.parse().unwrap();
+    let joined = |name: &'static str| site.join(Component::Agent, host(name, Some(domain)));
+    let (silent, steady, revoked) = (
+        joined("silent").await,
+        joined("steady").await,
+        joined("revoked").await,
+    );
+    domain_is(&site, "tiny", "shutoff").await;
+    let session = again(&silent, domain, &site).await;
+    session.close();
+    until("silent is lost", || async {
+        state(&site, agent_id(&silent)).await == "lost"
+    })
+    .await;
+    let Site { dir, server } = site;
+    server.stop().await;
+
+    daemon.must(&["start", "tiny"]);
+    let site = Site::start_in(dir, &more).await;
+    let _steady = again(&steady, domain, &site).await;
+    until_alerts_are(&site, &["revoked", "silent"]).await;
+    let id = agent_id(&revoked);
+    site.api(move |client| client.delete(&format!("agents/{id}")))
+        .await
+        .unwrap();
+    assert_eq!(names(&site).await, ["silent"]);
+    // The same domain starts anew: the alert is over, and its guest has time to boot.
+    daemon.must(&["destroy", "tiny"]);
+    until_alerts_are(&site, &[]).await;
+    daemon.must(&["start", "tiny"]);
+    domain_is(&site, "tiny", "running").await;
+    assert!(alerts(&site).await.is_empty());
+    until_alerts_are(&site, &["silent"]).await;
+    site.server.stop().await;
+}
