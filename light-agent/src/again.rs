@@ -32,7 +32,7 @@ use crate::cache::Cache;
 use crate::content::Content;
 use crate::index::{Held, Index, MAX_FILES};
 use crate::quarantine::remedies::Remedies;
-use crate::scan::walk::{self, Opened};
+use crate::scan::open::{self, Opened};
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::spool;
 use crate::stamp::Stamp;
@@ -158,7 +158,7 @@ impl Again {
 
 /// The file at the path, if it is the one that was seen.
 fn open(path: &std::path::Path, held: &Held) -> std::io::Result<Option<Content>> {
-    let Opened::Regular(file) = walk::open_again(path)? else {
+    let Opened::Regular(file) = open::open_again(path)? else {
         return Ok(None);
     };
     let stamp = Stamp::of(&file)?;

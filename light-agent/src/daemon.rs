@@ -224,7 +224,7 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
     tasks.stop(folders).await;
     parts.cache.keeper().close();
     if watch::protects(settings)
-        && let Err(error) = exposed.save(&parts.deferred, true)
+        && let Err(error) = exposed.save(&parts.deferred, true, true)
     {
         tracing::warn!(%error, "files that wait to be scanned cannot be kept on the disk");
     }

@@ -124,6 +124,9 @@ need_nextest() {
 need_deny() {
     if ! cargo deny --version >/dev/null 2>&1; then
         echo "needs cargo-deny: checks licences, sources and banned crates" >&2
-        cargo install --locked cargo-deny --version 0.20.2 >&2
+        # It runs for seconds: it is to be built soon, not to be fast.
+        CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off \
+            CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256 CARGO_PROFILE_RELEASE_STRIP=none \
+            cargo install --locked cargo-deny --version 0.20.2 >&2
     fi
 }

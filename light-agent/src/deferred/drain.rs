@@ -27,7 +27,7 @@ use crate::content::Content;
 use crate::exposure::windows::Result;
 use crate::index::Index;
 use crate::pace::jittered;
-use crate::scan::walk::{self, Opened};
+use crate::scan::open::{self, Opened};
 use crate::scanner::Terms;
 use crate::selection::LinkState;
 use crate::stamp::Stamp;
@@ -156,7 +156,7 @@ fn gone(path: &PathBytes, why: &str) -> Ended {
 }
 
 fn open(path: PathBuf) -> std::io::Result<Option<(Content, Stamp)>> {
-    let Opened::Regular(file) = walk::open_again(&path)? else {
+    let Opened::Regular(file) = open::open_again(&path)? else {
         return Ok(None);
     };
     let stamp = Stamp::of(&file)?;

@@ -15,7 +15,8 @@
 //! | [`store`] | their file |
 //!
 //! A note is taken by whoever answers the kernel: it takes a short lock, and waits for no
-//! disk. What was noted within the last seconds before a kill is lost, and so is what
+//! disk. What was noted within the last seconds before a kill (the last minute and a half,
+//! where thousands wait) is lost, and so is what
 //! waited in the kernel's and the agent's own queues then: the window says that no agent
 //! ran, and its opens are not counted.
 
@@ -34,6 +35,15 @@ use crate::failure::Failure;
 use crate::spool::now_ms;
 use crate::stamp::Stamp;
 use crate::tasks::saved::SavedPath;
+
+impl Dirty {
+    fn all() -> Self {
+        Self {
+            windows: true,
+            items: true,
+        }
+    }
+}
 
 /// For `status`: the guest's time without verdicts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -70,8 +80,18 @@ impl From<&Window> for Shown {
 struct State {
     queue: Queue,
     windows: Windows,
-    dirty: bool,
+    /// What changed since it was saved.
+    dirty: Dirty,
     said_full: bool,
+}
+
+/// What is to be saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Dirty {
+    windows: bool,
+    /// Files came or went. How often one that waits was let through again is counted in
+    /// its window, and not worth writing all of them.
+    items: bool,
 }
 
 struct Shared {
@@ -93,7 +113,7 @@ impl Deferred {
         let state = State {
             queue,
             windows,
-            dirty: false,
+            dirty: Dirty::default(),
             said_full: false,
         };
         Self(Arc::new(Shared {
@@ -115,11 +135,14 @@ impl Deferred {
             .queue
             .note(Item::new(path, stamp, reason, window, now));
         match noted {
-            Noted::New => state.windows.kept(window, true),
+            Noted::New => {
+                state.windows.kept(window, true);
+                state.dirty.items = true;
+            }
             Noted::NoRoom => state.windows.kept(window, false),
             Noted::Again => {}
         }
-        state.dirty = true;
+        state.dirty.windows = true;
         drop(state);
         self.0.noted.notify_one();
     }
@@ -136,7 +159,7 @@ impl Deferred {
     pub fn windows(&self, change: impl FnOnce(&mut Windows) -> bool) {
         let mut state = self.lock();
         let changed = change(&mut state.windows);
-        state.dirty |= changed;
+        state.dirty.windows |= changed;
     }
 
     /// A cause begins or ends.
@@ -161,7 +184,7 @@ impl Deferred {
         if state.queue.done(item) {
             state.windows.result(item.window, result, changed);
         }
-        state.dirty = true;
+        state.dirty = Dirty::all();
     }
 
     fn put_back(&self, item: &Item, counts: bool) {
@@ -169,19 +192,29 @@ impl Deferred {
         if state.queue.put_back(item, counts) {
             state.windows.result(item.window, Result::NotScanned, false);
         }
-        state.dirty = true;
+        state.dirty = Dirty::all();
     }
 
-    /// What there is to save, if anything changed since the last time.
-    pub fn to_save(&self) -> Option<(Vec<Item>, Windows)> {
+    /// What there is to save, if anything changed since the last time: the windows, and
+    /// the files where these changed and `items` says that it is time for them.
+    pub fn to_save(&self, items: bool) -> Option<(Option<Vec<Item>>, Windows)> {
         let mut state = self.lock();
-        if !std::mem::take(&mut state.dirty) {
+        let items = items && std::mem::take(&mut state.dirty.items);
+        if !std::mem::take(&mut state.dirty.windows) && !items {
             return None;
         }
-        Some((
-            state.queue.items().cloned().collect(),
-            state.windows.clone(),
-        ))
+        let items = items.then(|| state.queue.items().cloned().collect());
+        Some((items, state.windows.clone()))
+    }
+
+    /// What was to be saved was not.
+    pub fn not_saved(&self) {
+        self.lock().dirty = Dirty::all();
+    }
+
+    /// Files that wait.
+    pub fn waiting(&self) -> usize {
+        self.lock().queue.len()
     }
 
     /// The windows now.
@@ -202,5 +235,42 @@ impl Deferred {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_written_when_they_come_or_go_and_it_is_time() {
+        let deferred = Deferred::new(8, Vec::new(), Windows::default());
+        let stamp = |inode| Stamp {
+            device: 1,
+            inode,
+            size: 3,
+            modified_ns: 4,
+            changed_ns: 5,
+            regular: true,
+        };
+        let note = |inode| deferred.note(b"/f", &stamp(inode), Failure::NoSvm, Way::Open);
+        let saved = |items| {
+            let saved = deferred.to_save(items);
+            saved.map(|(items, _)| items.map(|items| items.len()))
+        };
+        assert_eq!(saved(true), None);
+        note(1);
+        assert_eq!(saved(false), Some(None), "the windows alone");
+        assert_eq!(saved(true), Some(Some(1)), "they are not forgotten");
+        note(1);
+        assert_eq!(saved(true), Some(None), "none came or went");
+        note(2);
+        assert_eq!(saved(true), Some(Some(2)));
+        assert_eq!(saved(true), None);
+        deferred.not_saved();
+        assert_eq!(saved(true), Some(Some(2)));
+        let item = deferred.lock().queue.next().unwrap();
+        deferred.done(&item, Result::Clean, false);
+        assert_eq!(saved(true), Some(Some(1)));
     }
 }

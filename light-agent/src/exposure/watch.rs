@@ -4,7 +4,7 @@
 //! aside, and a disk that takes nothing is said once.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use palisade_protocol::control::Protection;
 use tokio::sync::watch;
@@ -22,6 +22,9 @@ use crate::supervise::record::boot;
 
 /// How long a change waits for others to be saved with it.
 const SAVE_EVERY: Duration = Duration::from_secs(3);
+/// Files that wait, of which each more second between two saves allows so many to be
+/// written: many guests of one host may be without a Protection Server at the same time.
+const ITEMS_PER_S: u64 = 100;
 /// How often it is written that the agent runs, in rounds of [`SAVE_EVERY`].
 const ALIVE_ROUNDS: u32 = 10;
 
@@ -63,30 +66,33 @@ impl Files {
         deferred
     }
 
-    /// Saves all of it.
+    /// Saves what changed; the files that wait, too, if `items` says so; that the agent
+    /// runs in any case, if `alive` does.
     ///
     /// # Errors
     /// The disk's.
-    pub fn save(&self, deferred: &Deferred, alive: bool) -> std::io::Result<()> {
-        let changed = deferred.to_save();
+    pub fn save(&self, deferred: &Deferred, items: bool, alive: bool) -> std::io::Result<()> {
+        let changed = deferred.to_save(items);
         if changed.is_none() && !alive {
             return Ok(());
         }
         let saved = self.write(changed, deferred);
         if saved.is_err() {
-            deferred.windows(|_| true);
+            deferred.not_saved();
         }
         saved
     }
 
     fn write(
         &self,
-        changed: Option<(Vec<Item>, Windows)>,
+        changed: Option<(Option<Vec<Item>>, Windows)>,
         deferred: &Deferred,
     ) -> std::io::Result<()> {
         let windows = match changed {
             Some((items, windows)) => {
-                self.store.save(&items)?;
+                if let Some(items) = items {
+                    self.store.save(&items)?;
+                }
                 windows
             }
             None => deferred.windows_now(),
@@ -116,6 +122,7 @@ pub async fn watch(
     let mut turn = tokio::time::interval(SAVE_EVERY);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut rounds, mut failing) = (0_u32, false);
+    let mut items_at = Instant::now();
     loop {
         let connected = link.borrow_and_update().link().is_some();
         let off = connected && is_off(&posture.borrow_and_update().protection);
@@ -136,8 +143,13 @@ pub async fn watch(
                 }
                 let alive = rounds.is_multiple_of(ALIVE_ROUNDS);
                 rounds = rounds.wrapping_add(1);
+                let items = Instant::now() >= items_at;
+                if items {
+                    items_at = Instant::now() + between_items(deferred.waiting());
+                }
                 let (files, deferred) = (files.clone(), deferred.clone());
-                let saved = tokio::task::spawn_blocking(move || files.save(&deferred, alive)).await;
+                let saved =
+                    tokio::task::spawn_blocking(move || files.save(&deferred, items, alive)).await;
                 let Ok(saved) = saved else { return };
                 if let Err(error) = &saved && !failing {
                     tracing::warn!(%error, "files that wait to be scanned cannot be kept on the disk");
@@ -146,6 +158,11 @@ pub async fn watch(
             }
         }
     }
+}
+
+/// How long after so many files were saved they are saved again at the earliest.
+fn between_items(waiting: usize) -> Duration {
+    Duration::from_secs(waiting as u64 / ITEMS_PER_S)
 }
 
 fn is_off(protection: &Protection) -> bool {

@@ -8,7 +8,8 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`what`], [`places`], [`mounts`] | what a quick and a full scan cover |
-//! | [`walk`] | which files are scanned, and how they are opened |
+//! | [`walk`], [`order`] | which files are scanned, and in which order |
+//! | [`open`] | how they are opened |
 //! | [`remote`] | file systems whose server may never answer |
 //! | [`hands`] | the threads that do that, and their priority |
 //! | [`progress`] | the rate and the time left |
@@ -25,6 +26,8 @@
 pub mod command;
 pub mod hands;
 pub mod mounts;
+pub mod open;
+pub mod order;
 pub mod places;
 pub mod progress;
 pub mod remote;
@@ -47,8 +50,9 @@ use crate::quarantine::remedies::Remedies;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::settings;
 use hands::Hands;
+use open::Opened;
 use report::Report;
-use walk::{Found, Opened, Plan};
+use walk::{Found, Plan};
 
 /// Files that are hashed or looked up for each that is asked for: enough to fill
 /// batches.
@@ -273,7 +277,7 @@ fn prepare_all(files: Vec<Found>, packaged: Option<&Packaged>) -> Vec<(Found, Pr
 /// Opens a file; one that is small and in memory is hashed on the way.
 fn prepare(found: &Found, packaged: Option<&Packaged>) -> std::io::Result<Prepared> {
     let path = found.at.path.as_path();
-    let Opened::Regular(file) = walk::open(path)? else {
+    let Opened::Regular(file) = open::open(path)? else {
         return Ok(Prepared::Done(Done::Skipped));
     };
     match packaged {

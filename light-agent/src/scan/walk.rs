@@ -1,4 +1,4 @@
-//! Which files an on-demand scan looks at, and how it opens them.
+//! Which files an on-demand scan looks at.
 //!
 //! Links below the given paths are not followed, so that a loop ends; a link that
 //! is given itself is followed. Only regular files are opened. File systems
@@ -15,28 +15,20 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{self, AtomicBool};
+use std::sync::atomic::AtomicBool;
 
-use nix::libc;
-use rand::seq::SliceRandom as _;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
-use rustix::io::Errno;
 use tokio::sync::mpsc;
 use walkdir::{DirEntry, WalkDir};
 
+use super::order::{Counted, Mixed, Sink};
 use super::places::is_executable_of_process;
 use super::remote::{self, Remote};
 use crate::fanotify::places::is_pseudo;
 use crate::packaged::Packaged;
-
-/// Files among which the order is mixed: enough for many guests to be at different
-/// ones, near enough to each other on the disk, and a bounded number of paths.
-const MIXED: usize = 1024;
 
 /// What is walked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -110,75 +102,10 @@ pub struct Found {
     pub problem: Option<String>,
 }
 
-/// What an opened path is.
-#[derive(Debug)]
-pub enum Opened {
-    /// A regular file.
-    Regular(File),
-    /// Something else, put in place of a regular file meanwhile.
-    Other,
-}
-
-/// Opens a file for reading, without waiting and without following a link, but for
-/// that by which the kernel names what a process executes. What is no regular file is
-/// never opened: to open a device can do something (a watchdog begins to count).
-///
-/// # Errors
-/// The kernel's.
-pub fn open(path: &Path) -> io::Result<Opened> {
-    let follows = if is_executable_of_process(path) {
-        0
-    } else {
-        libc::O_NOFOLLOW
-    };
-    let there = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | follows | libc::O_CLOEXEC)
-        .open(path)?;
-    regular(&there)
-}
-
-/// The same of a path that the kernel gave, at which no folder is a link: one that is by
-/// now was put there for whoever comes back.
-///
-/// # Errors
-/// The kernel's; `ELOOP` for a link anywhere.
-pub fn open_again(path: &Path) -> io::Result<Opened> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let there = match openat2(CWD, path, flags, Mode::empty(), resolve) {
-        Ok(there) => File::from(there),
-        // Before Linux 5.6.
-        Err(Errno::NOSYS) => return open(path),
-        Err(error) => return Err(error.into()),
-    };
-    regular(&there)
-}
-
-/// Opens what `there` names, if that is a regular file.
-fn regular(there: &File) -> io::Result<Opened> {
-    let kind = there.metadata()?.file_type();
-    if kind.is_symlink() {
-        return Err(io::Error::from_raw_os_error(libc::ELOOP));
-    }
-    if !kind.is_file() {
-        return Ok(Opened::Other);
-    }
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
-        .open(format!("/proc/self/fd/{}", there.as_raw_fd()))?;
-    Ok(Opened::Regular(file))
-}
-
 /// Walks and sends what it finds, until done or nobody takes it. Where packages' files
 /// come last it walks a second time, over those.
 pub fn walk(plan: &Plan, packaged: Option<&Packaged>, found: &mpsc::Sender<Found>) {
-    let mut mixed = Mixed {
-        block: Vec::new(),
-        skipped: 0,
-        found,
-    };
+    let mut mixed = Mixed::new(found);
     let last = packaged.filter(|packaged| packaged.is_last());
     if visit(plan, last, &mut mixed).is_some() {
         let _ = mixed.flush();
@@ -187,82 +114,9 @@ pub fn walk(plan: &Plan, packaged: Option<&Packaged>, found: &mpsc::Sender<Found
 
 /// How many files and problems a walk would find, each once; none when told to stop.
 pub fn count(plan: &Plan, stop: &AtomicBool) -> Option<u64> {
-    let mut counted = Counted { files: 0, stop };
+    let mut counted = Counted::new(stop);
     visit(plan, None, &mut counted)?;
     Some(counted.files)
-}
-
-/// Takes what a walk comes upon; `None` ends the walk.
-trait Sink {
-    fn found(&mut self, found: Found) -> Option<()>;
-
-    /// Something is not given, since it is among what is done ahead.
-    fn skipped(&mut self) -> Option<()>;
-
-    /// The first walk has ended; what comes now is to come after it.
-    fn walked(&mut self) -> Option<()> {
-        Some(())
-    }
-}
-
-/// Sends what it is given in a mixed order, a block after the other, so that nothing
-/// is held back for long.
-struct Mixed<'a> {
-    block: Vec<Found>,
-    /// Files of this block that are done: a block is the same part of the walk however
-    /// often it is begun.
-    skipped: usize,
-    found: &'a mpsc::Sender<Found>,
-}
-
-impl Sink for Mixed<'_> {
-    fn found(&mut self, found: Found) -> Option<()> {
-        self.block.push(found);
-        self.full()
-    }
-
-    fn skipped(&mut self) -> Option<()> {
-        self.skipped += 1;
-        self.full()
-    }
-
-    fn walked(&mut self) -> Option<()> {
-        self.flush()
-    }
-}
-
-impl Mixed<'_> {
-    fn full(&mut self) -> Option<()> {
-        if self.block.len() + self.skipped < MIXED {
-            return Some(());
-        }
-        self.flush()
-    }
-
-    fn flush(&mut self) -> Option<()> {
-        self.skipped = 0;
-        self.block.shuffle(&mut rand::rng());
-        for found in self.block.drain(..) {
-            self.found.blocking_send(found).ok()?;
-        }
-        Some(())
-    }
-}
-
-struct Counted<'a> {
-    files: u64,
-    stop: &'a AtomicBool,
-}
-
-impl Sink for Counted<'_> {
-    fn found(&mut self, _: Found) -> Option<()> {
-        self.files += 1;
-        (!self.stop.load(atomic::Ordering::Relaxed)).then_some(())
-    }
-
-    fn skipped(&mut self) -> Option<()> {
-        Some(())
-    }
 }
 
 fn visit(plan: &Plan, last: Option<&Packaged>, sink: &mut impl Sink) -> Option<()> {
@@ -583,11 +437,7 @@ mod tests {
             move || {
                 let plan = plan(std::slice::from_ref(&root), &[]);
                 let (send, mut receive) = mpsc::channel(4);
-                let mut sink = Mixed {
-                    block: Vec::new(),
-                    skipped: 0,
-                    found: &send,
-                };
+                let mut sink = Mixed::new(&send);
                 let mut visit = Visit {
                     plan: &plan,
                     number: 0,
@@ -605,46 +455,6 @@ mod tests {
             }
         });
         assert!(walked.unwrap().join().unwrap());
-    }
-
-    /// In one order every guest would wait for the same scan.
-    #[test]
-    fn each_walk_takes_every_file_once_in_an_order_of_its_own() {
-        let order = || {
-            let (send, mut receive) = mpsc::channel(4 * MIXED);
-            let mut mixed = Mixed {
-                block: Vec::new(),
-                skipped: 0,
-                found: &send,
-            };
-            for number in 0..3 * MIXED as u64 + 7 {
-                let at = Position {
-                    root: 0,
-                    path: PathBuf::new(),
-                };
-                mixed
-                    .found(Found {
-                        number,
-                        at,
-                        again: false,
-                        problem: None,
-                    })
-                    .unwrap();
-                assert!(mixed.block.len() < MIXED);
-            }
-            mixed.flush().unwrap();
-            drop(send);
-            std::iter::from_fn(|| receive.try_recv().ok())
-                .map(|found| found.number)
-                .collect::<Vec<u64>>()
-        };
-        let (one, other) = (order(), order());
-        let same = one.iter().zip(&other).filter(|(a, b)| a == b).count();
-        assert!(same < MIXED / 8, "{same} files are at the same place");
-        for mut order in [one, other] {
-            order.sort_unstable();
-            assert!(order.into_iter().eq(0..3 * MIXED as u64 + 7));
-        }
     }
 
     #[test]
@@ -669,57 +479,6 @@ mod tests {
             walked(std::slice::from_ref(&file), &exclude),
             std::slice::from_ref(&file)
         );
-    }
-
-    #[test]
-    fn opening_never_waits_and_follows_no_link() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(matches!(open(&fifo), Ok(Opened::Other)));
-        let link = dir.path().join("link");
-        symlink("/etc/hostname", &link).unwrap();
-        assert_eq!(open(&link).unwrap_err().raw_os_error(), Some(libc::ELOOP));
-        // A folder that became a link since the kernel named a file in it.
-        fs::create_dir(dir.path().join("real")).unwrap();
-        fs::write(dir.path().join("real/file"), "x").unwrap();
-        symlink("real", dir.path().join("moved")).unwrap();
-        let through = dir.path().join("moved/file");
-        assert!(matches!(open(&through), Ok(Opened::Regular(_))));
-        for again in [&link, &through] {
-            let refused = open_again(again).unwrap_err();
-            assert_eq!(refused.raw_os_error(), Some(libc::ELOOP));
-        }
-        let straight = fs::canonicalize(dir.path()).unwrap().join("real/file");
-        assert!(matches!(open_again(&straight), Ok(Opened::Regular(_))));
-    }
-
-    /// As a device is not, too.
-    #[test]
-    fn what_is_no_file_is_not_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("fifo");
-        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        // A writer that does not wait is let in by whoever reads, and only by that.
-        let write = || {
-            OpenOptions::new()
-                .write(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(&fifo)
-        };
-        let watched = std::sync::Arc::new(AtomicBool::new(false));
-        let (over, path) = (std::sync::Arc::clone(&watched), fifo.clone());
-        let opener = std::thread::spawn(move || {
-            for _ in 0..20_000 {
-                assert!(matches!(open(&path), Ok(Opened::Other)));
-                assert!(matches!(open_again(&path), Ok(Opened::Other)));
-            }
-            over.store(true, atomic::Ordering::Relaxed);
-        });
-        while !watched.load(atomic::Ordering::Relaxed) {
-            assert_eq!(write().unwrap_err().raw_os_error(), Some(libc::ENXIO));
-        }
-        opener.join().unwrap();
     }
 
     /// A tree in which the order by path and the order of a walk could differ.
