@@ -218,6 +218,7 @@ impl OnAccess {
                 paths: chosen(settings, &self.places),
                 below: settings.on_access.new_mounts,
                 exclude: settings.exclude.clone(),
+                overlay: self.places.overlay.clone(),
                 overlays,
             },
             unusable: self.places.gaps.clone(),

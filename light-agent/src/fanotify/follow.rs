@@ -42,6 +42,8 @@ pub const MOST_FILE_SYSTEMS: usize = 1024;
 const NAMESPACES_EVERY: Duration = Duration::from_secs(5);
 /// Between passes, however often something is mounted.
 const REST: Duration = Duration::from_millis(100);
+/// The path of a gap that is somewhere in them.
+const ELSEWHERE: &str = "other mount namespaces";
 /// Tries to reach what is in memory, before it is a gap: a rename elsewhere can disturb one.
 const TRIES: usize = 4;
 
@@ -162,7 +164,9 @@ impl Follower {
             tracing::info!(path = %one.at.display(), "its file system is protected");
         }
         before.own.retain(|device| marks.devices.contains(device));
-        if namespaces {
+        if self.elsewhere && self.rules.overlay.is_some() {
+            marks.gap(ELSEWHERE, &plan::unmarked_beside("what only they have is"));
+        } else if namespaces {
             let devices: HashSet<String> =
                 own.mounts.into_iter().map(|mount| mount.device).collect();
             before.elsewhere = marks.elsewhere(&devices, &self.rules);
@@ -234,16 +238,15 @@ impl Marks<'_> {
             }
             self.foreign(pid, &plan.wanted);
         }
-        let elsewhere = "other mount namespaces";
         for (kind, count) in left {
             self.gap(
-                elsewhere,
+                ELSEWHERE,
                 &format!("{count} mounts of type {kind} are not protected on access"),
             );
         }
         if found.cut {
             self.gap(
-                elsewhere,
+                ELSEWHERE,
                 &format!("only {MOST_NAMESPACES} of them are looked at"),
             );
         }

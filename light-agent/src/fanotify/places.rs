@@ -82,6 +82,8 @@ pub struct Places {
     pub places: Vec<Place>,
     /// Not to be marked.
     pub gaps: Vec<Gap>,
+    /// The file system of the places, if it is an overlay: then no other may be marked.
+    pub overlay: Option<String>,
 }
 
 /// Sorts the configured paths into places and gaps.
@@ -99,19 +101,24 @@ pub fn survey(paths: &[PathBuf]) -> Places {
             }),
         }
     }
-    keep_overlays_apart(&mut found);
+    keep_overlays_apart(&mut found, &mounts);
     found
 }
 
 /// Since Linux 6.x a mark on the file system below an overlay sees the overlay's
-/// opens too, and with both marked the reader would wait for itself.
-fn keep_overlays_apart(found: &mut Places) {
-    if !found.places.iter().any(|place| place.kind != "overlay") {
-        return;
-    }
+/// opens too, and with both marked the reader would wait for itself. An overlay may lie
+/// on another one, too: one is marked, if there is nothing else.
+fn keep_overlays_apart(found: &mut Places, mounts: &[Mount]) {
+    let device =
+        |place: &Place| mountinfo::holding(mounts, &place.path).map(|mount| mount.device.clone());
+    let beside = found.places.iter().any(|place| place.kind != "overlay");
+    let first = found.places.first().filter(|_| !beside);
+    found.overlay = first.and_then(device);
     let (kept, dropped) = std::mem::take(&mut found.places)
         .into_iter()
-        .partition(|place| place.kind != "overlay");
+        .partition(|place| {
+            place.kind != "overlay" || (found.overlay.is_some() && device(place) == found.overlay)
+        });
     found.places = kept;
     let dropped: Vec<Place> = dropped;
     found.gaps.extend(dropped.into_iter().map(|place| {
@@ -210,12 +217,23 @@ mod tests {
             path: path.into(),
             kind,
         };
-        let mut found = Places {
-            places: vec![place("/", "ext4"), place("/c", "overlay")],
-            gaps: vec![],
+        let table = "1 0 0:30 / / rw - overlay o rw\n2 1 0:31 / /c rw - overlay o rw\n\
+                     3 1 8:1 / /d rw - ext4 d rw\n";
+        let apart = |places: &[Place]| {
+            let mut found = Places {
+                places: places.to_vec(),
+                ..Places::default()
+            };
+            keep_overlays_apart(&mut found, &mountinfo::parse_all(table));
+            (found.places, found.gaps.len(), found.overlay)
         };
-        keep_overlays_apart(&mut found);
-        assert_eq!(found.places, [place("/", "ext4")]);
-        assert_eq!(found.gaps.len(), 1);
+        let (root, other) = (place("/", "overlay"), place("/c", "overlay"));
+        let (home, disk) = (place("/home", "overlay"), place("/d", "ext4"));
+        assert_eq!(apart(&[root.clone(), disk.clone()]), (vec![disk], 1, None));
+        // Alone it is; another may lie on it.
+        assert_eq!(
+            apart(&[root.clone(), other, home.clone()]),
+            (vec![root, home], 1, Some("0:30".to_owned()))
+        );
     }
 }

@@ -6,6 +6,7 @@
 //! | its file system is mounted in the agent's namespace, too | – | the agent's own rules count |
 //! | local | marked, if below a protected path | marked |
 //! | overlay | the file systems of its layers are, where their marks see it | the same |
+//! | any, while the protected paths are on an overlay that is marked itself | a gap, if below one | not looked at |
 //! | FUSE, network | a gap, if below a protected path | a gap |
 //! | without files of its own (proc, sysfs, …) | – | – |
 //!
@@ -29,6 +30,9 @@ pub struct Rules {
     pub below: bool,
     /// What is not protected below them.
     pub exclude: Vec<PathBuf>,
+    /// The overlay that is marked itself: any other file system may be one of its layers,
+    /// and is not.
+    pub overlay: Option<String>,
     /// Whether marks of an overlay's layers see what is opened through it.
     pub overlays: Seen,
 }
@@ -38,6 +42,13 @@ impl Rules {
         self.below
             && self.paths.iter().any(|path| point.starts_with(path))
             && !self.exclude.iter().any(|path| point.starts_with(path))
+    }
+
+    fn mark(&self, mount: &Mount) -> bool {
+        match &self.overlay {
+            Some(overlay) => mount.kind == "overlay" && mount.device == *overlay,
+            None => is_local(&mount.kind),
+        }
     }
 }
 
@@ -87,7 +98,7 @@ pub fn own(mounts: &[Mount], rules: &Rules) -> Plan {
     let mut plan = Plan::default();
     for path in &rules.paths {
         if let Some(mount) = holding(mounts, path)
-            && is_local(&mount.kind)
+            && rules.mark(mount)
             && is_reached(mounts, mount)
         {
             plan.wanted.push(Wanted {
@@ -95,6 +106,10 @@ pub fn own(mounts: &[Mount], rules: &Rules) -> Plan {
                 ..Wanted::point(mount)
             });
         }
+    }
+    if let Some(overlay) = &rules.overlay {
+        beside_overlay(mounts, rules, overlay, &mut plan);
+        return plan;
     }
     for mount in mounts {
         if !rules.cover(&mount.point) || PSEUDO.contains(&mount.kind.as_str()) {
@@ -117,6 +132,32 @@ pub fn own(mounts: &[Mount], rules: &Rules) -> Plan {
         }
     }
     plan
+}
+
+/// What is not marked beside the one overlay that is.
+fn beside_overlay(mounts: &[Mount], rules: &Rules, overlay: &str, plan: &mut Plan) {
+    let others = mounts.iter().filter(|mount| {
+        mount.device != overlay
+            && rules.cover(&mount.point)
+            && !PSEUDO.contains(&mount.kind.as_str())
+    });
+    let others = others.count();
+    if let Some(path) = rules.paths.first()
+        && others > 0
+    {
+        plan.gap(
+            path,
+            &unmarked_beside(&format!("{others} mounts below protected paths are")),
+        );
+    }
+}
+
+/// Why something is not marked while an overlay is.
+pub fn unmarked_beside(what: &str) -> String {
+    format!(
+        "{what} not protected on access: the protected paths are on an overlay, and what is \
+         below it cannot be marked beside it; protect its upper and lower folders instead"
+    )
 }
 
 /// Of another namespace; `own` are the file systems that are mounted in the agent's.
@@ -204,6 +245,7 @@ mod tests {
             below: true,
             exclude: vec!["/home/skip".into()],
             overlays,
+            overlay: None,
         }
     }
 
@@ -230,6 +272,26 @@ mod tests {
         let plan = own(&parse_all(TABLE), &rules);
         assert_eq!(devices(&plan), ["8:1"]);
         assert!(plan.gaps.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_marked_beside_an_overlay_that_is() {
+        let mounts = parse_all(
+            "1 0 0:30 / / rw - overlay o rw,lowerdir=/media/ro,upperdir=/media/rw/u\n\
+             2 1 8:1 / /media/ro rw - ext4 a rw\n3 1 0:31 / /media/rw rw - tmpfs t rw\n\
+             4 1 0:5 / /proc rw - proc p rw\n5 1 0:32 / /c rw - overlay o rw,lowerdir=/media/ro\n",
+        );
+        let mut rules = Rules {
+            paths: vec!["/".into(), "/media/ro".into()],
+            overlay: Some("0:30".to_owned()),
+            ..rules(Seen::Yes)
+        };
+        let plan = own(&mounts, &rules);
+        assert_eq!(devices(&plan), ["0:30"], "{plan:?}");
+        assert_eq!(plan.gaps.len(), 1, "{plan:?}");
+        assert!(plan.gaps[0].reason.starts_with("3 mounts"), "{plan:?}");
+        rules.below = false;
+        assert_eq!(own(&mounts, &rules).gaps, []);
     }
 
     #[test]
@@ -280,7 +342,7 @@ mod tests {
             let mounts = parse_all(&text);
             let seen = if seen { Seen::Yes } else { Seen::No };
             let rules = Rules {
-                paths: vec!["/a".into()], below: true, exclude: vec![], overlays: seen,
+                paths: vec!["/a".into()], below: true, overlays: seen, ..Rules::default()
             };
             let plans = [own(&mounts, &rules), foreign(&mounts, &HashSet::new(), seen)];
             for one in plans.iter().flat_map(|plan| &plan.wanted) {

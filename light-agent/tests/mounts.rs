@@ -1,0 +1,103 @@
+//! What is mounted where, as a process, as root: which of it is protected, which is said to
+//! be a gap, and that nobody waits for either.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a panic in a test is a failed test with a place in it"
+)]
+
+mod support;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde_json::Value;
+use support::container::Container;
+use support::mount::Tmpfs;
+use support::world::{World, denied, open_aside};
+use support::{MARKER, is_root, wait_until};
+
+/// A mount of a test's, gone with it.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn new(kind: &str, from: &Path, at: &Path, options: Option<&str>) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let (flags, kind) = match kind {
+            "bind" => (MsFlags::MS_BIND, None),
+            kind => (MsFlags::empty(), Some(kind)),
+        };
+        mount(Some(from), at, kind, flags, options).unwrap();
+        Self(at.to_owned())
+    }
+
+    fn tmpfs(at: &Path) -> Self {
+        Self::new("tmpfs", Path::new("palisade-test"), at, None)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+fn file_systems(world: &World) -> u64 {
+    let status = world.agent.status();
+    status["protection"]["file_systems"].as_u64().unwrap()
+}
+
+/// The gaps, each as `path: reason`.
+fn gaps(world: &World) -> Vec<String> {
+    let status = world.agent.status();
+    let text = |gap: &Value, key: &str| gap[key].as_str().unwrap().to_owned();
+    let gaps = status["protection"]["gaps"].as_array().unwrap().iter();
+    gaps.map(|gap| format!("{}: {}", text(gap, "path"), text(gap, "reason")))
+        .collect()
+}
+
+/// Whether it is denied, and soon.
+fn denied_soon(path: &Path) -> bool {
+    let opened = open_aside(path).recv_timeout(Duration::from_secs(5));
+    denied(opened.expect("nothing holds it for long").0)
+}
+
+/// As on a guest whose root is an overlay, with its layers mounted below it.
+#[test]
+fn an_overlay_that_is_marked_is_marked_alone() {
+    if !is_root("an_overlay_that_is_marked_is_marked_alone") {
+        return;
+    }
+    let mut world = World::new("");
+    let protected = world.tmpfs.path().join("protected");
+    let layers = Tmpfs::new();
+    for folder in ["lower", "upper", "work"] {
+        fs::create_dir(layers.path().join(folder)).unwrap();
+    }
+    let at = layers.path().display();
+    let options = format!("lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work");
+    let _overlay = Mount::new("overlay", Path::new("o"), &protected, Some(&options));
+    let _layers = Mount::new("bind", layers.path(), &protected.join("layers"), None);
+    world.agent.run();
+    world.agent.wait_protection("blocking");
+    wait_until("what is below it is a gap", || {
+        let gaps = gaps(&world);
+        gaps.len() == 1 && gaps[0].contains("1 mounts below protected paths")
+    });
+    assert_eq!(file_systems(&world), 1);
+    let bad = world.file("bad", MARKER);
+    let good = world.file("good", b"good");
+    for _ in 0..3 {
+        assert!(denied_soon(&bad));
+        assert!(!denied_soon(&good));
+    }
+    // The control: without an overlay that is marked itself what is mounted later is, too.
+    let world = World::started("");
+    let _later = Mount::tmpfs(&world.tmpfs.path().join("protected/later"));
+    wait_until("it is marked", || file_systems(&world) == 2);
+    assert_eq!(gaps(&world), Vec::<String>::new());
+}
