@@ -179,6 +179,12 @@ impl Group {
     pub fn read(&self) -> nix::Result<Vec<FanotifyEvent>> {
         self.kernel.read_events()
     }
+
+    /// How many bytes of events wait to be read.
+    pub fn queued_bytes(&self) -> u64 {
+        // The kernel knows the question of every group.
+        rustix::io::ioctl_fionread(&self.kernel).unwrap_or(0)
+    }
 }
 
 impl AsFd for Group {
