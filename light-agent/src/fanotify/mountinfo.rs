@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 /// Largest table that is read, in bytes.
-pub const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,13 +60,37 @@ pub fn parse_all(table: &str) -> Vec<Mount> {
 /// # Errors
 /// The kernel's, and that the table is too large.
 pub fn read(table: &mut File) -> io::Result<String> {
-    table.rewind()?;
-    let mut text = Vec::new();
-    table.take(MAX_TABLE_BYTES).read_to_end(&mut text)?;
-    if text.len() as u64 == MAX_TABLE_BYTES {
-        return Err(io::Error::other("the table of mounts is too large"));
+    match read_part(table, MAX_TABLE_BYTES)? {
+        Part { text, cut: false } => Ok(text),
+        Part { cut: true, .. } => Err(io::Error::other("the table of mounts is too large")),
     }
-    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The first lines of a table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Whole lines.
+    pub text: String,
+    /// Whether there are more.
+    pub cut: bool,
+}
+
+/// Reads the beginning of a table that is open: no more than this many bytes.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_part(table: &mut File, most_bytes: u64) -> io::Result<Part> {
+    table.rewind()?;
+    let mut bytes = Vec::new();
+    table.take(most_bytes + 1).read_to_end(&mut bytes)?;
+    let cut = bytes.len() as u64 > most_bytes;
+    if cut {
+        bytes.pop();
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n');
+        bytes.truncate(whole.map_or(0, |at| at + 1));
+    }
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Part { text, cut })
 }
 
 /// The mount that is seen at a path: of those that hold it, the innermost and newest.
@@ -115,6 +139,22 @@ mod tests {
         assert_eq!(mount.root, Path::new("/mnt1"));
         assert_eq!(mount.point, Path::new("/a b"));
         assert_eq!((&*mount.kind, &*mount.options), ("ext3", "rw,x=y"));
+    }
+
+    #[test]
+    fn of_a_long_table_whole_lines_are_read() {
+        use std::io::Write as _;
+        let mut table = tempfile::tempfile().unwrap();
+        table.write_all(b"one\ntwo\nthree\n").unwrap();
+        let mut part = |most| {
+            let part = read_part(&mut table, most).unwrap();
+            (part.text, part.cut)
+        };
+        assert_eq!(part(14), ("one\ntwo\nthree\n".to_owned(), false));
+        assert_eq!(part(13), ("one\ntwo\n".to_owned(), true));
+        assert_eq!(part(8), ("one\ntwo\n".to_owned(), true));
+        assert_eq!(part(7), ("one\n".to_owned(), true));
+        assert_eq!(part(2), (String::new(), true));
     }
 
     #[test]
