@@ -10,7 +10,9 @@
 
 mod support;
 
-use std::fs::{self, File};
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -100,4 +102,24 @@ fn an_overlay_that_is_marked_is_marked_alone() {
     let _later = Mount::tmpfs(&world.tmpfs.path().join("protected/later"));
     wait_until("it is marked", || file_systems(&world) == 2);
     assert_eq!(gaps(&world), Vec::<String>::new());
+}
+
+/// As `fusermount` gives it to anyone: a name that is bytes.
+#[test]
+fn a_mount_point_that_is_no_text_is_one() {
+    if !is_root("a_mount_point_that_is_no_text_is_one") {
+        return;
+    }
+    let world = World::started("");
+    let name = OsStr::from_bytes(b"protected/\xff\xfe");
+    let at = world.tmpfs.path().join(name);
+    let _mount = Mount::tmpfs(&at);
+    wait_until("it is marked", || file_systems(&world) == 2);
+    let bad = at.join("bad");
+    fs::write(&bad, MARKER).unwrap();
+    assert!(denied_soon(&bad));
+    assert_eq!(gaps(&world), Vec::<String>::new());
+    // A full scan begins there, too.
+    let cover = palisade_light_agent::scan::places::full(&[]).unwrap();
+    assert!(cover.roots.contains(&at), "{:?}", cover.roots);
 }

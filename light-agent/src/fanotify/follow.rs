@@ -16,7 +16,6 @@
 //! Owns when it is looked, and the way to a mount; which ones is [`super::plan`]'s.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -31,6 +30,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::coverage::{Coverage, Covered};
 use super::group::Group;
+use super::mountinfo;
 use super::namespaces::{self, MOST_NAMESPACES};
 use super::places::{Gap, is_local};
 use super::plan::{self, Rules, Wanted};
@@ -97,7 +97,7 @@ impl Follower {
         // Opened before the first pass: what comes meanwhile makes it ready. What a File
         // says is its descriptor stays so, which is all that the newer way asks for.
         #[allow(deprecated, reason = "the newer way is unsafe code")]
-        let table = File::open("/proc/self/mountinfo")
+        let table = mountinfo::open_own()
             .and_then(|table| AsyncFd::with_interest(table, Interest::PRIORITY));
         pass(this.elsewhere).await;
         if !(this.rules.below || this.elsewhere) {
@@ -379,8 +379,7 @@ mod tests {
 
     #[test]
     fn a_place_is_opened_on_its_own_mount_alone() {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mounts = parse_all(&table);
+        let mounts = parse_all(&mountinfo::own().unwrap());
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().canonicalize().unwrap();
         let id = holding(&mounts, &folder).unwrap().id;

@@ -208,7 +208,7 @@ impl Names {
     /// For these protected paths.
     pub fn new(paths: &[PathBuf]) -> Self {
         let mut names = Self {
-            table: File::open("/proc/self/mountinfo").ok(),
+            table: mountinfo::open_own().ok(),
             paths: paths.to_vec(),
             known: Known::default(),
             elsewhere: Elsewhere::default(),

@@ -5,7 +5,6 @@
 //! no mark and are listed as gaps, each with its reason.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{FsType, statfs};
@@ -90,9 +89,12 @@ pub struct Places {
 pub fn survey(paths: &[PathBuf]) -> Places {
     let mut found = Places::default();
     let mut seen = HashSet::new();
-    let mounts = mounted();
+    // Without the table one whose server does not answer would be asked what it is.
+    let mounts = mountinfo::own()
+        .map(|table| mountinfo::parse_all(&table))
+        .map_err(|error| format!("what is mounted there cannot be read: {error}"));
     for path in paths {
-        match place(path, &mounts) {
+        match mounts.as_deref().map_err(String::clone).and_then(|mounts| place(path, mounts)) {
             Ok(place) if seen.insert(place.path.clone()) => found.places.push(place),
             Ok(_) => {}
             Err(reason) => found.gaps.push(Gap {
@@ -101,7 +103,7 @@ pub fn survey(paths: &[PathBuf]) -> Places {
             }),
         }
     }
-    keep_overlays_apart(&mut found, &mounts);
+    keep_overlays_apart(&mut found, mounts.as_deref().unwrap_or_default());
     found
 }
 
@@ -129,13 +131,6 @@ fn keep_overlays_apart(found: &mut Places, mounts: &[Mount]) {
                 .to_owned(),
         }
     }));
-}
-
-/// The agent's mounts; none, if they cannot be read.
-fn mounted() -> Vec<Mount> {
-    let table =
-        File::open("/proc/self/mountinfo").and_then(|mut table| mountinfo::read(&mut table));
-    table.map_or_else(|_| Vec::new(), |table| mountinfo::parse_all(&table))
 }
 
 fn place(path: &Path, mounts: &[Mount]) -> Result<Place, String> {
