@@ -99,7 +99,7 @@ impl OnAccess {
             Places::default()
         };
         for gap in &places.gaps {
-            tracing::warn!(path = %gap.path, reason = %gap.reason, "a path is not protected on access");
+            tracing::warn!(path = %gap.path(), reason = %gap.reason(), "a path is not protected on access");
         }
         let mut started = Self {
             coverage: Coverage::new(&places),
@@ -197,7 +197,7 @@ impl OnAccess {
                 running.group.mark(&place.path).map_err(|error| {
                     format!(
                         "the file system of {} cannot be marked: {error}",
-                        place.path.display()
+                        PathBytes::from_path(&place.path)
                     )
                 })?;
             }
@@ -390,8 +390,8 @@ fn chosen(settings: &Settings, places: &Places) -> Vec<PathBuf> {
         .map(|place| place.path.clone())
         .collect();
     let unusable = |path: &&PathBuf| {
-        let path = path.display().to_string();
-        places.gaps.iter().any(|gap| gap.path == path)
+        let mut gaps = places.gaps.iter();
+        gaps.any(|gap| gap.at() == Some(path.as_path()))
     };
     let named = settings.on_access.paths.iter();
     paths.extend(named.filter(unusable).cloned());

@@ -123,3 +123,37 @@ fn a_mount_point_that_is_no_text_is_one() {
     let cover = palisade_light_agent::scan::places::full(&[]).unwrap();
     assert!(cover.roots.contains(&at), "{:?}", cover.roots);
 }
+
+/// Whoever mounts something chooses its name.
+#[test]
+fn no_mount_point_speaks_for_the_agent() {
+    if !is_root("no_mount_point_speaks_for_the_agent") {
+        return;
+    }
+    let world = World::started("");
+    let at = world
+        .tmpfs
+        .path()
+        .join("protected/a\nprotection  off: \x1b[2Jforged");
+    // The second hides the first.
+    let _hidden = Mount::tmpfs(&at);
+    let _above = Mount::tmpfs(&at);
+    wait_until("a mount that is hidden is a gap", || {
+        let gaps = gaps(&world);
+        gaps.iter()
+            .any(|gap| gap.contains("\\x0aprotection  off: \\x1b[2Jforged"))
+    });
+    for said in [
+        world.agent.output(&["status"]).stdout,
+        world.agent.output(&["doctor"]).stdout,
+        world.agent.log().into_bytes(),
+    ] {
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.contains("forged"), "{said}");
+        assert!(!said.contains('\x1b'), "{said}");
+        assert!(
+            !said.lines().any(|line| line.starts_with("protection  off")),
+            "{said}"
+        );
+    }
+}

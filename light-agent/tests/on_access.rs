@@ -454,10 +454,7 @@ fn a_file_that_the_agent_cannot_open_ends_nothing() {
     assert!(denied(File::open(&bad)));
     File::open(world.file("good", b"good")).unwrap();
     let events = world.agent.settled_events();
-    assert!(
-        events["kernel_refused"].as_u64().unwrap() >= 20,
-        "{events}"
-    );
+    assert!(events["kernel_refused"].as_u64().unwrap() >= 20, "{events}");
     let state = world.agent.status()["protection"]["state"].clone();
     assert_eq!((state, world.agent.serving_pid()), ("blocking".into(), pid));
 }

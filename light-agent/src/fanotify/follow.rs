@@ -16,12 +16,13 @@
 //! Owns when it is looked, and the way to a mount; which ones is [`super::plan`]'s.
 
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use palisade_protocol::bounded::PathBytes;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -42,8 +43,6 @@ pub const MOST_FILE_SYSTEMS: usize = 1024;
 const NAMESPACES_EVERY: Duration = Duration::from_secs(5);
 /// Between passes, however often something is mounted.
 const REST: Duration = Duration::from_millis(100);
-/// The path of a gap that is somewhere in them.
-const ELSEWHERE: &str = "other mount namespaces";
 /// Tries to reach what is in memory, before it is a gap: a rename elsewhere can disturb one.
 const TRIES: usize = 4;
 
@@ -154,18 +153,18 @@ impl Follower {
         marks.gaps.extend(plan.gaps);
         let reached = marks.own(&plan.wanted);
         let unusable = self.unusable.iter().filter(|gap| {
-            let path = Path::new(&gap.path);
-            !reached.iter().any(|at| at.starts_with(path))
+            !gap.at()
+                .is_some_and(|path| reached.iter().any(|at| at.starts_with(path)))
         });
         marks.gaps.extend(unusable.cloned());
         for one in plan.wanted.iter().filter(|one| {
             marks.devices.contains(&one.device) && before.own.insert(one.device.clone())
         }) {
-            tracing::info!(path = %one.at.display(), "its file system is protected");
+            tracing::info!(path = %PathBytes::from_path(&one.at), "its file system is protected");
         }
         before.own.retain(|device| marks.devices.contains(device));
         if self.elsewhere && self.rules.overlay.is_some() {
-            marks.gap(ELSEWHERE, &plan::unmarked_beside("what only they have is"));
+            marks.gap_elsewhere(&plan::unmarked_beside("what only they have is"));
         } else if namespaces {
             let devices: HashSet<String> =
                 own.mounts.into_iter().map(|mount| mount.device).collect();
@@ -180,7 +179,7 @@ impl Follower {
             gaps: marks.gaps,
         };
         for gap in self.coverage.set(covered) {
-            tracing::warn!(path = %gap.path, reason = %gap.reason, "not protected on access");
+            tracing::warn!(path = %gap.path(), reason = %gap.reason(), "not protected on access");
         }
     }
 }
@@ -201,7 +200,7 @@ impl Marks<'_> {
         for one in wanted {
             match open(CWD, &one.at, one.id, true) {
                 Ok(file) => {
-                    if self.mark(one, file.as_fd()) {
+                    if self.mark(one, None, file.as_fd()) {
                         reached.push(one.at.clone());
                     }
                 }
@@ -213,7 +212,7 @@ impl Marks<'_> {
         for (one, error) in hidden {
             // Another way to it may have been open.
             if !self.devices.contains(&one.device) {
-                self.gap(&one.at.display().to_string(), &unreachable(error));
+                self.gap(one, None, &unreachable(error));
             }
         }
         reached
@@ -239,16 +238,12 @@ impl Marks<'_> {
             self.foreign(pid, &plan.wanted);
         }
         for (kind, count) in left {
-            self.gap(
-                ELSEWHERE,
-                &format!("{count} mounts of type {kind} are not protected on access"),
-            );
+            self.gap_elsewhere(&format!(
+                "{count} mounts of type {kind} are not protected on access"
+            ));
         }
         if found.cut {
-            self.gap(
-                ELSEWHERE,
-                &format!("only {MOST_NAMESPACES} of them are looked at"),
-            );
+            self.gap_elsewhere(&format!("only {MOST_NAMESPACES} of them are looked at"));
         }
         Elsewhere {
             devices: self.devices.difference(&before).cloned().collect(),
@@ -292,35 +287,31 @@ impl Marks<'_> {
             });
             match file {
                 Ok(file) if is_there => {
-                    self.mark(one, file.as_fd());
+                    self.mark(one, Some(pid), file.as_fd());
                 }
                 Err(error) if is_there => {
-                    let path = format!("{} of process {pid}", one.at.display());
-                    self.gap(&path, &unreachable(error));
+                    self.gap(one, Some(pid), &unreachable(error));
                 }
                 _ => {} // no more
             }
         }
     }
 
-    fn mark(&mut self, one: &Wanted, file: std::os::fd::BorrowedFd<'_>) -> bool {
+    /// Marks what is open; the mount is a process's, or the agent's own.
+    fn mark(&mut self, one: &Wanted, pid: Option<u32>, file: BorrowedFd<'_>) -> bool {
         if self.over.load(Relaxed) {
             return false;
         }
         if self.devices.len() == MOST_FILE_SYSTEMS && !self.devices.contains(&one.device) {
-            self.gap(
-                &one.at.display().to_string(),
-                &format!("{MOST_FILE_SYSTEMS} file systems are marked already"),
-            );
+            let reason = format!("{MOST_FILE_SYSTEMS} file systems are marked already");
+            self.gap(one, pid, &reason);
             return false;
         }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         for group in self.groups {
             if let Err(error) = group.mark(Path::new(&path)) {
-                self.gap(
-                    &one.at.display().to_string(),
-                    &format!("its file system cannot be marked: {error}"),
-                );
+                let reason = format!("its file system cannot be marked: {error}");
+                self.gap(one, pid, &reason);
                 return false;
             }
         }
@@ -328,11 +319,15 @@ impl Marks<'_> {
         true
     }
 
-    fn gap(&mut self, path: &str, reason: &str) {
-        self.gaps.push(Gap {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
+    fn gap(&mut self, one: &Wanted, pid: Option<u32>, reason: &str) {
+        self.gaps.push(match pid {
+            Some(pid) => Gap::of_process(pid, &one.at, reason),
+            None => Gap::new(&one.at, reason),
         });
+    }
+
+    fn gap_elsewhere(&mut self, reason: &str) {
+        self.gaps.push(Gap::of("other mount namespaces", reason));
     }
 }
 

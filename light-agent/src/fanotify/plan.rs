@@ -86,10 +86,7 @@ pub struct Plan {
 
 impl Plan {
     fn gap(&mut self, point: &Path, reason: &str) {
-        self.gaps.push(Gap {
-            path: point.display().to_string(),
-            reason: reason.to_owned(),
-        });
+        self.gaps.push(Gap::new(point, reason));
     }
 }
 
@@ -177,10 +174,16 @@ pub fn foreign(mounts: &[Mount], own: &HashSet<String>, overlays: Seen) -> Plan 
             Ok(layers) => plan
                 .wanted
                 .extend(layers.into_iter().filter(|one| !own.contains(&one.device))),
-            Err(_) => *plan.foreign_gaps.entry(mount.kind.clone()).or_default() += 1,
+            Err(_) => *plan.foreign_gaps.entry(family(&mount.kind)).or_default() += 1,
         }
     }
     plan
+}
+
+/// The type that the kernel knows: what follows a point whoever mounted it chose.
+fn family(kind: &str) -> String {
+    let family = kind.split('.').next();
+    family.unwrap_or(kind).to_owned()
 }
 
 /// Where an overlay's layers lie.
@@ -259,7 +262,7 @@ mod tests {
         let plan = own(&mounts, &rules(Seen::Yes));
         assert_eq!(devices(&plan), ["8:1", "0:40", "8:1", "0:41"], "{plan:?}");
         assert_eq!(plan.wanted[0].at, Path::new("/home"));
-        let gaps: Vec<_> = plan.gaps.iter().map(|gap| &*gap.path).collect();
+        let gaps: Vec<_> = plan.gaps.iter().map(Gap::path).collect();
         assert_eq!(gaps, ["/home/net", "/home/net/x"]);
     }
 
@@ -289,7 +292,7 @@ mod tests {
         let plan = own(&mounts, &rules);
         assert_eq!(devices(&plan), ["0:30"], "{plan:?}");
         assert_eq!(plan.gaps.len(), 1, "{plan:?}");
-        assert!(plan.gaps[0].reason.starts_with("3 mounts"), "{plan:?}");
+        assert!(plan.gaps[0].reason().starts_with("3 mounts"), "{plan:?}");
         rules.below = false;
         assert_eq!(own(&mounts, &rules).gaps, []);
     }
@@ -300,7 +303,7 @@ mod tests {
         for seen in [Seen::No, Seen::Unknown] {
             let plan = own(&mounts, &rules(seen));
             assert_eq!(devices(&plan), ["8:1", "0:40"], "never the overlay itself");
-            assert!(plan.gaps.iter().any(|gap| gap.path == "/home/merged"));
+            assert!(plan.gaps.iter().any(|gap| gap.path() == "/home/merged"));
         }
     }
 
@@ -310,11 +313,11 @@ mod tests {
         let mounts = parse_all(
             "20 0 8:1 /c / rw - ext4 a rw\n21 20 0:60 / /tmp rw - tmpfs t rw\n\
              22 20 0:61 / /f rw - fuse.x f rw\n23 20 0:62 / /o rw - overlay o rw,lowerdir=/tmp/a:/b\n\
-             24 20 0:63 / /g rw - fuse.x f rw\n25 20 0:5 / /proc rw - proc p rw\n",
+             24 20 0:63 / /g rw - fuse.y f rw\n25 20 0:5 / /proc rw - proc p rw\n",
         );
         let plan = foreign(&mounts, &own, Seen::Yes);
         assert_eq!(devices(&plan), ["0:60", "0:60"], "{plan:?}");
-        assert_eq!(plan.foreign_gaps, [("fuse.x".to_owned(), 2)].into());
+        assert_eq!(plan.foreign_gaps, [("fuse".to_owned(), 2)].into());
         let plan = foreign(&mounts, &own, Seen::No);
         assert_eq!(plan.foreign_gaps["overlay"], 1);
     }

@@ -34,7 +34,9 @@ impl Container {
 
     /// Runs a script that must go well.
     pub fn run(&mut self, script: &str) {
-        let said = self.say(&format!("( set -e; {script} ) >&2 && echo done || echo failed"));
+        let said = self.say(&format!(
+            "( set -e; {script} ) >&2 && echo done || echo failed"
+        ));
         assert_eq!(said, "done", "{script}");
     }
 
