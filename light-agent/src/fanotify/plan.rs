@@ -188,12 +188,23 @@ fn family(kind: &str) -> String {
 
 /// Where an overlay's layers lie.
 fn layers(mounts: &[Mount], mount: &Mount, seen: Seen) -> Result<Vec<Wanted>, &'static str> {
-    if seen != Seen::Yes {
-        return Err(
-            "this kernel does not show what is opened in an overlay to whoever watches its layers, \
+    match seen {
+        Seen::Yes => {}
+        Seen::No => {
+            return Err(
+                "this kernel does not show what is opened in an overlay to whoever watches its layers, \
              and an overlay is not marked beside them; protect its upper and lower folders, and \
              scan it on demand",
-        );
+            );
+        }
+        Seen::Unknown => {
+            return Err(
+                "whether this kernel shows what is opened in an overlay to whoever watches its layers \
+             could not be tried at the start, since the agent may mount nothing or the kernel has \
+             no overlays, so that they are not marked for it; protect its upper and lower folders, \
+             and scan it on demand",
+            );
+        }
     }
     let hidden = "its layers cannot be told from here; scan it on demand";
     let layers = overlay::layers(&mount.options).ok_or(hidden)?;
@@ -303,7 +314,9 @@ mod tests {
         for seen in [Seen::No, Seen::Unknown] {
             let plan = own(&mounts, &rules(seen));
             assert_eq!(devices(&plan), ["8:1", "0:40"], "never the overlay itself");
-            assert!(plan.gaps.iter().any(|gap| gap.path() == "/home/merged"));
+            let gap = plan.gaps.iter().find(|gap| gap.path() == "/home/merged");
+            let unknown = gap.unwrap().reason().contains("could not be tried");
+            assert_eq!(unknown, seen == Seen::Unknown);
         }
     }
 
