@@ -157,3 +157,24 @@ fn no_mount_point_speaks_for_the_agent() {
         );
     }
 }
+
+const ELSEWHERE: &str = "on_access: other_namespaces = true";
+
+/// What begins in a container need not open anything that is marked.
+#[test]
+fn a_container_is_noticed_by_its_processes() {
+    if !is_root("a_container_is_noticed_by_its_processes") {
+        return;
+    }
+    let mut world = World::new(ELSEWHERE);
+    let inner = world.agent.run_apart();
+    world.agent.wait_protection("blocking");
+    // Nothing is opened below the protected path from now on.
+    let seen = || world.agent.status()["events"]["seen"].clone();
+    std::thread::sleep(Duration::from_secs(6));
+    let before = seen();
+    let mut container = Container::start(inner);
+    container.run("mkdir -p /mnt; mount -t tmpfs own /mnt");
+    wait_until("it is marked", || file_systems(&world) == 2);
+    assert_eq!(seen(), before);
+}

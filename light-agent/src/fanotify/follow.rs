@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!  /proc/self/mountinfo changes ──────────────► own mounts ─┐
-//!  every 5 s, while opens are seen ─► /proc/*/ns/mnt ─► other namespaces ─┴─► plan ─► marked
-//!                                                                                     or a gap
+//!  every 5 s, while the guest stirs ─► /proc/*/ns/mnt ─► other namespaces ─┴─► plan ─► marked
+//!                                                                                      or a gap
 //! ```
 //!
 //! Runs within the runtime and has no thread of its own; what could wait for a disk is
@@ -58,7 +58,7 @@ pub struct Follower {
     pub elsewhere: bool,
     /// What it says.
     pub coverage: Coverage,
-    /// Whether opens are seen.
+    /// What opens are seen.
     pub accounts: Arc<Accounts>,
     /// Set when protection ends.
     pub over: Arc<AtomicBool>,
@@ -109,7 +109,7 @@ impl Follower {
                 return;
             }
         };
-        let mut seen = this.accounts.total_seen();
+        let mut seen = this.stirs();
         let mut every = tokio::time::interval(NAMESPACES_EVERY);
         every.reset();
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,8 +121,7 @@ impl Follower {
                     false
                 }
                 _ = every.tick() => {
-                    // Whatever begins or mounts something opens a program.
-                    let now = this.accounts.total_seen();
+                    let now = this.stirs();
                     if !this.elsewhere || std::mem::replace(&mut seen, now) == now {
                         continue;
                     }
@@ -135,6 +134,12 @@ impl Follower {
             pass(namespaces).await;
             tokio::time::sleep(REST).await;
         }
+    }
+
+    /// What changes when anything begins or is mounted in this guest: the opens that are
+    /// seen, and the last process, since its program need not be on a marked file system.
+    fn stirs(&self) -> (u64, Option<u32>) {
+        (self.accounts.total_seen(), namespaces::last_process())
     }
 
     fn pass(&self, before: &mut Before, namespaces: bool) {

@@ -67,6 +67,12 @@ fn of(process: &Path) -> Option<OsString> {
     Some(link.into_os_string())
 }
 
+/// The number of the process that began last.
+pub fn last_process() -> Option<u32> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().nth(4)?.parse().ok()
+}
+
 /// The mounts that a process sees; none if it is gone.
 pub fn mounts(pid: u32) -> Option<Namespace> {
     let mut table = File::open(format!("/proc/{pid}/mountinfo")).ok()?;
@@ -104,6 +110,14 @@ mod tests {
         }
         let found = walk(proc.path());
         assert_eq!((found.pids.len(), found.cut), (MOST_NAMESPACES, true));
+    }
+
+    #[test]
+    fn a_process_that_begins_is_noticed() {
+        let before = last_process().unwrap();
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        child.wait().unwrap();
+        assert_ne!(last_process().unwrap(), before);
     }
 
     #[test]
