@@ -19,6 +19,7 @@ use crate::daemon::Parts;
 use crate::deadline::{Chore, Deadlines};
 use crate::decide::Scope;
 use crate::fanotify::coverage::Coverage;
+use crate::fanotify::devices;
 use crate::fanotify::event::{Desk, Respond};
 use crate::fanotify::follow::Follower;
 use crate::fanotify::group::{Group, Watched};
@@ -223,6 +224,7 @@ impl OnAccess {
             },
             unusable: self.places.gaps.clone(),
             elsewhere: settings.on_access.other_namespaces,
+            devices_seen: devices::are_seen(),
             coverage: self.coverage.clone(),
             accounts: Arc::clone(&parts.accounts),
             over: Arc::clone(&self.over),

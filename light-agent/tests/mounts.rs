@@ -160,6 +160,40 @@ fn no_mount_point_speaks_for_the_agent() {
 
 const ELSEWHERE: &str = "on_access: other_namespaces = true";
 
+#[test]
+fn a_private_dev_is_no_trap() {
+    if !is_root("a_private_dev_is_no_trap") {
+        return;
+    }
+    let mut world = World::new(ELSEWHERE);
+    let mut container = Container::start(world.agent.run_apart());
+    world.agent.wait_protection("blocking");
+    container.run(
+        "mkdir -p /mnt; mount -t tmpfs own /mnt; mkdir /mnt/dev; mount -t tmpfs dev /mnt/dev
+         mknod /mnt/dev/null c 1 3; mknod /mnt/dev/tty c 5 0",
+    );
+    container.run(&format!("printf %s '{}' > /mnt/bad", text(MARKER)));
+    container.run(&format!("printf %s '{}' > /mnt/dev/bad", text(MARKER)));
+    let seen = palisade_light_agent::fanotify::devices::are_seen();
+    wait_until("the other one is marked", || {
+        file_systems(&world) == if seen { 2 } else { 3 }
+    });
+    assert!(!container.reads("/mnt/bad"));
+    assert!(container.reads("/mnt/dev/null"));
+    let nodes = gaps(&world)
+        .iter()
+        .any(|gap| gap.contains("1 file systems of device nodes"));
+    assert_eq!((nodes, container.reads("/mnt/dev/bad")), (seen, seen));
+    // Whoever has a terminal opens it.
+    let opens =
+        "script -qec 'exec 3</mnt/dev/tty' /dev/null >/dev/null 2>&1 && echo opened || echo denied";
+    assert_eq!(container.say(opens), "opened");
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
 /// What begins in a container need not open anything that is marked.
 #[test]
 fn a_container_is_noticed_by_its_processes() {

@@ -9,7 +9,8 @@
 //! Runs within the runtime and has no thread of its own; what could wait for a disk is
 //! done on one of those for reading files. A mount of another namespace may be of anyone's
 //! making: nothing is opened there that is not in the kernel's memory already, and a mount
-//! is marked only if the kernel still calls it local while it is held open. Each pass
+//! is marked only if the kernel still calls it local while it is held open. A file system
+//! of [device nodes](super::devices) is not, where the kernel would open them, too. Each pass
 //! marks everything again, since the number of a file system that is gone soon belongs to
 //! another one; a mark that is there already costs nothing.
 //!
@@ -30,6 +31,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::MissedTickBehavior;
 
 use super::coverage::{Coverage, Covered};
+use super::devices;
 use super::group::Group;
 use super::mountinfo;
 use super::namespaces::{self, MOST_NAMESPACES};
@@ -43,6 +45,9 @@ pub const MOST_FILE_SYSTEMS: usize = 1024;
 const NAMESPACES_EVERY: Duration = Duration::from_secs(5);
 /// Between passes, however often something is mounted.
 const REST: Duration = Duration::from_millis(100);
+/// Why device nodes are not protected.
+const UNOPENED: &str = "(a /dev) is not protected on access: the kernel would open each \
+                        device for the agent, too";
 /// Tries to reach what is in memory, before it is a gap: a rename elsewhere can disturb one.
 const TRIES: usize = 4;
 
@@ -56,6 +61,8 @@ pub struct Follower {
     pub unusable: Vec<Gap>,
     /// Whether other namespaces are looked at.
     pub elsewhere: bool,
+    /// Whether opens of device nodes are events.
+    pub devices_seen: bool,
     /// What it says.
     pub coverage: Coverage,
     /// What opens are seen.
@@ -152,6 +159,8 @@ impl Follower {
             groups: &groups,
             over: &self.over,
             devices: HashSet::new(),
+            devices_seen: self.devices_seen,
+            nodes: HashSet::new(),
             gaps: Vec::new(),
         };
         let plan = plan::own(&own.mounts, &self.rules);
@@ -194,6 +203,10 @@ struct Marks<'a> {
     groups: &'a [Arc<Group>],
     over: &'a AtomicBool,
     devices: HashSet<String>,
+    /// Whether opens of device nodes are events.
+    devices_seen: bool,
+    /// File systems of device nodes, which are not marked then.
+    nodes: HashSet<String>,
     gaps: Vec<Gap>,
 }
 
@@ -227,6 +240,7 @@ impl Marks<'_> {
         let found = namespaces::walk(Path::new("/proc"));
         let mut left: BTreeMap<String, usize> = BTreeMap::new();
         let (before, gaps) = (self.devices.clone(), std::mem::take(&mut self.gaps));
+        let nodes = self.nodes.len();
         let mut namespaces = 0;
         for pid in found.pids {
             if self.over.load(Relaxed) {
@@ -246,6 +260,10 @@ impl Marks<'_> {
             self.gap_elsewhere(&format!(
                 "{count} mounts of type {kind} are not protected on access"
             ));
+        }
+        let nodes = self.nodes.len() - nodes;
+        if nodes > 0 {
+            self.gap_elsewhere(&format!("{nodes} file systems of device nodes {UNOPENED}"));
         }
         if found.cut {
             self.gap_elsewhere(&format!("only {MOST_NAMESPACES} of them are looked at"));
@@ -312,7 +330,27 @@ impl Marks<'_> {
             self.gap(one, pid, &reason);
             return false;
         }
+        if self.nodes.contains(&one.device) {
+            return false;
+        }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        // In the agent's own namespace the name counts, too: whoever may make the node in a
+        // folder of the host's would otherwise end its protection.
+        let named = pid.is_some() || one.at.file_name() == Some("dev".as_ref());
+        if self.devices_seen && named && devices::are_in(file) {
+            for group in self.groups {
+                // It may have been marked before the nodes were there.
+                group.unmark(Path::new(&path));
+            }
+            if self.nodes.insert(one.device.clone()) && pid.is_none() {
+                self.gap(
+                    one,
+                    pid,
+                    &format!("a file system of device nodes {UNOPENED}"),
+                );
+            }
+            return false;
+        }
         for group in self.groups {
             if let Err(error) = group.mark(Path::new(&path)) {
                 let reason = format!("its file system cannot be marked: {error}");
@@ -376,6 +414,70 @@ fn open(folder: impl AsFd, path: &Path, id: u64, may_wait: bool) -> Result<Owned
 mod tests {
     use super::super::mountinfo::{holding, parse_all};
     use super::*;
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    use nix::sys::stat::{Mode as Rights, SFlag, makedev, mknod};
+
+    /// In mounts of this thread's own.
+    fn a_dev_is_told_from_a_tmpfs(at: &Path) {
+        let none: Option<&str> = None;
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("t"), at, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let folder = openat2(CWD, at, flags, Mode::empty(), ResolveFlags::empty()).unwrap();
+        let over = AtomicBool::new(false);
+        let one = Wanted {
+            at: at.to_owned(),
+            id: 1,
+            device: "0:99".to_owned(),
+        };
+        // What is marked, and what is said, by whose it is.
+        let mark = |devices_seen, pid| {
+            let mut marks = Marks {
+                groups: &[],
+                over: &over,
+                devices: HashSet::new(),
+                devices_seen,
+                nodes: HashSet::new(),
+                gaps: Vec::new(),
+            };
+            let marked = marks.mark(&one, pid, folder.as_fd());
+            assert_eq!(marked, marks.devices.contains(&one.device));
+            assert_ne!(marked, marks.nodes.contains(&one.device));
+            (marked, marks.gaps.len())
+        };
+        assert_eq!(mark(true, Some(1)), (true, 0));
+        std::fs::write(at.join("null"), "x").unwrap();
+        assert_eq!(mark(true, Some(1)), (true, 0), "a file of that name");
+        std::fs::remove_file(at.join("null")).unwrap();
+        let number = makedev(1, 3);
+        mknod(&at.join("null"), SFlag::S_IFCHR, Rights::S_IRUSR, number).unwrap();
+        // Those of other namespaces are counted elsewhere.
+        assert_eq!(mark(true, Some(1)), (false, 0));
+        let own = if at.ends_with("dev") {
+            (false, 1)
+        } else {
+            (true, 0)
+        };
+        assert_eq!(mark(true, None), own);
+        assert_eq!(mark(false, Some(1)), (true, 0));
+    }
+
+    #[test]
+    fn a_file_system_of_device_nodes_is_not_marked() {
+        if !crate::fanotify::group::has_capability() {
+            println!("skipped: a_file_system_of_device_nodes_is_not_marked needs root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["dev", "other"] {
+            let at = folder.path().join(name);
+            std::fs::create_dir(&at).unwrap();
+            let test = std::thread::spawn(move || a_dev_is_told_from_a_tmpfs(&at));
+            test.join().unwrap();
+        }
+    }
 
     #[test]
     fn a_place_is_opened_on_its_own_mount_alone() {

@@ -129,6 +129,17 @@ impl Group {
         )
     }
 
+    /// Takes that back.
+    pub fn unmark(&self, path: &Path) {
+        // None there is as good.
+        let _ = self.kernel.mark(
+            MarkFlags::FAN_MARK_REMOVE | MarkFlags::FAN_MARK_FILESYSTEM,
+            self.watched.mask(),
+            AT_FDCWD,
+            Some(path),
+        );
+    }
+
     /// Has the kernel ask no more about opens of this file, until it is written to. The
     /// mark does not keep the file in memory.
     ///
