@@ -212,3 +212,74 @@ fn a_container_is_noticed_by_its_processes() {
     wait_until("it is marked", || file_systems(&world) == 2);
     assert_eq!(seen(), before);
 }
+
+#[test]
+fn a_file_system_that_is_hidden_at_one_place_is_marked_by_another() {
+    if !is_root("a_file_system_that_is_hidden_at_one_place_is_marked_by_another") {
+        return;
+    }
+    let mut world = World::new(ELSEWHERE);
+    let mut container = Container::start(world.agent.run_apart());
+    world.agent.wait_protection("blocking");
+    container.run(
+        "mkdir -p /mnt; mount -t tmpfs own /mnt; mkdir /mnt/a /mnt/b
+         mount -t tmpfs t /mnt/a; mount --bind /mnt/a /mnt/b; mount -t tmpfs u /mnt/a",
+    );
+    container.run(&format!(
+        "printf %s '{}' > /mnt/b/bad; echo good > /mnt/b/good",
+        text(MARKER)
+    ));
+    wait_until("all are marked", || file_systems(&world) == 4);
+    assert!(!container.reads("/mnt/b/bad") && container.reads("/mnt/b/good"));
+    assert_eq!(gaps(&world), Vec::<String>::new());
+    // What can be reached at no place is a gap.
+    container.run("mount -t tmpfs v /mnt/b");
+    wait_until("it is said", || {
+        gaps(&world)
+            .iter()
+            .any(|gap| gap.contains("another mount hides it"))
+    });
+}
+
+/// The layers of an overlay are known by the names that they had when it was mounted.
+#[test]
+fn an_overlay_whose_layers_are_elsewhere_by_now_is_a_gap() {
+    if !is_root("an_overlay_whose_layers_are_elsewhere_by_now_is_a_gap") {
+        return;
+    }
+    let mut world = World::new(ELSEWHERE);
+    let mut container = Container::start(world.agent.run_apart());
+    world.agent.wait_protection("blocking");
+    container.run(
+        "mkdir -p /mnt /media; mount -t tmpfs own /mnt; mkdir /mnt/l /mnt/u /mnt/w
+         mount -t overlay o -o lowerdir=/mnt/l,upperdir=/mnt/u,workdir=/mnt/w /media",
+    );
+    let counted = |world: &World| {
+        let gaps = gaps(world);
+        gaps.iter()
+            .any(|gap| gap.contains("1 mounts of type overlay"))
+    };
+    wait_until("its layers are marked", || file_systems(&world) == 2);
+    // Before Linux 6.x it is one anyway.
+    if !counted(&world) {
+        container.run("umount -l /mnt");
+        wait_until("it is a gap", || counted(&world));
+    }
+}
+
+/// More than are open at a time.
+#[test]
+fn many_file_systems_of_one_container_are_marked() {
+    if !is_root("many_file_systems_of_one_container_are_marked") {
+        return;
+    }
+    let mut world = World::new(ELSEWHERE);
+    let mut container = Container::start(world.agent.run_apart());
+    world.agent.wait_protection("blocking");
+    container.run(
+        "mkdir -p /mnt; mount -t tmpfs own /mnt
+         for i in $(seq 149); do mkdir /mnt/$i; mount -t tmpfs t /mnt/$i; done",
+    );
+    wait_until("all are marked", || file_systems(&world) == 151);
+    assert_eq!(gaps(&world), Vec::<String>::new());
+}

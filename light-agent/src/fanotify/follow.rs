@@ -16,7 +16,8 @@
 //!
 //! Owns when it is looked, and the way to a mount; which ones is [`super::plan`]'s.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -33,14 +34,17 @@ use tokio::time::MissedTickBehavior;
 use super::coverage::{Coverage, Covered};
 use super::devices;
 use super::group::Group;
-use super::mountinfo;
+use super::mountinfo::{self, Mount};
 use super::namespaces::{self, MOST_NAMESPACES};
 use super::places::{Gap, is_local};
-use super::plan::{self, Rules, Wanted};
+use super::plan::{self, MOST_FOREIGN_MOUNTS, Rules, Wanted};
 use crate::accounts::Accounts;
 
 /// File systems that are marked, at the most.
 pub const MOST_FILE_SYSTEMS: usize = 1024;
+/// Mounts of another namespace that are open at a time: of the descriptors, those for
+/// everything but events are few.
+const OPEN_AT_A_TIME: usize = 64;
 /// Between looks at other namespaces.
 const NAMESPACES_EVERY: Duration = Duration::from_secs(5);
 /// Between passes, however often something is mounted.
@@ -151,9 +155,12 @@ impl Follower {
 
     fn pass(&self, before: &mut Before, namespaces: bool) {
         let groups: Vec<Arc<Group>> = self.groups.iter().filter_map(Weak::upgrade).collect();
-        let Some(own) = namespaces::mounts(std::process::id()) else {
-            tracing::error!("the table of mounts cannot be read; what is mounted is not followed");
-            return;
+        let own = match mountinfo::own() {
+            Ok(table) => mountinfo::parse_all(&table),
+            Err(error) => {
+                tracing::error!(%error, "the table of mounts cannot be read; what is mounted is not followed");
+                return;
+            }
         };
         let mut marks = Marks {
             groups: &groups,
@@ -163,7 +170,7 @@ impl Follower {
             nodes: HashSet::new(),
             gaps: Vec::new(),
         };
-        let plan = plan::own(&own.mounts, &self.rules);
+        let plan = plan::own(&own, &self.rules);
         marks.gaps.extend(plan.gaps);
         let reached = marks.own(&plan.wanted);
         let unusable = self.unusable.iter().filter(|gap| {
@@ -180,8 +187,7 @@ impl Follower {
         if self.elsewhere && self.rules.overlay.is_some() {
             marks.gap_elsewhere(&plan::unmarked_beside("what only they have is"));
         } else if namespaces {
-            let devices: HashSet<String> =
-                own.mounts.into_iter().map(|mount| mount.device).collect();
+            let devices: HashSet<String> = own.into_iter().map(|mount| mount.device).collect();
             before.elsewhere = marks.elsewhere(&devices, &self.rules);
         }
         let elsewhere = &before.elsewhere;
@@ -241,20 +247,47 @@ impl Marks<'_> {
         let mut left: BTreeMap<String, usize> = BTreeMap::new();
         let (before, gaps) = (self.devices.clone(), std::mem::take(&mut self.gaps));
         let nodes = self.nodes.len();
-        let mut namespaces = 0;
+        let (mut namespaces, mut long, mut unread) = (0, 0, 0);
         for pid in found.pids {
             if self.over.load(Relaxed) {
                 break;
             }
-            let Some(namespace) = namespaces::mounts(pid) else {
-                continue;
+            let namespace = match namespaces::mounts(pid) {
+                Ok(Some(namespace)) => namespace,
+                Ok(None) => continue,
+                Err(_) => {
+                    unread += 1;
+                    continue;
+                }
             };
             namespaces += 1;
             let plan = plan::foreign(&namespace.mounts, own, rules.overlays);
+            long += usize::from(namespace.cut || plan.cut);
             for (kind, count) in plan.foreign_gaps {
                 *left.entry(kind).or_default() += count;
             }
-            self.foreign(pid, &plan.wanted);
+            if self.foreign(pid, &plan.wanted).is_err() {
+                unread += 1;
+            }
+            // Its layers were named when it was mounted, and are looked for by name.
+            let unmarked = |layers: &&HashSet<String>| !layers.is_subset(&self.devices);
+            let unmarked = plan.overlays.iter().filter(unmarked).count();
+            if unmarked > 0 {
+                *left.entry("overlay".to_owned()).or_default() += unmarked;
+            }
+        }
+        if long > 0 {
+            self.gap_elsewhere(&format!(
+                "{long} of them have more mounts than are looked at ({MOST_FOREIGN_MOUNTS})"
+            ));
+        }
+        if unread > 0 {
+            self.gap_elsewhere(&format!("the mounts of {unread} of them cannot be read"));
+        }
+        if self.devices.len() >= MOST_FILE_SYSTEMS {
+            self.gap_elsewhere(&format!(
+                "{MOST_FILE_SYSTEMS} file systems are marked already"
+            ));
         }
         for (kind, count) in left {
             self.gap_elsewhere(&format!(
@@ -275,49 +308,64 @@ impl Marks<'_> {
         }
     }
 
-    /// Marks mounts of a process's namespace.
-    fn foreign(&mut self, pid: u32, wanted: &[Wanted]) {
-        let mut devices = HashSet::new();
-        let new = wanted.iter().filter(|one| {
-            !self.devices.contains(&one.device) && devices.insert(one.device.clone())
-        });
+    /// Whether it is known what becomes of a file system in this pass.
+    fn knows(&self, device: &str) -> bool {
+        self.devices.contains(device) || self.nodes.contains(device)
+    }
+
+    /// Marks mounts of a process's namespace; of each file system the first that can be
+    /// reached.
+    ///
+    /// # Errors
+    /// The kernel's, that its mounts cannot be told.
+    fn foreign(&mut self, pid: u32, wanted: &[Wanted]) -> io::Result<()> {
+        let new = wanted.iter().filter(|one| !self.knows(&one.device));
         let new: Vec<&Wanted> = new.collect();
         let root = PathBuf::from(format!("/proc/{pid}/root"));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         if new.is_empty() {
-            return;
+            return Ok(());
         }
         let Ok(root) = openat2(CWD, &root, flags, Mode::empty(), ResolveFlags::empty()) else {
-            return; // it is gone
+            return Ok(()); // it is gone
         };
-        let opened = new.into_iter().map(|one| {
-            let below = one.at.strip_prefix("/").unwrap_or(&one.at);
-            let below = if below.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                below
+        let mut missed = Vec::new();
+        for some in new.chunks(OPEN_AT_A_TIME) {
+            let some = some.iter().filter(|one| !self.knows(&one.device));
+            let opened: Vec<_> = some.map(|one| (*one, open_below(&root, one))).collect();
+            if opened.is_empty() {
+                continue;
+            }
+            if self.over.load(Relaxed) || self.devices.len() >= MOST_FILE_SYSTEMS {
+                return Ok(());
+            }
+            // While a mount is open its id is no other one's: what it is now it stays.
+            let Some(now) = namespaces::mounts(pid)? else {
+                return Ok(());
             };
-            (one, open(root.as_fd(), below, one.id, false))
-        });
-        let opened: Vec<_> = opened.collect();
-        // While a mount is open its id is no other one's: what it is now it stays.
-        let Some(now) = namespaces::mounts(pid) else {
-            return;
-        };
-        for (one, file) in opened {
-            let is_there = now.mounts.iter().any(|mount| {
-                mount.id == one.id && mount.device == one.device && is_local(&mount.kind)
-            });
-            match file {
-                Ok(file) if is_there => {
-                    self.mark(one, Some(pid), file.as_fd());
+            let there: HashMap<u64, &Mount> =
+                now.mounts.iter().map(|mount| (mount.id, mount)).collect();
+            for (one, file) in opened {
+                let is_there = there
+                    .get(&one.id)
+                    .is_some_and(|mount| mount.device == one.device && is_local(&mount.kind));
+                match file {
+                    _ if !is_there || self.knows(&one.device) => {} // no more, or no need
+                    Ok(file) => {
+                        self.mark(one, Some(pid), file.as_fd());
+                    }
+                    Err(error) => missed.push((one, error)),
                 }
-                Err(error) if is_there => {
-                    self.gap(one, Some(pid), &unreachable(error));
-                }
-                _ => {} // no more
             }
         }
+        let mut said = HashSet::new();
+        for (one, error) in missed {
+            // Another way to it may have been open.
+            if !self.knows(&one.device) && said.insert(&one.device) {
+                self.gap(one, Some(pid), &unreachable(error));
+            }
+        }
+        Ok(())
     }
 
     /// Marks what is open; the mount is a process's, or the agent's own.
@@ -380,6 +428,16 @@ fn unreachable(error: Errno) -> String {
         Errno::LOOP => "it is reached by a symbolic link; name the real path".to_owned(),
         error => format!("it cannot be reached: {error}"),
     }
+}
+
+/// Opens a mount below a process's root, by what is in memory.
+fn open_below(root: &OwnedFd, one: &Wanted) -> Result<OwnedFd, Errno> {
+    let below = one.at.strip_prefix("/").unwrap_or(&one.at);
+    let below = match below.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => below,
+    };
+    open(root, below, one.id, false)
 }
 
 /// Opens a place on the mount of this id, following no link. `may_wait` says that the
