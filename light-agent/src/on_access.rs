@@ -19,6 +19,7 @@ use crate::daemon::Parts;
 use crate::deadline::{Chore, Deadlines};
 use crate::decide::Scope;
 use crate::fanotify::coverage::Coverage;
+use crate::fanotify::devices;
 use crate::fanotify::event::{Desk, Respond};
 use crate::fanotify::follow::Follower;
 use crate::fanotify::group::{Group, Watched};
@@ -99,7 +100,7 @@ impl OnAccess {
             Places::default()
         };
         for gap in &places.gaps {
-            tracing::warn!(path = %gap.path, reason = %gap.reason, "a path is not protected on access");
+            tracing::warn!(path = %gap.path(), reason = %gap.reason(), "a path is not protected on access");
         }
         let mut started = Self {
             coverage: Coverage::new(&places),
@@ -197,7 +198,7 @@ impl OnAccess {
                 running.group.mark(&place.path).map_err(|error| {
                     format!(
                         "the file system of {} cannot be marked: {error}",
-                        place.path.display()
+                        PathBytes::from_path(&place.path)
                     )
                 })?;
             }
@@ -218,10 +219,12 @@ impl OnAccess {
                 paths: chosen(settings, &self.places),
                 below: settings.on_access.new_mounts,
                 exclude: settings.exclude.clone(),
+                overlay: self.places.overlay.clone(),
                 overlays,
             },
             unusable: self.places.gaps.clone(),
             elsewhere: settings.on_access.other_namespaces,
+            devices_seen: devices::are_seen(),
             coverage: self.coverage.clone(),
             accounts: Arc::clone(&parts.accounts),
             over: Arc::clone(&self.over),
@@ -389,8 +392,8 @@ fn chosen(settings: &Settings, places: &Places) -> Vec<PathBuf> {
         .map(|place| place.path.clone())
         .collect();
     let unusable = |path: &&PathBuf| {
-        let path = path.display().to_string();
-        places.gaps.iter().any(|gap| gap.path == path)
+        let mut gaps = places.gaps.iter();
+        gaps.any(|gap| gap.at() == Some(path.as_path()))
     };
     let named = settings.on_access.paths.iter();
     paths.extend(named.filter(unusable).cloned());

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::agent::Agent;
+use support::mount::Ext4;
 use support::site::Site;
 use support::svm::{Mode, Svm};
 use support::world::{World, denied, open_aside, program};
@@ -407,6 +408,55 @@ fn a_lease_holder_freezes_nobody_else() {
     assert!(took < Duration::from_secs(5), "{took:?}");
     let _ = stuck.recv_timeout(Duration::from_secs(60)).unwrap();
     world.agent.settled_events();
+}
+
+/// Has an ext4 go down as it does when its disk fails: files that are known by name are
+/// there, and their opens fail (`EXT4_IOC_SHUTDOWN`, without its log).
+const SHUT_DOWN: &str = "
+import fcntl, os, struct, sys
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))
+";
+
+#[test]
+fn a_file_that_the_agent_cannot_open_ends_nothing() {
+    let test = "a_file_that_the_agent_cannot_open_ends_nothing";
+    if !is_root(test) {
+        return;
+    }
+    let world = World::started("");
+    let pid = world.agent.serving_pid();
+    let images = tempfile::tempdir().unwrap();
+    let Some(disk) = Ext4::mount(
+        test,
+        images.path(),
+        &world.tmpfs.path().join("protected/disk"),
+    ) else {
+        return;
+    };
+    wait_until("it is marked", || {
+        world.agent.status()["protection"]["file_systems"] == 2
+    });
+    let file = world.file("disk/f", b"f");
+    File::open(&file).unwrap();
+    let down = Command::new("python3")
+        .args(["-c", SHUT_DOWN])
+        .arg(disk.path())
+        .status();
+    if !down.is_ok_and(|down| down.success()) {
+        println!("skipped: {test} needs python3, and an ext4 that can be shut down");
+        return;
+    }
+    // The agent's own open fails (EIO) before the opener's does.
+    for _ in 0..20 {
+        assert!(denied(File::open(&file)));
+    }
+    let bad = world.file("bad", MARKER);
+    assert!(denied(File::open(&bad)));
+    File::open(world.file("good", b"good")).unwrap();
+    let events = world.agent.settled_events();
+    assert!(events["kernel_refused"].as_u64().unwrap() >= 20, "{events}");
+    let state = world.agent.status()["protection"]["state"].clone();
+    assert_eq!((state, world.agent.serving_pid()), ("blocking".into(), pid));
 }
 
 #[test]

@@ -74,11 +74,11 @@ pub fn gather(in_force: &InForce) -> std::io::Result<Facts> {
                 .map(|(_, hard)| hard);
             facts.gaps = places::survey(&settings.on_access.paths)
                 .gaps
-                .into_iter()
+                .iter()
                 .filter(|_| settings.on_access.enabled)
                 .map(|gap| Gap {
-                    path: gap.path,
-                    reason: gap.reason,
+                    path: gap.path().to_owned(),
+                    reason: gap.reason().to_owned(),
                 })
                 .collect();
             if let Ok(Some(membership)) = &membership {

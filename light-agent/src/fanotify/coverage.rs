@@ -44,10 +44,8 @@ impl Coverage {
         let more = covered.gaps.len().saturating_sub(MOST_GAPS);
         if more > 0 {
             covered.gaps.truncate(MOST_GAPS);
-            covered.gaps.push(Gap {
-                path: "…".to_owned(),
-                reason: format!("{more} more mounts are not protected"),
-            });
+            let reason = format!("{more} more mounts are not protected");
+            covered.gaps.push(Gap::of("…", &reason));
         }
         let mut now = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let is_new = |gap: &&Gap| !now.gaps.contains(gap);
@@ -70,10 +68,7 @@ mod tests {
 
     #[test]
     fn gaps_are_bounded_and_told_once() {
-        let gap = |n: usize| Gap {
-            path: format!("/{n}"),
-            reason: "why".into(),
-        };
+        let gap = |n: usize| Gap::new(format!("/{n}").as_ref(), "why");
         let coverage = Coverage::default();
         let set = |n: usize| {
             coverage.set(Covered {
@@ -86,6 +81,6 @@ mod tests {
         set(MOST_GAPS + 5);
         let gaps = coverage.now().gaps;
         assert_eq!(gaps.len(), MOST_GAPS + 1);
-        assert!(gaps[MOST_GAPS].reason.contains("5 more"));
+        assert!(gaps[MOST_GAPS].reason().contains("5 more"));
     }
 }

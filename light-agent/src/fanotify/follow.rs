@@ -2,27 +2,29 @@
 //!
 //! ```text
 //!  /proc/self/mountinfo changes ──────────────► own mounts ─┐
-//!  every 5 s, while opens are seen ─► /proc/*/ns/mnt ─► other namespaces ─┴─► plan ─► marked
-//!                                                                                     or a gap
+//!  every 5 s, while the guest stirs ─► /proc/*/ns/mnt ─► other namespaces ─┴─► plan ─► marked
+//!                                                                                      or a gap
 //! ```
 //!
 //! Runs within the runtime and has no thread of its own; what could wait for a disk is
 //! done on one of those for reading files. A mount of another namespace may be of anyone's
 //! making: nothing is opened there that is not in the kernel's memory already, and a mount
-//! is marked only if the kernel still calls it local while it is held open. Each pass
+//! is marked only if the kernel still calls it local while it is held open. A file system
+//! of [device nodes](super::devices) is not, where the kernel would open them, too. Each pass
 //! marks everything again, since the number of a file system that is gone soon belongs to
 //! another one; a mark that is there already costs nothing.
 //!
 //! Owns when it is looked, and the way to a mount; which ones is [`super::plan`]'s.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use palisade_protocol::bounded::PathBytes;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, openat2, statx};
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -30,18 +32,26 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::MissedTickBehavior;
 
 use super::coverage::{Coverage, Covered};
+use super::devices;
 use super::group::Group;
+use super::mountinfo::{self, Mount};
 use super::namespaces::{self, MOST_NAMESPACES};
 use super::places::{Gap, is_local};
-use super::plan::{self, Rules, Wanted};
+use super::plan::{self, MOST_FOREIGN_MOUNTS, Rules, Wanted};
 use crate::accounts::Accounts;
 
 /// File systems that are marked, at the most.
 pub const MOST_FILE_SYSTEMS: usize = 1024;
+/// Mounts of another namespace that are open at a time: of the descriptors, those for
+/// everything but events are few.
+const OPEN_AT_A_TIME: usize = 64;
 /// Between looks at other namespaces.
 const NAMESPACES_EVERY: Duration = Duration::from_secs(5);
 /// Between passes, however often something is mounted.
 const REST: Duration = Duration::from_millis(100);
+/// Why device nodes are not protected.
+const UNOPENED: &str = "(a /dev) is not protected on access: the kernel would open each \
+                        device for the agent, too";
 /// Tries to reach what is in memory, before it is a gap: a rename elsewhere can disturb one.
 const TRIES: usize = 4;
 
@@ -55,9 +65,11 @@ pub struct Follower {
     pub unusable: Vec<Gap>,
     /// Whether other namespaces are looked at.
     pub elsewhere: bool,
+    /// Whether opens of device nodes are events.
+    pub devices_seen: bool,
     /// What it says.
     pub coverage: Coverage,
-    /// Whether opens are seen.
+    /// What opens are seen.
     pub accounts: Arc<Accounts>,
     /// Set when protection ends.
     pub over: Arc<AtomicBool>,
@@ -95,7 +107,7 @@ impl Follower {
         // Opened before the first pass: what comes meanwhile makes it ready. What a File
         // says is its descriptor stays so, which is all that the newer way asks for.
         #[allow(deprecated, reason = "the newer way is unsafe code")]
-        let table = File::open("/proc/self/mountinfo")
+        let table = mountinfo::open_own()
             .and_then(|table| AsyncFd::with_interest(table, Interest::PRIORITY));
         pass(this.elsewhere).await;
         if !(this.rules.below || this.elsewhere) {
@@ -108,7 +120,7 @@ impl Follower {
                 return;
             }
         };
-        let mut seen = this.accounts.total_seen();
+        let mut seen = this.stirs();
         let mut every = tokio::time::interval(NAMESPACES_EVERY);
         every.reset();
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -120,8 +132,7 @@ impl Follower {
                     false
                 }
                 _ = every.tick() => {
-                    // Whatever begins or mounts something opens a program.
-                    let now = this.accounts.total_seen();
+                    let now = this.stirs();
                     if !this.elsewhere || std::mem::replace(&mut seen, now) == now {
                         continue;
                     }
@@ -136,35 +147,47 @@ impl Follower {
         }
     }
 
+    /// What changes when anything begins or is mounted in this guest: the opens that are
+    /// seen, and the last process, since its program need not be on a marked file system.
+    fn stirs(&self) -> (u64, Option<u32>) {
+        (self.accounts.total_seen(), namespaces::last_process())
+    }
+
     fn pass(&self, before: &mut Before, namespaces: bool) {
         let groups: Vec<Arc<Group>> = self.groups.iter().filter_map(Weak::upgrade).collect();
-        let Some(own) = namespaces::mounts(std::process::id()) else {
-            tracing::error!("the table of mounts cannot be read; what is mounted is not followed");
-            return;
+        let own = match mountinfo::own() {
+            Ok(table) => mountinfo::parse_all(&table),
+            Err(error) => {
+                tracing::error!(%error, "the table of mounts cannot be read; what is mounted is not followed");
+                return;
+            }
         };
         let mut marks = Marks {
             groups: &groups,
             over: &self.over,
             devices: HashSet::new(),
+            devices_seen: self.devices_seen,
+            nodes: HashSet::new(),
             gaps: Vec::new(),
         };
-        let plan = plan::own(&own.mounts, &self.rules);
+        let plan = plan::own(&own, &self.rules);
         marks.gaps.extend(plan.gaps);
         let reached = marks.own(&plan.wanted);
         let unusable = self.unusable.iter().filter(|gap| {
-            let path = Path::new(&gap.path);
-            !reached.iter().any(|at| at.starts_with(path))
+            !gap.at()
+                .is_some_and(|path| reached.iter().any(|at| at.starts_with(path)))
         });
         marks.gaps.extend(unusable.cloned());
         for one in plan.wanted.iter().filter(|one| {
             marks.devices.contains(&one.device) && before.own.insert(one.device.clone())
         }) {
-            tracing::info!(path = %one.at.display(), "its file system is protected");
+            tracing::info!(path = %PathBytes::from_path(&one.at), "its file system is protected");
         }
         before.own.retain(|device| marks.devices.contains(device));
-        if namespaces {
-            let devices: HashSet<String> =
-                own.mounts.into_iter().map(|mount| mount.device).collect();
+        if self.elsewhere && self.rules.overlay.is_some() {
+            marks.gap_elsewhere(&plan::unmarked_beside("what only they have is"));
+        } else if namespaces {
+            let devices: HashSet<String> = own.into_iter().map(|mount| mount.device).collect();
             before.elsewhere = marks.elsewhere(&devices, &self.rules);
         }
         let elsewhere = &before.elsewhere;
@@ -176,7 +199,7 @@ impl Follower {
             gaps: marks.gaps,
         };
         for gap in self.coverage.set(covered) {
-            tracing::warn!(path = %gap.path, reason = %gap.reason, "not protected on access");
+            tracing::warn!(path = %gap.path(), reason = %gap.reason(), "not protected on access");
         }
     }
 }
@@ -186,6 +209,10 @@ struct Marks<'a> {
     groups: &'a [Arc<Group>],
     over: &'a AtomicBool,
     devices: HashSet<String>,
+    /// Whether opens of device nodes are events.
+    devices_seen: bool,
+    /// File systems of device nodes, which are not marked then.
+    nodes: HashSet<String>,
     gaps: Vec<Gap>,
 }
 
@@ -197,7 +224,7 @@ impl Marks<'_> {
         for one in wanted {
             match open(CWD, &one.at, one.id, true) {
                 Ok(file) => {
-                    if self.mark(one, file.as_fd()) {
+                    if self.mark(one, None, file.as_fd()) {
                         reached.push(one.at.clone());
                     }
                 }
@@ -209,7 +236,7 @@ impl Marks<'_> {
         for (one, error) in hidden {
             // Another way to it may have been open.
             if !self.devices.contains(&one.device) {
-                self.gap(&one.at.display().to_string(), &unreachable(error));
+                self.gap(one, None, &unreachable(error));
             }
         }
         reached
@@ -219,33 +246,60 @@ impl Marks<'_> {
         let found = namespaces::walk(Path::new("/proc"));
         let mut left: BTreeMap<String, usize> = BTreeMap::new();
         let (before, gaps) = (self.devices.clone(), std::mem::take(&mut self.gaps));
-        let mut namespaces = 0;
+        let nodes = self.nodes.len();
+        let (mut namespaces, mut long, mut unread) = (0, 0, 0);
         for pid in found.pids {
             if self.over.load(Relaxed) {
                 break;
             }
-            let Some(namespace) = namespaces::mounts(pid) else {
-                continue;
+            let namespace = match namespaces::mounts(pid) {
+                Ok(Some(namespace)) => namespace,
+                Ok(None) => continue,
+                Err(_) => {
+                    unread += 1;
+                    continue;
+                }
             };
             namespaces += 1;
             let plan = plan::foreign(&namespace.mounts, own, rules.overlays);
+            long += usize::from(namespace.cut || plan.cut);
             for (kind, count) in plan.foreign_gaps {
                 *left.entry(kind).or_default() += count;
             }
-            self.foreign(pid, &plan.wanted);
+            if self.foreign(pid, &plan.wanted).is_err() {
+                unread += 1;
+            }
+            // Its layers were named when it was mounted, and are looked for by name.
+            let unmarked = |layers: &&HashSet<String>| !layers.is_subset(&self.devices);
+            let unmarked = plan.overlays.iter().filter(unmarked).count();
+            if unmarked > 0 {
+                *left.entry("overlay".to_owned()).or_default() += unmarked;
+            }
         }
-        let elsewhere = "other mount namespaces";
+        if long > 0 {
+            self.gap_elsewhere(&format!(
+                "{long} of them have more mounts than are looked at ({MOST_FOREIGN_MOUNTS})"
+            ));
+        }
+        if unread > 0 {
+            self.gap_elsewhere(&format!("the mounts of {unread} of them cannot be read"));
+        }
+        if self.devices.len() >= MOST_FILE_SYSTEMS {
+            self.gap_elsewhere(&format!(
+                "{MOST_FILE_SYSTEMS} file systems are marked already"
+            ));
+        }
         for (kind, count) in left {
-            self.gap(
-                elsewhere,
-                &format!("{count} mounts of type {kind} are not protected on access"),
-            );
+            self.gap_elsewhere(&format!(
+                "{count} mounts of type {kind} are not protected on access"
+            ));
+        }
+        let nodes = self.nodes.len() - nodes;
+        if nodes > 0 {
+            self.gap_elsewhere(&format!("{nodes} file systems of device nodes {UNOPENED}"));
         }
         if found.cut {
-            self.gap(
-                elsewhere,
-                &format!("only {MOST_NAMESPACES} of them are looked at"),
-            );
+            self.gap_elsewhere(&format!("only {MOST_NAMESPACES} of them are looked at"));
         }
         Elsewhere {
             devices: self.devices.difference(&before).cloned().collect(),
@@ -254,70 +308,101 @@ impl Marks<'_> {
         }
     }
 
-    /// Marks mounts of a process's namespace.
-    fn foreign(&mut self, pid: u32, wanted: &[Wanted]) {
-        let mut devices = HashSet::new();
-        let new = wanted.iter().filter(|one| {
-            !self.devices.contains(&one.device) && devices.insert(one.device.clone())
-        });
+    /// Whether it is known what becomes of a file system in this pass.
+    fn knows(&self, device: &str) -> bool {
+        self.devices.contains(device) || self.nodes.contains(device)
+    }
+
+    /// Marks mounts of a process's namespace; of each file system the first that can be
+    /// reached.
+    ///
+    /// # Errors
+    /// The kernel's, that its mounts cannot be told.
+    fn foreign(&mut self, pid: u32, wanted: &[Wanted]) -> io::Result<()> {
+        let new = wanted.iter().filter(|one| !self.knows(&one.device));
         let new: Vec<&Wanted> = new.collect();
         let root = PathBuf::from(format!("/proc/{pid}/root"));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         if new.is_empty() {
-            return;
+            return Ok(());
         }
         let Ok(root) = openat2(CWD, &root, flags, Mode::empty(), ResolveFlags::empty()) else {
-            return; // it is gone
+            return Ok(()); // it is gone
         };
-        let opened = new.into_iter().map(|one| {
-            let below = one.at.strip_prefix("/").unwrap_or(&one.at);
-            let below = if below.as_os_str().is_empty() {
-                Path::new(".")
-            } else {
-                below
+        let mut missed = Vec::new();
+        for some in new.chunks(OPEN_AT_A_TIME) {
+            let some = some.iter().filter(|one| !self.knows(&one.device));
+            let opened: Vec<_> = some.map(|one| (*one, open_below(&root, one))).collect();
+            if opened.is_empty() {
+                continue;
+            }
+            if self.over.load(Relaxed) || self.devices.len() >= MOST_FILE_SYSTEMS {
+                return Ok(());
+            }
+            // While a mount is open its id is no other one's: what it is now it stays.
+            let Some(now) = namespaces::mounts(pid)? else {
+                return Ok(());
             };
-            (one, open(root.as_fd(), below, one.id, false))
-        });
-        let opened: Vec<_> = opened.collect();
-        // While a mount is open its id is no other one's: what it is now it stays.
-        let Some(now) = namespaces::mounts(pid) else {
-            return;
-        };
-        for (one, file) in opened {
-            let is_there = now.mounts.iter().any(|mount| {
-                mount.id == one.id && mount.device == one.device && is_local(&mount.kind)
-            });
-            match file {
-                Ok(file) if is_there => {
-                    self.mark(one, file.as_fd());
+            let there: HashMap<u64, &Mount> =
+                now.mounts.iter().map(|mount| (mount.id, mount)).collect();
+            for (one, file) in opened {
+                let is_there = there
+                    .get(&one.id)
+                    .is_some_and(|mount| mount.device == one.device && is_local(&mount.kind));
+                match file {
+                    _ if !is_there || self.knows(&one.device) => {} // no more, or no need
+                    Ok(file) => {
+                        self.mark(one, Some(pid), file.as_fd());
+                    }
+                    Err(error) => missed.push((one, error)),
                 }
-                Err(error) if is_there => {
-                    let path = format!("{} of process {pid}", one.at.display());
-                    self.gap(&path, &unreachable(error));
-                }
-                _ => {} // no more
             }
         }
+        let mut said = HashSet::new();
+        for (one, error) in missed {
+            // Another way to it may have been open.
+            if !self.knows(&one.device) && said.insert(&one.device) {
+                self.gap(one, Some(pid), &unreachable(error));
+            }
+        }
+        Ok(())
     }
 
-    fn mark(&mut self, one: &Wanted, file: std::os::fd::BorrowedFd<'_>) -> bool {
+    /// Marks what is open; the mount is a process's, or the agent's own.
+    fn mark(&mut self, one: &Wanted, pid: Option<u32>, file: BorrowedFd<'_>) -> bool {
         if self.over.load(Relaxed) {
             return false;
         }
         if self.devices.len() == MOST_FILE_SYSTEMS && !self.devices.contains(&one.device) {
-            self.gap(
-                &one.at.display().to_string(),
-                &format!("{MOST_FILE_SYSTEMS} file systems are marked already"),
-            );
+            let reason = format!("{MOST_FILE_SYSTEMS} file systems are marked already");
+            self.gap(one, pid, &reason);
+            return false;
+        }
+        if self.nodes.contains(&one.device) {
             return false;
         }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        // In the agent's own namespace the name counts, too: whoever may make the node in a
+        // folder of the host's would otherwise end its protection.
+        let named = pid.is_some() || one.at.file_name() == Some("dev".as_ref());
+        if self.devices_seen && named && devices::are_in(file) {
+            for group in self.groups {
+                // It may have been marked before the nodes were there.
+                group.unmark(Path::new(&path));
+            }
+            if self.nodes.insert(one.device.clone()) && pid.is_none() {
+                self.gap(
+                    one,
+                    pid,
+                    &format!("a file system of device nodes {UNOPENED}"),
+                );
+            }
+            return false;
+        }
         for group in self.groups {
             if let Err(error) = group.mark(Path::new(&path)) {
-                self.gap(
-                    &one.at.display().to_string(),
-                    &format!("its file system cannot be marked: {error}"),
-                );
+                let reason = format!("its file system cannot be marked: {error}");
+                self.gap(one, pid, &reason);
                 return false;
             }
         }
@@ -325,11 +410,15 @@ impl Marks<'_> {
         true
     }
 
-    fn gap(&mut self, path: &str, reason: &str) {
-        self.gaps.push(Gap {
-            path: path.to_owned(),
-            reason: reason.to_owned(),
+    fn gap(&mut self, one: &Wanted, pid: Option<u32>, reason: &str) {
+        self.gaps.push(match pid {
+            Some(pid) => Gap::of_process(pid, &one.at, reason),
+            None => Gap::new(&one.at, reason),
         });
+    }
+
+    fn gap_elsewhere(&mut self, reason: &str) {
+        self.gaps.push(Gap::of("other mount namespaces", reason));
     }
 }
 
@@ -339,6 +428,16 @@ fn unreachable(error: Errno) -> String {
         Errno::LOOP => "it is reached by a symbolic link; name the real path".to_owned(),
         error => format!("it cannot be reached: {error}"),
     }
+}
+
+/// Opens a mount below a process's root, by what is in memory.
+fn open_below(root: &OwnedFd, one: &Wanted) -> Result<OwnedFd, Errno> {
+    let below = one.at.strip_prefix("/").unwrap_or(&one.at);
+    let below = match below.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => below,
+    };
+    open(root, below, one.id, false)
 }
 
 /// Opens a place on the mount of this id, following no link. `may_wait` says that the
@@ -373,11 +472,74 @@ fn open(folder: impl AsFd, path: &Path, id: u64, may_wait: bool) -> Result<Owned
 mod tests {
     use super::super::mountinfo::{holding, parse_all};
     use super::*;
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
+    use nix::sys::stat::{Mode as Rights, SFlag, makedev, mknod};
+
+    /// In mounts of this thread's own.
+    fn a_dev_is_told_from_a_tmpfs(at: &Path) {
+        let none: Option<&str> = None;
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+        mount(Some("t"), at, Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let folder = openat2(CWD, at, flags, Mode::empty(), ResolveFlags::empty()).unwrap();
+        let over = AtomicBool::new(false);
+        let one = Wanted {
+            at: at.to_owned(),
+            id: 1,
+            device: "0:99".to_owned(),
+        };
+        // What is marked, and what is said, by whose it is.
+        let mark = |devices_seen, pid| {
+            let mut marks = Marks {
+                groups: &[],
+                over: &over,
+                devices: HashSet::new(),
+                devices_seen,
+                nodes: HashSet::new(),
+                gaps: Vec::new(),
+            };
+            let marked = marks.mark(&one, pid, folder.as_fd());
+            assert_eq!(marked, marks.devices.contains(&one.device));
+            assert_ne!(marked, marks.nodes.contains(&one.device));
+            (marked, marks.gaps.len())
+        };
+        assert_eq!(mark(true, Some(1)), (true, 0));
+        std::fs::write(at.join("null"), "x").unwrap();
+        assert_eq!(mark(true, Some(1)), (true, 0), "a file of that name");
+        std::fs::remove_file(at.join("null")).unwrap();
+        let number = makedev(1, 3);
+        mknod(&at.join("null"), SFlag::S_IFCHR, Rights::S_IRUSR, number).unwrap();
+        // Those of other namespaces are counted elsewhere.
+        assert_eq!(mark(true, Some(1)), (false, 0));
+        let own = if at.ends_with("dev") {
+            (false, 1)
+        } else {
+            (true, 0)
+        };
+        assert_eq!(mark(true, None), own);
+        assert_eq!(mark(false, Some(1)), (true, 0));
+    }
+
+    #[test]
+    fn a_file_system_of_device_nodes_is_not_marked() {
+        if !crate::fanotify::group::has_capability() {
+            println!("skipped: a_file_system_of_device_nodes_is_not_marked needs root");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["dev", "other"] {
+            let at = folder.path().join(name);
+            std::fs::create_dir(&at).unwrap();
+            let test = std::thread::spawn(move || a_dev_is_told_from_a_tmpfs(&at));
+            test.join().unwrap();
+        }
+    }
 
     #[test]
     fn a_place_is_opened_on_its_own_mount_alone() {
-        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let mounts = parse_all(&table);
+        let mounts = parse_all(&mountinfo::own().unwrap());
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path().canonicalize().unwrap();
         let id = holding(&mounts, &folder).unwrap().id;

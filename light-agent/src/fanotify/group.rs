@@ -129,6 +129,17 @@ impl Group {
         )
     }
 
+    /// Takes that back.
+    pub fn unmark(&self, path: &Path) {
+        // None there is as good.
+        let _ = self.kernel.mark(
+            MarkFlags::FAN_MARK_REMOVE | MarkFlags::FAN_MARK_FILESYSTEM,
+            self.watched.mask(),
+            AT_FDCWD,
+            Some(path),
+        );
+    }
+
     /// Has the kernel ask no more about opens of this file, until it is written to. The
     /// mark does not keep the file in memory.
     ///
@@ -178,6 +189,12 @@ impl Group {
     /// The kernel's; `EAGAIN` and `EMFILE` may mean that it denied an event itself.
     pub fn read(&self) -> nix::Result<Vec<FanotifyEvent>> {
         self.kernel.read_events()
+    }
+
+    /// How many bytes of events wait to be read.
+    pub fn queued_bytes(&self) -> u64 {
+        // The kernel knows the question of every group.
+        rustix::io::ioctl_fionread(&self.kernel).unwrap_or(0)
     }
 }
 

@@ -18,12 +18,14 @@
 //! | [`names`] | whether an open is one of a protected file, whatever mount names it |
 //! | [`programs`] | programs whose opens are let through |
 //! | [`overlay`] | whether marks of an overlay's layers see it |
+//! | [`devices`] | whether opens of device nodes are events, and where such nodes are |
 //! | [`coverage`] | what is protected at the moment |
 //!
 //! **Invariant:** nothing is forked while the group is open; its descriptor is
 //! CLOEXEC, and openers are released when its last copy closes.
 
 pub mod coverage;
+pub mod devices;
 pub mod event;
 pub mod follow;
 pub mod group;

@@ -2,15 +2,23 @@
 //! but for the reading.
 //!
 //! Nothing here asks a file system anything: one whose server is gone would never answer.
+//!
+//! Names of mounts are bytes; of these the kernel escapes what would end a field. Whatever
+//! else is no text is escaped in the same way when a table is read, so that the text says
+//! all that the table does.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 /// Largest table that is read, in bytes.
-pub const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
+const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The agent's own table.
+const OWN: &str = "/proc/self/mountinfo";
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,18 +63,72 @@ pub fn parse_all(table: &str) -> Vec<Mount> {
     table.lines().filter_map(parse).collect()
 }
 
+/// The text of the agent's own table.
+///
+/// # Errors
+/// The kernel's, and that the table is too large.
+pub fn own() -> io::Result<String> {
+    read(&mut open_own()?)
+}
+
+/// Opens the agent's own table; a change of it makes the file ready.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_own() -> io::Result<File> {
+    File::open(OWN)
+}
+
 /// Reads a table that is open, from its beginning.
 ///
 /// # Errors
 /// The kernel's, and that the table is too large.
 pub fn read(table: &mut File) -> io::Result<String> {
-    table.rewind()?;
-    let mut text = Vec::new();
-    table.take(MAX_TABLE_BYTES).read_to_end(&mut text)?;
-    if text.len() as u64 == MAX_TABLE_BYTES {
-        return Err(io::Error::other("the table of mounts is too large"));
+    match read_part(table, MAX_TABLE_BYTES)? {
+        Part { text, cut: false } => Ok(text),
+        Part { cut: true, .. } => Err(io::Error::other("the table of mounts is too large")),
     }
-    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// The first lines of a table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Whole lines.
+    pub text: String,
+    /// Whether there are more.
+    pub cut: bool,
+}
+
+/// Reads the beginning of a table that is open: no more than this many bytes.
+///
+/// # Errors
+/// The kernel's.
+pub fn read_part(table: &mut File, most_bytes: u64) -> io::Result<Part> {
+    table.rewind()?;
+    let mut bytes = Vec::new();
+    table.take(most_bytes + 1).read_to_end(&mut bytes)?;
+    let cut = bytes.len() as u64 > most_bytes;
+    if cut {
+        bytes.pop();
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n');
+        bytes.truncate(whole.map_or(0, |at| at + 1));
+    }
+    Ok(Part {
+        text: escaped(&bytes),
+        cut,
+    })
+}
+
+/// What is no text, as the kernel would escape it; [`unescaped`] gives it back.
+fn escaped(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            let _ = write!(text, "\\{byte:03o}");
+        }
+    }
+    text
 }
 
 /// The mount that is seen at a path: of those that hold it, the innermost and newest.
@@ -118,6 +180,22 @@ mod tests {
     }
 
     #[test]
+    fn of_a_long_table_whole_lines_are_read() {
+        use std::io::Write as _;
+        let mut table = tempfile::tempfile().unwrap();
+        table.write_all(b"one\ntwo\nthree\n").unwrap();
+        let mut part = |most| {
+            let part = read_part(&mut table, most).unwrap();
+            (part.text, part.cut)
+        };
+        assert_eq!(part(14), ("one\ntwo\nthree\n".to_owned(), false));
+        assert_eq!(part(13), ("one\ntwo\n".to_owned(), true));
+        assert_eq!(part(8), ("one\ntwo\n".to_owned(), true));
+        assert_eq!(part(7), ("one\n".to_owned(), true));
+        assert_eq!(part(2), (String::new(), true));
+    }
+
+    #[test]
     fn the_innermost_and_newest_mount_is_seen() {
         let table = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /m rw - ext4 b rw\n\
                      3 2 8:3 / /m rw - tmpfs c rw\n4 1 8:4 / /mm rw - xfs d rw\n";
@@ -130,6 +208,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_mount_point_of_any_bytes_is_read_as_it_is(name in prop::collection::vec(any::<u8>(), 1..40)) {
+            use std::os::unix::ffi::OsStrExt as _;
+            let name: Vec<u8> = name.into_iter().filter(|byte| !matches!(byte, 0 | b'/')).collect();
+            let mut line = b"1 0 8:1 / /".to_vec();
+            for byte in &name {
+                match byte {
+                    b' ' | b'\t' | b'\n' | b'\\' => line.extend(format!("\\{byte:03o}").bytes()),
+                    byte => line.push(*byte),
+                }
+            }
+            line.extend(b" rw - ext4 a rw\n");
+            let mount = parse(escaped(&line).trim_end_matches('\n')).unwrap();
+            prop_assert_eq!(mount.point.as_os_str().as_bytes(), [b"/", &*name].concat());
+        }
+
         #[test]
         fn whatever_it_reads_it_ends(text in "([0-9:]{1,4} |/[a\\\\0-7]* |- |ext4 |\n){0,60}") {
             let _ = parse_all(&text);

@@ -6,7 +6,10 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io;
 use std::path::Path;
+
+use nix::errno::Errno;
 
 use super::mountinfo::{self, Mount};
 
@@ -15,13 +18,16 @@ const MOST_PROCESSES: usize = 65_536;
 /// Namespaces that are looked at in one walk.
 pub const MOST_NAMESPACES: usize = 256;
 
-/// A namespace.
+/// How much of a namespace's table is read, in bytes: some thousand mounts.
+const MOST_TABLE_BYTES: u64 = 1024 * 1024;
+
+/// What a namespace has mounted, as one of its processes sees it.
 #[derive(Debug)]
 pub struct Namespace {
-    /// One of its processes.
-    pub pid: u32,
-    /// Its mounts, as that process sees them.
+    /// Its mounts.
     pub mounts: Vec<Mount>,
+    /// Whether there are more.
+    pub cut: bool,
 }
 
 /// What was found.
@@ -67,14 +73,29 @@ fn of(process: &Path) -> Option<OsString> {
     Some(link.into_os_string())
 }
 
+/// The number of the process that began last.
+pub fn last_process() -> Option<u32> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().nth(4)?.parse().ok()
+}
+
 /// The mounts that a process sees; none if it is gone.
-pub fn mounts(pid: u32) -> Option<Namespace> {
-    let mut table = File::open(format!("/proc/{pid}/mountinfo")).ok()?;
-    let text = mountinfo::read(&mut table).ok()?;
-    Some(Namespace {
-        pid,
-        mounts: mountinfo::parse_all(&text),
-    })
+///
+/// # Errors
+/// The kernel's, while the process is there.
+pub fn mounts(pid: u32) -> io::Result<Option<Namespace>> {
+    let table = File::open(format!("/proc/{pid}/mountinfo"));
+    match table.and_then(|mut table| mountinfo::read_part(&mut table, MOST_TABLE_BYTES)) {
+        Ok(part) => Ok(Some(Namespace {
+            mounts: mountinfo::parse_all(&part.text),
+            cut: part.cut,
+        })),
+        // EINVAL is said of one that has ended and is still waited for.
+        Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT | Errno::ESRCH | Errno::EINVAL) => Ok(None),
+            _ => Err(error),
+        },
+    }
 }
 
 #[cfg(test)]
@@ -107,8 +128,25 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_begins_is_noticed() {
+        let before = last_process().unwrap();
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        child.wait().unwrap();
+        assert_ne!(last_process().unwrap(), before);
+    }
+
+    #[test]
     fn a_process_has_mounts_and_none_that_is_gone() {
-        assert!(!mounts(std::process::id()).unwrap().mounts.is_empty());
-        assert!(mounts(u32::MAX).is_none());
+        let own = mounts(std::process::id()).unwrap().unwrap();
+        assert!(!own.mounts.is_empty() && !own.cut);
+        assert!(mounts(u32::MAX).unwrap().is_none());
+        // One that has ended and was not waited for.
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let started = std::time::Instant::now();
+        while mounts(child.id()).unwrap().is_some() {
+            assert!(started.elapsed() < std::time::Duration::from_secs(10));
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child.wait().unwrap();
     }
 }

@@ -5,10 +5,10 @@
 //! no mark and are listed as gaps, each with its reason.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{FsType, statfs};
+use palisade_protocol::bounded::PathBytes;
 
 use super::mountinfo::{self, Mount};
 
@@ -57,13 +57,71 @@ const PSEUDO: &[i64] = &[
     0x9584_58F6, // hugetlbfs
 ];
 
-/// Something that was to be protected and is not.
+/// Longest name of a gap, and longest reason, in bytes: whoever mounts something chooses
+/// parts of both.
+const MOST_NAME_BYTES: usize = 256;
+const MOST_REASON_BYTES: usize = 512;
+/// Longest name of a type of file system: of FUSE, whoever mounts it chooses it.
+const MOST_KIND_CHARS: usize = 48;
+
+/// Something that was to be protected and is not. What it says can be printed anywhere.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Gap {
-    /// Which path.
-    pub path: String,
+    path: String,
+    reason: String,
+    /// The path as it is.
+    #[serde(skip)]
+    at: Option<PathBuf>,
+}
+
+impl Gap {
+    /// A path of the agent's own namespace, why, and what helps.
+    pub fn new(path: &Path, reason: &str) -> Self {
+        Self {
+            at: Some(path.to_owned()),
+            ..Self::of(&printable(path, MOST_NAME_BYTES), reason)
+        }
+    }
+
+    /// A path of a process's namespace.
+    pub fn of_process(pid: u32, path: &Path, reason: &str) -> Self {
+        let path = printable(path, MOST_NAME_BYTES);
+        Self::of(&format!("{path} of process {pid}"), reason)
+    }
+
+    /// Something that has no path; what is printable.
+    pub fn of(what: &str, reason: &str) -> Self {
+        Self {
+            path: what.to_owned(),
+            reason: printable(Path::new(reason), MOST_REASON_BYTES),
+            at: None,
+        }
+    }
+
+    /// Which path, or what else.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     /// Why, and what helps.
-    pub reason: String,
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// The path as it is, in the agent's own namespace.
+    pub fn at(&self) -> Option<&Path> {
+        self.at.as_deref()
+    }
+}
+
+/// As it can neither forge a line of a log nor drive a terminal, cut to some bytes.
+fn printable(name: &Path, most: usize) -> String {
+    let mut text = PathBytes::from_path(name).to_string();
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
 }
 
 /// A protected path that can be marked.
@@ -82,53 +140,53 @@ pub struct Places {
     pub places: Vec<Place>,
     /// Not to be marked.
     pub gaps: Vec<Gap>,
+    /// The file system of the places, if it is an overlay: then no other may be marked.
+    pub overlay: Option<String>,
 }
 
 /// Sorts the configured paths into places and gaps.
 pub fn survey(paths: &[PathBuf]) -> Places {
     let mut found = Places::default();
     let mut seen = HashSet::new();
-    let mounts = mounted();
+    // Without the table one whose server does not answer would be asked what it is.
+    let mounts = mountinfo::own()
+        .map(|table| mountinfo::parse_all(&table))
+        .map_err(|error| format!("what is mounted there cannot be read: {error}"));
     for path in paths {
-        match place(path, &mounts) {
+        match mounts
+            .as_deref()
+            .map_err(String::clone)
+            .and_then(|mounts| place(path, mounts))
+        {
             Ok(place) if seen.insert(place.path.clone()) => found.places.push(place),
             Ok(_) => {}
-            Err(reason) => found.gaps.push(Gap {
-                path: path.display().to_string(),
-                reason,
-            }),
+            Err(reason) => found.gaps.push(Gap::new(path, &reason)),
         }
     }
-    keep_overlays_apart(&mut found);
+    keep_overlays_apart(&mut found, mounts.as_deref().unwrap_or_default());
     found
 }
 
 /// Since Linux 6.x a mark on the file system below an overlay sees the overlay's
-/// opens too, and with both marked the reader would wait for itself.
-fn keep_overlays_apart(found: &mut Places) {
-    if !found.places.iter().any(|place| place.kind != "overlay") {
-        return;
-    }
+/// opens too, and with both marked the reader would wait for itself. An overlay may lie
+/// on another one, too: one is marked, if there is nothing else.
+fn keep_overlays_apart(found: &mut Places, mounts: &[Mount]) {
+    let device =
+        |place: &Place| mountinfo::holding(mounts, &place.path).map(|mount| mount.device.clone());
+    let beside = found.places.iter().any(|place| place.kind != "overlay");
+    let first = found.places.first().filter(|_| !beside);
+    found.overlay = first.and_then(device);
     let (kept, dropped) = std::mem::take(&mut found.places)
         .into_iter()
-        .partition(|place| place.kind != "overlay");
+        .partition(|place| {
+            place.kind != "overlay" || (found.overlay.is_some() && device(place) == found.overlay)
+        });
     found.places = kept;
     let dropped: Vec<Place> = dropped;
-    found.gaps.extend(dropped.into_iter().map(|place| {
-        Gap {
-            path: place.path.display().to_string(),
-            reason: "an overlay is not marked beside other file systems, which may lie below it; \
-                 protect the overlay's upper and lower folders instead"
-                .to_owned(),
-        }
-    }));
-}
-
-/// The agent's mounts; none, if they cannot be read.
-fn mounted() -> Vec<Mount> {
-    let table =
-        File::open("/proc/self/mountinfo").and_then(|mut table| mountinfo::read(&mut table));
-    table.map_or_else(|_| Vec::new(), |table| mountinfo::parse_all(&table))
+    let reason = "an overlay is not marked beside other file systems, which may lie below it; \
+                  protect the overlay's upper and lower folders instead";
+    let gaps = dropped.iter().map(|place| Gap::new(&place.path, reason));
+    found.gaps.extend(gaps);
 }
 
 fn place(path: &Path, mounts: &[Mount]) -> Result<Place, String> {
@@ -155,6 +213,7 @@ fn place(path: &Path, mounts: &[Mount]) -> Result<Place, String> {
 
 /// Why a type of file system is a gap.
 pub fn unprotected(kind: &str) -> String {
+    let kind: String = kind.chars().take(MOST_KIND_CHARS).collect();
     format!(
         "its file system ({kind}) is not protected on access, since opens there can block the \
          whole system; scan it on demand"
@@ -188,6 +247,9 @@ fn name(table: &[(i64, &'static str)], kind: i64) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
 
     #[test]
     fn pseudo_file_systems_are_known_and_are_gaps() {
@@ -196,12 +258,34 @@ mod tests {
         assert!(!is_pseudo(Path::new("/usr")));
         let found = survey(&["/proc".into(), "/no/such/folder".into()]);
         assert!(found.places.is_empty());
-        assert!(found.gaps[0].reason.contains("proc"), "{:?}", found.gaps);
+        assert!(found.gaps[0].reason().contains("proc"), "{:?}", found.gaps);
         assert!(
-            found.gaps[1].reason.contains("No such file"),
+            found.gaps[1].reason().contains("No such file"),
             "{:?}",
             found.gaps
         );
+    }
+
+    proptest! {
+        // Whoever mounts something chooses its name, and of FUSE the type.
+        #[test]
+        fn a_gap_is_one_short_printable_line(
+            name in prop::collection::vec(any::<u8>(), 0..5000), kind in "[\\PC\u{0}-\u{1f}]{0,300}",
+        ) {
+            let path = Path::new(OsStr::from_bytes(&name));
+            let reason = unprotected(&kind);
+            for gap in [Gap::new(path, &reason), Gap::of_process(1, path, &reason)] {
+                for text in [gap.path(), gap.reason()] {
+                    prop_assert!(!text.chars().any(char::is_control), "{text:?}");
+                    prop_assert!(text.len() <= MOST_REASON_BYTES + 3);
+                }
+                prop_assert!(gap.reason().ends_with("scan it on demand"), "what helps is said");
+                let json = serde_json::to_string(&gap).unwrap();
+                prop_assert!(json.len() < 2048, "{}", json.len());
+            }
+            let gap = Gap::new(path, &reason);
+            prop_assert_eq!(gap.at(), Some(path));
+        }
     }
 
     #[test]
@@ -210,12 +294,23 @@ mod tests {
             path: path.into(),
             kind,
         };
-        let mut found = Places {
-            places: vec![place("/", "ext4"), place("/c", "overlay")],
-            gaps: vec![],
+        let table = "1 0 0:30 / / rw - overlay o rw\n2 1 0:31 / /c rw - overlay o rw\n\
+                     3 1 8:1 / /d rw - ext4 d rw\n";
+        let apart = |places: &[Place]| {
+            let mut found = Places {
+                places: places.to_vec(),
+                ..Places::default()
+            };
+            keep_overlays_apart(&mut found, &mountinfo::parse_all(table));
+            (found.places, found.gaps.len(), found.overlay)
         };
-        keep_overlays_apart(&mut found);
-        assert_eq!(found.places, [place("/", "ext4")]);
-        assert_eq!(found.gaps.len(), 1);
+        let (root, other) = (place("/", "overlay"), place("/c", "overlay"));
+        let (home, disk) = (place("/home", "overlay"), place("/d", "ext4"));
+        assert_eq!(apart(&[root.clone(), disk.clone()]), (vec![disk], 1, None));
+        // Alone it is; another may lie on it.
+        assert_eq!(
+            apart(&[root.clone(), other, home.clone()]),
+            (vec![root, home], 1, Some("0:30".to_owned()))
+        );
     }
 }

@@ -4,6 +4,9 @@
 //! `fstat`, remembered verdict), answers what is trivial and hands the rest on
 //! through a bounded queue; a full queue is answered by the failure table. It
 //! opens no path but the kernel's tables of mounts, writes no log and waits for nobody.
+//!
+//! What cannot be opened for it, for whatever cause, the kernel denies by itself: that is
+//! counted, and ends nothing ([`VainReads`]).
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd};
@@ -33,6 +36,10 @@ use crate::learn::Learned;
 use crate::lease;
 use crate::marks::Marks;
 use crate::stamp::Stamp;
+
+/// Reads that fail in a row, each without an event taken from the queue, after which the
+/// group is of no more use: some milliseconds of a loop that gets nowhere.
+const MOST_VAIN_READS: u32 = 10_000;
 
 /// An event that a Protection Server has to be asked about.
 pub struct Asked {
@@ -105,6 +112,7 @@ pub struct Triage {
 pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()> {
     let own = std::process::id();
     let mut names = Names::new(&triage.scope.paths);
+    let mut vain = VainReads::default();
     loop {
         triage.turns.fetch_add(1, Ordering::Relaxed);
         let mut wait = [
@@ -125,32 +133,56 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
             }
             return Ok(());
         }
+        let before = vain.is_under_way().then(|| group.queued_bytes());
         match group.read() {
             Ok(events) => {
+                vain = VainReads::default();
                 for event in events {
+                    // One may take a while: its opener's table of mounts is read.
+                    triage.turns.fetch_add(1, Ordering::Relaxed);
                     if let Some(event) = Event::take(event, &triage.desk) {
                         triage.sort(event, own, &mut names);
                     }
                 }
             }
             Err(Errno::EINTR) => {}
-            // The event could not be opened for us (a lease, no descriptor left,
-            // a file that cannot be opened), and the kernel denied it, if it was held.
-            Err(
-                Errno::EAGAIN
-                | Errno::EMFILE
-                | Errno::ENFILE
-                | Errno::ENXIO
-                | Errno::ENODEV
-                | Errno::ETXTBSY
-                | Errno::EPERM
-                | Errno::EACCES
-                | Errno::EOVERFLOW,
-            ) => {
+            // The event could not be opened for us (a lease, no descriptor left, a disk that
+            // fails, a device that answers with any error that it likes), and the kernel
+            // denied it, if it was held.
+            Err(error) => {
                 triage.desk.accounts.kernel_refused();
+                if !vain.goes_on(before, group.queued_bytes()) {
+                    return Err(error);
+                }
             }
-            Err(error) => return Err(error),
         }
+    }
+}
+
+/// Reads that failed in a row. Which error it was says nothing: whoever may make a device
+/// node chooses it. What tells a file that cannot be opened from a group that cannot be
+/// read is that the event is gone from the queue.
+#[derive(Debug, Default)]
+struct VainReads {
+    failed: bool,
+    in_row: u32,
+}
+
+impl VainReads {
+    fn is_under_way(&self) -> bool {
+        self.failed
+    }
+
+    /// Whether to read again after one that failed, by what was queued before (if that was
+    /// asked) and after it. Openers that come meanwhile hide that an event was taken, but
+    /// not each time: each of them waits for its own to be taken.
+    fn goes_on(&mut self, before: Option<u64>, after: u64) -> bool {
+        self.failed = true;
+        match before {
+            Some(before) if after >= before => self.in_row += 1,
+            _ => self.in_row = 0,
+        }
+        self.in_row < MOST_VAIN_READS
     }
 }
 
@@ -258,4 +290,37 @@ fn path_of(event: &Event) -> Option<Vec<u8>> {
     std::fs::read_link(link)
         .ok()
         .map(|path| path.into_os_string().into_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_group_that_cannot_be_read_is_given_up() {
+        let mut vain = VainReads::default();
+        assert!(!vain.is_under_way());
+        assert!(vain.goes_on(None, 24) && vain.is_under_way());
+        for _ in 1..MOST_VAIN_READS {
+            assert!(vain.goes_on(Some(24), 24));
+        }
+        assert!(!vain.goes_on(Some(24), 48));
+    }
+
+    proptest! {
+        // As many as like may open what cannot be opened.
+        #[test]
+        fn files_that_cannot_be_opened_end_nothing(
+            rounds in prop::collection::vec((1..MOST_VAIN_READS, 1..100_u64), 1..20),
+        ) {
+            let mut vain = VainReads::default();
+            for (hidden, queued) in rounds {
+                for _ in 1..hidden {
+                    prop_assert!(vain.goes_on(Some(queued), queued));
+                }
+                prop_assert!(vain.goes_on(Some(queued), queued - 1));
+            }
+        }
+    }
 }

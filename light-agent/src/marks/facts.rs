@@ -5,7 +5,6 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,9 +12,8 @@ use rustix::fs::{AtFlags, IFlags, StatVfsMountFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::policy::Facts;
+use crate::fanotify::mountinfo;
 
-/// Largest table of mounts that is read, in bytes: beyond, files there are not marked.
-const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
 /// File systems that cannot be written, however they are mounted: by `statfs`'s type.
 const NEVER_WRITTEN: [u64; 2] = [0xE0F5_E1E2, 0x7371_7368]; // erofs, squashfs
 /// The flag of `FS_IOC_GETFLAGS` that says that fs-verity guards the content.
@@ -68,7 +66,7 @@ pub struct Mounts {
 impl Mounts {
     /// Reads them for the first time.
     pub fn new() -> Self {
-        let table = File::open("/proc/self/mountinfo").ok();
+        let table = mountinfo::open_own().ok();
         let mut mounts = Self {
             table,
             plain: HashSet::new(),
@@ -94,14 +92,8 @@ impl Mounts {
 
     fn read(&mut self) {
         self.plain.clear();
-        let mut text = String::new();
-        // A table that is cut, or no text, names no mount that would not be there.
-        if let Ok(table) = File::open("/proc/self/mountinfo")
-            && table
-                .take(MAX_TABLE_BYTES)
-                .read_to_string(&mut text)
-                .is_ok()
-        {
+        // Without a table no mount is known, and no file is marked.
+        if let Ok(text) = mountinfo::own() {
             self.plain = plain(&text);
         }
     }

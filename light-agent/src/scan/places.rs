@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use super::mounts;
 use super::walk::Plan;
+use crate::fanotify::mountinfo;
 use crate::packaged::Policy;
 
 /// Below the root of the machine.
@@ -154,8 +155,7 @@ pub fn quick(machine: &Path, exclude: &[PathBuf]) -> Cover {
 /// # Errors
 /// When the mounted file systems cannot be listed.
 pub fn full(exclude: &[PathBuf]) -> std::io::Result<Cover> {
-    let mountinfo = fs::read_to_string("/proc/self/mountinfo")?;
-    let found = mounts::sort_out(&mountinfo, Path::exists);
+    let found = mounts::sort_out(&mountinfo::own()?, Path::exists);
     Ok(Cover {
         roots: found
             .roots

@@ -6,7 +6,7 @@
 //! then, one for each mount that a scan comes to.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -26,8 +26,7 @@ pub struct Remote(HashSet<PathBuf>);
 impl Remote {
     /// As they are now.
     pub fn mounted() -> Self {
-        let table =
-            File::open("/proc/self/mountinfo").and_then(|mut table| mountinfo::read(&mut table));
+        let table = mountinfo::own();
         let mounts = table.map_or_else(|_| Vec::new(), |table| mountinfo::parse_all(&table));
         let remote = mounts.into_iter().filter(|mount| {
             let kind = mount.kind.as_str();

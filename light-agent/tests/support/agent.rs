@@ -86,6 +86,23 @@ impl Agent {
         self.run_by(command);
     }
 
+    /// The same in a process namespace of its own, too: what it finds there is the test's
+    /// alone. Gives the first process of that namespace.
+    pub fn run_apart(&mut self) -> i32 {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"])
+            .arg(BINARY)
+            .arg("--site")
+            .arg(self.dir.path())
+            .arg("run")
+            .env_remove("PALISADE_SITE");
+        self.run_by(command);
+        let outer = self.pid();
+        let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"));
+        children.unwrap().trim().parse().unwrap()
+    }
+
     /// Starts the daemon with its supervisor, and waits until it answers.
     pub fn supervise(&mut self) {
         let command = self.command(&["supervise"]);

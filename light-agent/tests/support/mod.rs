@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 pub mod agent;
+pub mod container;
 pub mod home;
 pub mod mount;
 pub mod quarantine;

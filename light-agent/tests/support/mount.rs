@@ -1,6 +1,7 @@
 //! A private tmpfs: the only kind of file system that a test may mark.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -49,6 +50,46 @@ impl Tmpfs {
         std::fs::write(&path, content).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         path
+    }
+}
+
+/// An ext4 of its own, in an image.
+pub struct Ext4 {
+    at: PathBuf,
+}
+
+impl Ext4 {
+    /// Says why there is none, if this machine mounts none.
+    pub fn mount(test: &str, images: &Path, at: &Path) -> Option<Self> {
+        let image = images.join("ext4");
+        let file = std::fs::File::create(&image).unwrap();
+        file.set_len(16 << 20).unwrap();
+        std::fs::create_dir_all(at).unwrap();
+        let run = |program: &str, options: &[&str], paths: &[&Path]| {
+            let done = Command::new(program).args(options).args(paths).output();
+            match done {
+                Ok(done) if done.status.success() => None,
+                Ok(done) => Some(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
+                Err(error) => Some(format!("{program}: {error}")),
+            }
+        };
+        let problem = run("mkfs.ext4", &["-qF"], &[&image])
+            .or_else(|| run("mount", &["-o", "loop"], &[&image, at]));
+        if let Some(problem) = problem {
+            println!("skipped: {test} needs an ext4 in an image: {problem}");
+            return None;
+        }
+        Some(Self { at: at.to_owned() })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.at
+    }
+}
+
+impl Drop for Ext4 {
+    fn drop(&mut self) {
+        let _ = umount2(&self.at, MntFlags::MNT_DETACH);
     }
 }
 

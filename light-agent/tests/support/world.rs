@@ -22,14 +22,19 @@ pub struct World {
 }
 
 impl World {
-    /// Not started yet; `{protected}` in the settings is the protected folder.
+    /// Not started yet; `{protected}` in the settings is the protected folder. Other mount
+    /// namespaces are let be unless the settings name them: they are other tests', too.
     pub fn new(settings: &str) -> Self {
         let site = Site::new();
         let svm = Svm::start(&site);
         let tmpfs = Tmpfs::new();
         fs::create_dir(tmpfs.path().join("protected")).unwrap();
+        let elsewhere = match settings.contains("other_namespaces") {
+            true => "",
+            false => "other_namespaces = false",
+        };
         let settings = format!(
-            "{settings}\n[on_access]\nother_namespaces = false\npaths = ['{}/protected']\n{}\n[[svm]]\naddress = '{}'\n",
+            "{settings}\n[on_access]\n{elsewhere}\npaths = ['{}/protected']\n{}\n[[svm]]\naddress = '{}'\n",
             tmpfs.path().display(),
             on_access(settings),
             svm.address
