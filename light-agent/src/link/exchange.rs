@@ -22,7 +22,7 @@ use palisade_protocol::scan::{
 };
 use palisade_protocol::verdict::NotScanned;
 use quinn::{Connection, RecvStream, SendStream, WriteError};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::LinkError;
 use crate::content::{self, Content, Hashed, NoFragment};
@@ -106,9 +106,10 @@ pub enum Reply {
     Unreadable(NotScanned),
 }
 
-/// Runs one request.
+/// Runs one request. A fragment is in hand while it has a turn of `in_hand`.
 pub(super) async fn run(
     connection: &Connection,
+    in_hand: &Semaphore,
     request: ScanRequest,
     offer: Offer<'_>,
 ) -> Result<Reply, LinkError> {
@@ -120,7 +121,7 @@ pub(super) async fn run(
     // must be finished, and the answer may come before all content is sent.
     let reply = tokio::select! {
         reply = receive_all(&mut receive, Wanted::new(offer, want), offer.share) => reply,
-        reply = send_all(&mut send, request, offer, wanted, &whole_frames) => reply,
+        reply = send_all(&mut send, in_hand, request, offer, wanted, &whole_frames) => reply,
     };
     frame::take_end(&mut receive).await;
     let _ = if whole_frames.load(Ordering::Relaxed) {
@@ -187,6 +188,7 @@ async fn receive_all(
 /// request is the peer's to say.
 async fn send_all(
     send: &mut SendStream,
+    in_hand: &Semaphore,
     request: ScanRequest,
     offer: Offer<'_>,
     mut wanted: mpsc::UnboundedReceiver<u32>,
@@ -203,17 +205,24 @@ async fn send_all(
     }
     for frame in frames {
         let frame = frame::to_bytes(&frame).map_err(FrameError::from)?;
-        write(send, frame, whole_frames).await?;
+        if !write(send, frame, whole_frames).await? {
+            return std::future::pending().await;
+        }
     }
     while let Some(index) = wanted.recv().await {
+        let turn = in_hand.acquire().await;
         match read_fragment(offer.content, offer.hashed, index).await? {
             Ok((length, frame)) => {
                 offer.sent.0.fetch_add(length, Ordering::Relaxed);
-                write(send, frame, whole_frames).await?;
+                if !write(send, frame, whole_frames).await? {
+                    break;
+                }
             }
             Err(reason) => return Ok(Reply::Unreadable(reason)),
         }
+        drop(turn);
     }
+    // Its answer is on the way.
     std::future::pending().await
 }
 
@@ -277,20 +286,19 @@ async fn read_fragment(
     }
 }
 
-/// Writes one frame. A peer that takes no more has its answer on the way, for
-/// which this waits.
+/// Writes one frame; false if the peer takes no more, because its answer is on the way.
 async fn write(
     send: &mut SendStream,
     frame: Vec<u8>,
     whole_frames: &AtomicBool,
-) -> Result<(), LinkError> {
+) -> Result<bool, LinkError> {
     whole_frames.store(false, Ordering::Relaxed);
     match send.write_chunk(frame.into()).await {
         Ok(()) => {
             whole_frames.store(true, Ordering::Relaxed);
-            Ok(())
+            Ok(true)
         }
-        Err(WriteError::Stopped(_)) => std::future::pending().await,
+        Err(WriteError::Stopped(_)) => Ok(false),
         Err(error) => Err(LinkError::Lost(error.to_string())),
     }
 }

@@ -48,6 +48,10 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long a load is believed that rode on a verdict.
 const LOAD_FRESH: Duration = Duration::from_secs(60);
 
+/// Fragments that a session's requests have in memory at a time, besides what QUIC holds:
+/// that is four at the most, so that more would only wait here.
+const FRAGMENTS_IN_HAND: usize = 6;
+
 /// How long a notice may take from its stream's beginning.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -113,6 +117,8 @@ pub struct Link {
     pub since: Instant,
     connection: quinn::Connection,
     requests: Semaphore,
+    /// Fragments that are read, and not with QUIC yet.
+    in_hand: Semaphore,
     open: AtomicUsize,
     opened: Notify,
     ended: Notify,
@@ -180,6 +186,7 @@ impl Link {
             name: target.name.clone(),
             address,
             requests: Semaphore::new((welcome.max_requests as usize).clamp(1, 1024)),
+            in_hand: Semaphore::new(FRAGMENTS_IN_HAND),
             load: Mutex::new((now, welcome.load)),
             welcome,
             target: target.clone(),
@@ -199,7 +206,7 @@ impl Link {
     pub async fn ask(&self, request: ScanRequest, offer: Offer<'_>) -> Result<Reply, LinkError> {
         let _permit = self.permit().await?;
         let _open = Open::new(self);
-        let reply = exchange::run(&self.connection, request, offer).await?;
+        let reply = exchange::run(&self.connection, &self.in_hand, request, offer).await?;
         if let Reply::Verdict(result) = &reply {
             self.take_load(result.load);
         }
