@@ -47,7 +47,7 @@ pub fn are_in(folder: BorrowedFd<'_>) -> bool {
     let Some(Ok(file)) = tries.find(|opened| opened.as_ref().err() != Some(&Errno::AGAIN)) else {
         return false;
     };
-    let tmpfs = rustix::fs::fstatfs(folder).is_ok_and(|there| i64::from(there.f_type) == TMPFS);
+    let tmpfs = rustix::fs::fstatfs(folder).is_ok_and(|there| there.f_type == TMPFS);
     let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let is_null = statx(&file, c"", asked, StatxFlags::TYPE).is_ok_and(|there| {
         FileType::from_raw_mode(there.stx_mode.into()) == FileType::CharacterDevice
