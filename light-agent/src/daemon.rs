@@ -45,6 +45,7 @@ use crate::private::Private;
 use crate::probe::Probe;
 use crate::pulse::Supervisor;
 use crate::quarantine::escrow::Escrow;
+use crate::quarantine::policy::Remedy;
 use crate::quarantine::remedies::Remedies;
 use crate::quarantine::rescan::{self, Rescan};
 use crate::scanner::Scanner;
@@ -113,7 +114,7 @@ pub fn run(mut settings: Settings, folders: &Folders, mut how: How) -> anyhow::R
     };
     let descriptors = raise_descriptors();
     // Before any fanotify group exists: a forked child must never hold one.
-    if settings.scan.packaged != Policy::Scan {
+    if settings.scan.packaged != Policy::Scan || settings.remediation.malware != Remedy::Block {
         // What it finds is taken in whenever it is there.
         drop(rpm::begin(&folders.state));
     }
