@@ -119,10 +119,9 @@ fn unescaped(name: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(name.len());
     let mut rest = name;
     while let [first, after @ ..] = rest {
-        (rest, _) = match escape(rest) {
-            Some((byte, after)) => (after, plain.push(byte)),
-            None => (after, plain.push(*first)),
-        };
+        let (byte, after) = escape(rest).unwrap_or((*first, after));
+        plain.push(byte);
+        rest = after;
     }
     plain
 }
