@@ -9,6 +9,7 @@
 //!
 //! Only composes; each part's rules are in its own module.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,6 +32,7 @@ use crate::control::Control;
 use crate::deferred::Deferred;
 use crate::deferred::drain::Drain;
 use crate::exposure::watch::{self, Files};
+use crate::exposure::windows::Cause;
 use crate::fanotify::overlay::Seen;
 use crate::fanotify::{group, overlay};
 use crate::health::Health;
@@ -45,6 +47,7 @@ use crate::private::Private;
 use crate::probe::Probe;
 use crate::pulse::Supervisor;
 use crate::quarantine::escrow::Escrow;
+use crate::quarantine::policy::Remedy;
 use crate::quarantine::remedies::Remedies;
 use crate::quarantine::rescan::{self, Rescan};
 use crate::scanner::Scanner;
@@ -91,11 +94,11 @@ pub struct How {
 ///
 /// # Errors
 /// What keeps it from starting, or ends it.
-pub fn run(mut settings: Settings, folders: &Folders, mut how: How) -> anyhow::Result<()> {
+pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Result<()> {
     let switched = BypassFile::new(&folders.state).switched();
     match &switched {
         Some(switched) if switched.to == To::Off => settings.on_access.enabled = false,
-        Some(switched) => how.fallback = Some(switched.reason.clone()),
+        Some(_) => settings.on_access.mode = Mode::Monitor,
         None => {}
     }
     if let Some(switched) = &switched {
@@ -113,7 +116,7 @@ pub fn run(mut settings: Settings, folders: &Folders, mut how: How) -> anyhow::R
     };
     let descriptors = raise_descriptors();
     // Before any fanotify group exists: a forked child must never hold one.
-    if settings.scan.packaged != Policy::Scan {
+    if settings.scan.packaged != Policy::Scan || settings.remediation.malware != Remedy::Block {
         // What it finds is taken in whenever it is there.
         drop(rpm::begin(&folders.state));
     }
@@ -182,9 +185,16 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
     let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
     let mut source = parts.status_source(&membership, settings, &protection);
     if watch::protects(settings) {
-        parts.watch_exposure(settings, &exposed, how.fallback.is_some());
+        let mut standing = BTreeSet::new();
+        standing.extend(how.fallback.is_some().then_some(Cause::Fallback));
+        standing.extend(own.switched.is_some().then_some(Cause::Bypass));
+        parts.watch_exposure(settings, &exposed, standing);
     }
     source.fallback = how.fallback;
+    source.bypass = own
+        .switched
+        .as_ref()
+        .map(|switched| switched.reason.clone());
     source.supervised = how
         .supervisor
         .is_some()
@@ -354,7 +364,7 @@ impl Parts {
     }
 
     /// Scans later what was let through without a verdict, and keeps account of it.
-    fn watch_exposure(&self, settings: &Settings, files: &Files, fallback: bool) {
+    fn watch_exposure(&self, settings: &Settings, files: &Files, standing: BTreeSet<Cause>) {
         let drain = Drain {
             deferred: self.deferred.clone(),
             link: self.link.clone(),
@@ -364,7 +374,7 @@ impl Parts {
         tokio::spawn(drain.run());
         let (link, posture) = (self.link.clone(), self.health.posture());
         let (files, deferred) = (files.clone(), self.deferred.clone());
-        tokio::spawn(watch::watch(files, deferred, link, posture, fallback));
+        tokio::spawn(watch::watch(files, deferred, link, posture, standing));
     }
 
     /// Looks at the quarantine whenever definitions change.
@@ -410,6 +420,7 @@ impl Parts {
                 .collect(),
             coverage: protection.coverage.clone(),
             fallback: None,
+            bypass: None,
             marks: protection.marks.clone(),
             supervised: None,
         }

@@ -28,6 +28,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use crate::accounts::{Accounts, Outcome};
 use crate::cache::recall::{Recalled, recall};
 use crate::cache::{Cache, Known};
+use crate::container;
 use crate::content::Content;
 use crate::deadline::Expires as _;
 use crate::deferred::Deferred;
@@ -241,6 +242,13 @@ impl Guard {
             (outcome, _) => outcome,
         };
         let in_time = asked.event.answer(outcome);
+        // At once: whoever was refused may be gone soon.
+        let container = matches!(
+            scanned.verdict,
+            Verdict::Malware { .. } | Verdict::Suspicious { .. }
+        )
+        .then(|| container::of(asked.event.pid, asked.event.seen))
+        .flatten();
         self.remember(asked, scanned, from);
         let path = Path::new(OsStr::from_bytes(&asked.path));
         if self.test_files.note(&asked.stamp, &scanned.verdict) {
@@ -262,7 +270,9 @@ impl Guard {
             ),
             Verdict::Clean => {}
             Verdict::Malware { .. } | Verdict::Suspicious { .. } => {
-                if let Some(found) = detection(&self.tenant, path.into(), scanned, action, asked) {
+                let found = detection(&self.tenant, path.into(), scanned, action, asked);
+                if let Some(mut found) = found {
+                    found.container = container;
                     self.act(found, asked, scanned);
                 }
             }
@@ -370,7 +380,8 @@ fn log(found: &Detection) {
     };
     tracing::warn!(
         path = %found.path, member = %found.member.as_deref().unwrap_or_default(),
-        pid = found.pid, verdict = found.verdict.as_str(),
+        pid = found.pid, container = %found.container.as_deref().unwrap_or_default(),
+        verdict = found.verdict.as_str(),
         name = %found.name, engine = %found.engine, size = found.size,
         blake3 = %hex::encode(found.blake3),
         sha256 = %found.sha256.map(hex::encode).unwrap_or_default(),

@@ -27,6 +27,7 @@
 //! | [`scanner`], [`pace`] | one file's way to a verdict, and how retries are spread |
 //! | [`deferred`], [`exposure`] | what was let through without a verdict, scanned later; when that was |
 //! | [`guard`] | on-access scans from the queue to the answer |
+//! | [`container`] | in which container an opener of malware runs |
 //! | [`learn`] | which folders and programs cost how much |
 //! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
 //! | [`quarantine`] | what is done about malware besides denying its opens |
@@ -54,6 +55,7 @@ pub mod bundle;
 pub mod bypass;
 pub mod cache;
 pub mod cli;
+pub mod container;
 pub mod content;
 pub mod control;
 pub mod daemon;

@@ -62,6 +62,7 @@ pub fn detection(
         sha256: scanned.sha256,
         size: scanned.size,
         pid: 0,
+        container: None,
     })
 }
 
@@ -244,6 +245,7 @@ mod tests {
             sha256: None,
             size: 3,
             pid: 4,
+            container: Some(Text::cut("lxc:web")),
         }
     }
 

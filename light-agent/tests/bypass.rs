@@ -111,6 +111,23 @@ fn it_can_be_ended_and_may_only_watch() {
         let mut found = spooled.iter();
         found.any(|found| found["path"] == json!(path) && found["action"] == "Reported")
     });
+    // It is no failure of the agent, wherever it is said.
+    let status = world.agent.status();
+    for said in ["reason", "bypass"] {
+        let said = status["protection"][said].as_str().unwrap();
+        assert!(said.contains(&reason), "{status}");
+    }
+    let causes = status["exposure"]["now"]["causes"].as_array().unwrap();
+    assert!(causes.contains(&json!("bypass")), "{status}");
+    assert!(!causes.contains(&json!("fallback")), "{status}");
+    let doctor = world.agent.output(&["doctor", "-o", "json"]);
+    let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let findings = doctor["findings"].as_array().unwrap();
+    let named = |fault: &str| findings.iter().find(|found| found["fault"] == fault);
+    let remedy = named("bypass").unwrap()["remedy"].as_str().unwrap();
+    assert!(remedy.contains("bypass --end"), "{doctor}");
+    assert!(named("fallback").is_none(), "{doctor}");
+
     let said = world.agent.output(&["bypass", "--end"]);
     assert_eq!(said.status.code(), Some(0), "{said:?}");
     wait_until("it blocks again", || {
@@ -118,6 +135,12 @@ fn it_can_be_ended_and_may_only_watch() {
         status.is_some_and(|status| status["protection"]["state"] == "blocking")
     });
     assert!(denied(File::open(&bad)));
+    let status = world.agent.status();
+    assert!(status["protection"]["bypass"].is_null(), "{status}");
+    wait_until("the window has ended", || {
+        let exposure = world.agent.status()["exposure"].clone();
+        exposure["now"].is_null() && exposure["last"].to_string().contains("bypass")
+    });
 }
 
 #[test]

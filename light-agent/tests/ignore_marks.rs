@@ -113,6 +113,152 @@ fn strict_and_off_mark_no_file_that_may_change() {
     }
 }
 
+/// A file system in an image, below the protected folder.
+struct Image(PathBuf);
+
+impl Image {
+    /// Says why not, where it cannot be mounted.
+    fn mount(image: &Path, kind: &str, at: PathBuf) -> Option<Self> {
+        fs::create_dir(&at).unwrap();
+        let mut command = Command::new("mount");
+        command.args(["-t", kind, "-o", "loop"]).args([image, &at]);
+        ran(&mut command).then_some(Self(at))
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// Whether a program could do it; says what it said.
+fn ran(command: &mut Command) -> bool {
+    match command.output() {
+        Ok(output) if output.status.success() => true,
+        Ok(output) => {
+            println!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            false
+        }
+        Err(error) => {
+            println!("{command:?}: {error}");
+            false
+        }
+    }
+}
+
+/// What cannot be tried is said, and is an error where tests must not be left out.
+fn untested(what: &str) {
+    println!("untested: {what}");
+    assert!(std::env::var_os("CI").is_none(), "it must be there");
+}
+
+/// Lets a file be changed again when a test ends, however it does.
+struct Immutable<'a>(&'a Path);
+
+impl<'a> Immutable<'a> {
+    fn set(file: &'a Path) -> Option<Self> {
+        ran(Command::new("chattr").arg("+i").arg(file)).then_some(Self(file))
+    }
+}
+
+impl Drop for Immutable<'_> {
+    fn drop(&mut self) {
+        ran(Command::new("chattr").arg("-i").arg(self.0));
+    }
+}
+
+const STRICT: &str = "on_access: ignore_marks = 'strict'";
+
+#[test]
+fn strict_marks_an_immutable_file_until_it_is_written() {
+    if !is_root("strict_marks_an_immutable_file_until_it_is_written") {
+        return;
+    }
+    for kind in ["tmpfs", "ext4"] {
+        let mut world = World::new(STRICT);
+        let at = world.tmpfs.path().join("protected/ext4");
+        let image = world.tmpfs.path().join("image");
+        let mut mounted = None;
+        if kind == "ext4" {
+            File::create(&image).unwrap().set_len(16 << 20).unwrap();
+            assert!(ran(Command::new("mkfs.ext4").arg("-q").arg(&image)));
+            mounted = Image::mount(&image, kind, at);
+            if mounted.is_none() {
+                untested("an immutable file on ext4");
+                continue;
+            }
+        }
+        let folder = mounted.as_ref().map_or("", |_| "ext4/");
+        // Somebody else's, so that nothing else lets it be marked.
+        let [file, other] = ["file", "other"].map(|name| {
+            let file = world.file(&format!("{folder}{name}"), name.as_bytes());
+            chown(&file, Some(1000), None).unwrap();
+            file
+        });
+        let Some(immutable) = Immutable::set(&file) else {
+            untested(&format!("an immutable file on {kind}"));
+            continue;
+        };
+        world.agent.run();
+        world.agent.wait_protection("blocking");
+        settle();
+        for file in [&file, &other] {
+            File::open(file).unwrap();
+        }
+        wait_until("it is marked", || placed(&world) == 1);
+        wait_until("the other is remembered", || {
+            world.agent.status()["cached_files"] == 2
+        });
+        assert_eq!(seen_of_opens(&world, &file), 0, "{kind}");
+        // The control: the same without the flag.
+        assert_eq!(seen_of_opens(&world, &other), OPENS, "{kind}");
+
+        drop(immutable);
+        assert_eq!(seen_of_opens(&world, &file), 0, "{kind}: nobody wrote");
+        let mut writer = fs::OpenOptions::new().append(true).open(&file).unwrap();
+        writer.write_all(MARKER).unwrap();
+        drop(writer);
+        assert!(denied(File::open(&file)), "{kind}");
+    }
+}
+
+#[test]
+fn strict_marks_files_of_a_file_system_that_cannot_be_written() {
+    if !is_root("strict_marks_files_of_a_file_system_that_cannot_be_written") {
+        return;
+    }
+    for (kind, program) in [("squashfs", "mksquashfs"), ("erofs", "mkfs.erofs")] {
+        let mut world = World::new(STRICT);
+        let of = world.tmpfs.path().join("of");
+        fs::create_dir(&of).unwrap();
+        for (name, content) in [("clean", &b"hello"[..]), ("bad", MARKER)] {
+            fs::write(of.join(name), content).unwrap();
+            chown(of.join(name), Some(1000), None).unwrap();
+        }
+        let image = world.tmpfs.path().join("image");
+        let mut make = Command::new(program);
+        match kind {
+            "squashfs" => make.args([&of, &image]).arg("-quiet"),
+            _ => make.args([&image, &of]),
+        };
+        let at = world.tmpfs.path().join("protected").join(kind);
+        let made = ran(&mut make);
+        let Some(mounted) = made.then(|| Image::mount(&image, kind, at)).flatten() else {
+            untested(&format!("files on {kind}"));
+            continue;
+        };
+        world.agent.run();
+        world.agent.wait_protection("blocking");
+        settle();
+        let file = mounted.0.join("clean");
+        File::open(&file).unwrap();
+        wait_until("it is marked", || placed(&world) == 1);
+        assert_eq!(seen_of_opens(&world, &file), 0, "{kind}");
+        assert!(denied(File::open(mounted.0.join("bad"))), "{kind}");
+    }
+}
+
 #[test]
 fn a_write_is_noticed_although_its_open_is_not() {
     if !is_root("a_write_is_noticed_although_its_open_is_not") {

@@ -196,6 +196,75 @@ fn a_packages_file_stays() {
     assert!(log.contains("belongs to the package thing"), "{log}");
 }
 
+/// A file stays where it is, or does not.
+fn stays(world: &World, name: &str) -> bool {
+    let path = world.file(name, &Bad::new().content);
+    stays_at(world, &path)
+}
+
+fn stays_at(world: &World, path: &Path) -> bool {
+    assert!(denied(File::open(path)));
+    let action = wait_reported(world, path)["action"].clone();
+    let there = path.exists();
+    assert_eq!(action == "Blocked", there, "{action}");
+    there
+}
+
+/// With a database and a program of the test's in the agent's mounts.
+#[test]
+fn a_file_of_rpms_stays() {
+    let (database, program) = (Path::new("/var/lib/rpm"), Path::new("/usr/bin/rpm"));
+    if !is_root("a_file_of_rpms_stays") {
+        return;
+    }
+    if !database.is_dir() || !program.exists() {
+        println!("skipped: rpm is not installed");
+        assert!(std::env::var_os("CI").is_none(), "it must be there");
+        return;
+    }
+    // Below the usual place for such folders no package has anything, whoever lists it.
+    tempfile::env::override_temp_dir(Path::new("/srv")).unwrap();
+    for answers in [true, false] {
+        let mut world = World::new(QUARANTINE);
+        let owned = world.file("owned", &Bad::new().content);
+        let own = tempfile::tempdir().unwrap();
+        let (db, rpm) = (own.path().join("db"), own.path().join("rpm"));
+        fs::create_dir(&db).unwrap();
+        fs::write(db.join("rpmdb.sqlite"), "one").unwrap();
+        let sum = "0".repeat(64);
+        let end = match answers {
+            true => format!("echo '{sum} {}'", owned.display()),
+            false => "exit 1".to_owned(),
+        };
+        fs::write(&rpm, format!("#!/bin/sh\n{end}\n")).unwrap();
+        fs::set_permissions(&rpm, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = [(&db, database), (&rpm, program)]
+            .map(|(from, at)| format!("mount --bind {} {}", from.display(), at.display()))
+            .join("\n");
+        world.agent.run_with_mounts(&script);
+        world.agent.wait_protection("blocking");
+        if answers {
+            let list = world.agent.state().join("rpm.sums");
+            wait_until("rpm has answered", || list.exists());
+        }
+        assert!(stays_at(&world, &owned));
+        // The control: what no package lists is moved, if it can be told.
+        assert_eq!(stays(&world, "free"), !answers);
+        if answers {
+            fs::write(db.join("rpmdb.sqlite"), "with another package").unwrap();
+            assert!(stays(&world, "perhaps of the other"));
+        }
+        let log = world.agent.log();
+        for (words, said) in [
+            ("belongs to the package that rpm lists", answers),
+            ("the database of rpm has changed", answers),
+            ("the database of rpm was not read", !answers),
+        ] {
+            assert_eq!(log.contains(words), said, "{words}: {log}");
+        }
+    }
+}
+
 #[test]
 fn deletion_leaves_nothing() {
     if !is_root("deletion_leaves_nothing") {

@@ -46,11 +46,15 @@ pub const MAX_DETECTIONS: usize = 64;
 pub const MAX_TAGS: usize = 16;
 /// Bytes of a certificate or a certificate request, at the most.
 pub const MAX_DER_BYTES: usize = 4096;
+/// Bytes of a container's name, at the most.
+pub const MAX_CONTAINER_BYTES: usize = 128;
 /// Certificates in one chain, at the most.
 pub const MAX_CHAIN: usize = 4;
 
 /// A short name: host name, cluster, tag.
 pub type Name = Text<255>;
+/// What a container is called: its runtime, a colon, and its id or name.
+pub type ContainerName = Text<MAX_CONTAINER_BYTES>;
 /// One DER object.
 pub type Der = List<u8, MAX_DER_BYTES>;
 
@@ -418,6 +422,10 @@ pub struct Detection {
     pub size: u64,
     /// The process that opened it; 0 when there was none.
     pub pid: u32,
+    /// The container that this process ran in, by its cgroup; none where it ran in none,
+    /// or was gone.
+    #[serde(default)]
+    pub container: Option<ContainerName>,
 }
 
 /// What an agent did about a finding.

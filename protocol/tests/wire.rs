@@ -196,6 +196,7 @@ fn to_server() -> Vec<ToServer> {
             sha256: None,
             size: 68,
             pid: 42,
+            container: Some(Text::cut("lxc:web")),
         }])),
         ToServer::GetSvmList { etag: 9 },
         ToServer::Renew {

@@ -23,7 +23,9 @@ qemu-system-x86|domains for that inventory, by emulation
 nftables|counts bytes on the wire from outside
 iproute2|network namespaces and links for tests
 python3|holds a file lease against the agent, as a hostile process would; writes through a mapping
-e2fsprogs|makes a file system that is frozen under the agent
+e2fsprogs|makes a file system that is frozen under the agent, and files that cannot be changed
+squashfs-tools|makes a file system that cannot be written
+erofs-utils|makes another one
 faketime|has the clock of an agent jump by a day, and no other one
 make|builds programs on a protected file system
 git|lists the tree for the checks of documents

@@ -55,6 +55,10 @@ pub struct Detection {
     pub size: u64,
     /// The process that opened it; absent when there was none.
     pub pid: Option<u32>,
+    /// The container that this process ran in (`docker:…`, `lxc:…`), as the guest says;
+    /// absent where it ran in none, or was gone. Bytes that are not printable are written
+    /// as `\xNN`.
+    pub container: Option<String>,
     /// When it arrived (RFC 3339, UTC).
     pub received: String,
 }
@@ -110,6 +114,14 @@ fn cursor(text: &str) -> Result<u64, ApiError> {
         .ok_or_else(|| ApiError::BadRequest("cursor must be the next of a page before".to_owned()))
 }
 
+/// As an agent writes it, or with what no agent writes escaped.
+fn printable(text: String) -> String {
+    if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return text;
+    }
+    PathBytes::from_path(text.as_ref()).to_string()
+}
+
 fn of(record: DetectionRecord) -> Detection {
     Detection {
         id: record.id,
@@ -130,6 +142,7 @@ fn of(record: DetectionRecord) -> Detection {
         blake3: hex::encode(record.blake3),
         size: record.size,
         pid: (record.pid != 0).then_some(record.pid),
+        container: record.container.map(printable),
         received: rfc3339(record.received_ms),
     }
 }

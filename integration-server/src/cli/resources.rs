@@ -14,6 +14,9 @@ use crate::api::status::Status;
 use crate::api::svms::{Definitions, Svm};
 use crate::api::tokens::{CreatedToken, NewToken, Token};
 
+/// Digits that are shown of a container's id.
+const SHORT_ID_DIGITS: usize = 12;
+
 pub(super) type Result = anyhow::Result<String>;
 
 pub(super) fn json(value: &impl Serialize) -> Result {
@@ -245,6 +248,7 @@ pub fn detections(client: &Client, limit: u32, output: Output) -> Result {
         name: String,
         engine: String,
         member: Option<String>,
+        container: Option<String>,
         action: String,
         sha256: Option<String>,
     }
@@ -259,6 +263,7 @@ pub fn detections(client: &Client, limit: u32, output: Output) -> Result {
             name: detection.name,
             engine: detection.engine,
             member: detection.member,
+            container: detection.container,
             action: detection.action,
             sha256: detection.sha256,
         };
@@ -272,13 +277,31 @@ pub fn detections(client: &Client, limit: u32, output: Output) -> Result {
             detection.action,
             detection.name,
             detection.engine,
-            match detection.member {
-                Some(member) => format!("{} (inside: {member})", detection.path),
-                None => detection.path,
-            },
+            [
+                Some(detection.path),
+                detection.member.map(|member| format!("(inside: {member})")),
+                detection
+                    .container
+                    .map(|name| format!("(container: {})", short(&name))),
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" "),
         ]);
     }
     Ok(table.print("nothing was detected"))
+}
+
+/// A container's name with as much of its id as tools show.
+fn short(container: &str) -> &str {
+    let is_id = |id: &str| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match container.split_once(':') {
+        Some((runtime, id)) if is_id(id) => container
+            .get(..runtime.len() + 1 + SHORT_ID_DIGITS)
+            .unwrap_or(container),
+        _ => container,
+    }
 }
 
 /// `palisade token list`.
@@ -320,5 +343,19 @@ pub fn revoke(client: &Client, list: &str, id: Uuid, output: Output) -> Result {
     match output {
         Output::Json => json(&Revoked { revoked: id }),
         Output::Text => Ok(format!("{id} is revoked\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ids_are_shortened() {
+        let id = "0123456789abcdef".repeat(4);
+        assert_eq!(short(&format!("docker:{id}")), "docker:0123456789ab");
+        for name in ["lxc:web", "lxc:", "", &id, "é:é", &format!("lxc:{id}0")] {
+            assert_eq!(short(name), name);
+        }
     }
 }

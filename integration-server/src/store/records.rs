@@ -175,6 +175,8 @@ pub struct DetectionRecord {
     pub size: u64,
     /// The process that opened it; 0 for none.
     pub pid: u32,
+    /// The container that it ran in.
+    pub container: Option<String>,
 }
 
 /// Some detections, and where the next ones are.

@@ -75,6 +75,7 @@ pub fn detection(path: &[u8]) -> Detection {
         sha256: Some([2; 32]),
         size: 68,
         pid: 42,
+        container: Some(Text::cut("lxc:web")),
     }
 }
 
@@ -266,6 +267,7 @@ async fn detections(store: &dyn Store) {
     assert_eq!((&kept.path, kept.agent), (&hostile.path, other));
     assert_eq!((kept.sha256, kept.pid), (Some([2; 32]), 42));
     assert_eq!(kept.member.as_deref(), Some("b.tar/c.exe"));
+    assert_eq!(kept.container.as_deref(), Some("lxc:web"));
 
     let many: Vec<Detection> = (0..10)
         .map(|n| detection(format!("/f{n}").as_bytes()))

@@ -13,6 +13,7 @@ use palisade_protocol::identity;
 use palisade_protocol::ids::{AgentId, SvmId};
 use palisade_protocol::scan::LoadHint;
 use palisade_protocol::spiffe::Role;
+use serde_json::Value;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
@@ -179,7 +180,12 @@ async fn detections_are_stored_before_they_are_acknowledged_and_once() {
     let site = Site::start("").await;
     let member = site.join(Component::Agent, host("guest", None)).await;
     let (agent, _, _pushes) = connect(&member).await;
-    let found = List::cut([detection(b"/tmp/a\n\xff"), detection(b"/tmp/b")]);
+    let mut outside = detection(b"/tmp/b");
+    outside.container = None;
+    let mut found = detection(b"/tmp/a\n\xff");
+    // As no agent writes it.
+    found.container = Some(Text::cut("lxc:we\n\u{202e}b"));
+    let found = List::cut([found, outside]);
     let message = ToServer::Detections(found);
     assert_eq!(agent.request(&message).await.unwrap(), FromServer::Ack);
     assert_eq!(
@@ -193,6 +199,11 @@ async fn detections_are_stored_before_they_are_acknowledged_and_once() {
     assert_eq!(shown["items"].as_array().unwrap().len(), 2);
     assert_eq!(shown["items"][1]["path"], "/tmp/a\\x0a\\xff");
     assert_eq!(shown["items"][1]["member"], "b.tar/c.exe");
+    let containers = [0, 1].map(|n| shown["items"][n]["container"].clone());
+    assert_eq!(
+        containers,
+        [Value::Null, "lxc:we\\x0a\\xe2\\x80\\xaeb".into()]
+    );
     assert_eq!(shown["items"][1]["agent"], agent_id(&member).to_string());
     assert_eq!(shown["items"][1]["time"], "2023-11-14T22:13:20Z");
 }

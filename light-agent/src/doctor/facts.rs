@@ -46,6 +46,8 @@ pub struct Agent {
     pub protection: String,
     /// Why.
     pub reason: Option<String>,
+    /// Why protection is switched by an administrator, if it is.
+    pub bypass: Option<String>,
     /// Whether a supervisor started it.
     pub supervised: bool,
     /// Files that were let through and wait to be scanned.

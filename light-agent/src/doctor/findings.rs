@@ -45,6 +45,8 @@ pub enum Fault {
     NotSupervised,
     /// It holds no opens, since it failed again and again.
     Fallback,
+    /// An administrator has switched protection.
+    Bypass,
     /// No Protection Server is connected.
     NoSvm,
     /// No Integration Server is connected.
@@ -284,8 +286,19 @@ fn running(facts: &Facts, report: &mut Report) {
             "let the service run it (`palisade-agent supervise`)",
         );
     }
+    if let Some(reason) = &agent.bypass {
+        report.add(
+            Weight::Fault,
+            Fault::Bypass,
+            format!("protection is switched to {}: {reason}", agent.protection),
+            "`palisade-agent bypass --end` has it protect again at once; the kernel's parameter \
+             `palisade=` is taken away in the boot loader, and counts until the next boot",
+        );
+    }
     let reason = agent.reason.as_deref().unwrap_or_default();
     match agent.protection.as_str() {
+        // Said above.
+        _ if agent.bypass.as_deref().is_some_and(|bypass| bypass == reason) => {}
         "monitoring" if !reason.is_empty() => report.add(
             Weight::Fault,
             Fault::Fallback,

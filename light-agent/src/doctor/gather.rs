@@ -105,6 +105,7 @@ fn of_agent(status: &Value, facts: &mut Facts) {
     facts.agent = Some(Agent {
         protection: text(&protection["state"]).unwrap_or_default(),
         reason: text(&protection["reason"]),
+        bypass: text(&protection["bypass"]),
         supervised: !status["supervisor"].is_null(),
         waiting: status["exposure"]["waiting"].as_u64().unwrap_or(0),
     });

@@ -3,6 +3,7 @@
 //! One task, woken by changes and by a clock. Everything that waits for the disk is done
 //! aside, and a disk that takes nothing is said once.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -110,15 +111,17 @@ pub fn protects(settings: &Settings) -> bool {
     settings.on_access.enabled && !settings.on_access.paths.is_empty()
 }
 
-/// Watches for ever.
+/// Watches for ever; the causes that stand were there from the start.
 pub async fn watch(
     files: Files,
     deferred: Deferred,
     mut link: watch::Receiver<LinkState>,
     mut posture: watch::Receiver<Posture>,
-    fallback: bool,
+    standing: BTreeSet<Cause>,
 ) {
-    deferred.cause(Cause::Fallback, fallback);
+    for cause in [Cause::Fallback, Cause::Bypass] {
+        deferred.cause(cause, standing.contains(&cause));
+    }
     let mut turn = tokio::time::interval(SAVE_EVERY);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut rounds, mut failing) = (0_u32, false);

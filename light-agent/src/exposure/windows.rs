@@ -36,6 +36,8 @@ pub enum Cause {
     Off,
     /// A Protection Server was connected, and gave no verdict in time.
     Overload,
+    /// An administrator, or the kernel's command line, had opens watched and not held.
+    Bypass,
 }
 
 impl Cause {
@@ -47,6 +49,7 @@ impl Cause {
             Self::Fallback => "opens were not held after failures",
             Self::Off => "protection was off",
             Self::Overload => "no verdict in time",
+            Self::Bypass => "opens were not held, as an administrator switched it",
         }
     }
 }
@@ -369,7 +372,7 @@ mod tests {
 
     fn steps() -> impl Strategy<Value = Vec<(Step, i64)>> {
         let step = prop_oneof![
-            (0_u8..5, any::<bool>()).prop_map(|(cause, on)| Step::Set(cause, on)),
+            (0_u8..6, any::<bool>()).prop_map(|(cause, on)| Step::Set(cause, on)),
             any::<bool>().prop_map(Step::Open),
             Just(Step::Result),
             Just(Step::Tick),
@@ -381,8 +384,8 @@ mod tests {
     proptest! {
         #[test]
         fn whatever_the_clock_does_windows_are_whole_and_few(steps in steps()) {
-            const CAUSES: [Cause; 5] =
-                [Cause::NotRunning, Cause::NoSvm, Cause::Fallback, Cause::Off, Cause::Overload];
+            const CAUSES: [Cause; 6] =
+                [Cause::NotRunning, Cause::NoSvm, Cause::Fallback, Cause::Off, Cause::Overload, Cause::Bypass];
             let mut windows = Windows::default();
             let (mut now, mut waiting) = (NOW, Vec::new());
             let mut boot = 0;

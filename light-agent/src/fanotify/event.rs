@@ -58,6 +58,8 @@ pub struct Event {
     pub access: Access,
     /// The process that opens it.
     pub pid: u32,
+    /// When it was taken: the process is older.
+    pub seen: Instant,
     /// When its answer is due; set once it is watched.
     due: OnceLock<(Deadlines, Ticket)>,
     answered: AtomicBool,
@@ -90,6 +92,7 @@ impl Event {
             desk: Arc::clone(desk),
             access,
             pid,
+            seen: Instant::now(),
             due: OnceLock::new(),
             answered: AtomicBool::new(false),
             let_through: AtomicBool::new(false),

@@ -166,7 +166,10 @@ impl Index {
             if bytes == 0 {
                 break;
             }
-            sha2::Digest::update(print, &line);
+            // A comment says nothing of files.
+            if !line.starts_with(b"#") {
+                sha2::Digest::update(print, &line);
+            }
             if let Some((_, path)) = self.parse(&line) {
                 self.entries.push(Entry {
                     key: self.key(&path),
@@ -227,7 +230,7 @@ fn merged(root: &Path) -> Vec<&'static str> {
 }
 
 /// Opens a list that only root, or whoever runs this, may write.
-fn believed(list: &Path) -> io::Result<(File, Metadata)> {
+pub(crate) fn believed(list: &Path) -> io::Result<(File, Metadata)> {
     let file = File::open(list)?;
     let facts = file.metadata()?;
     let own = nix::unistd::geteuid().as_raw();

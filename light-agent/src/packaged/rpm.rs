@@ -7,9 +7,15 @@
 //! between fork and exec holds the group, and its exec waits for an answer; were the
 //! agent to end in that moment, the child would wait for itself. What packages bring
 //! until the next start differs from the list, and is scanned as any other file.
+//!
+//! The list begins with the state in which the database was before it was asked: while
+//! that is the database's state still, what is not listed is no package's.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::{self, JoinHandle};
@@ -17,8 +23,19 @@ use std::time::{Duration, Instant};
 
 /// Where the program is.
 const PROGRAMS: &[&str] = &["/usr/bin/rpm", "/bin/rpm"];
-/// Where its database may be.
-const DATABASES: &[&str] = &["/var/lib/rpm", "/usr/lib/sysimage/rpm"];
+/// Where its database may be, from the root folder.
+const FOLDERS: &[&str] = &["var/lib/rpm", "usr/lib/sysimage/rpm"];
+/// What it may consist of: SQLite and what it has written ahead, Berkeley DB, ndb.
+const DATABASES: &[&str] = &[
+    "rpmdb.sqlite",
+    "rpmdb.sqlite-wal",
+    "Packages",
+    "Packages.db",
+];
+/// Bytes of the list's first line, at the most.
+const MAX_STATE_BYTES: u64 = 4096;
+/// How the list begins.
+const STATE: &str = "# database";
 /// Its answer, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 /// How long it may take.
@@ -35,14 +52,16 @@ pub fn listing(state: &Path) -> PathBuf {
 /// state folder when this ends.
 pub fn begin(state: &Path) -> Option<JoinHandle<()>> {
     let program = PROGRAMS.iter().map(Path::new).find(|path| path.is_file())?;
-    DATABASES.iter().find(|path| Path::new(path).is_dir())?;
+    let root = Path::new("/");
+    FOLDERS.iter().find(|path| root.join(path).is_dir())?;
     let into = listing(state);
+    let of = state_of(root).unwrap_or_else(|| STATE.to_owned());
     // Started here, not on the thread: the caller goes on to have a fanotify group.
     match start(program, &[]) {
         Ok(child) => thread::Builder::new()
             .name("palisade-rpm".to_owned())
             .spawn(move || {
-                if let Err(error) = take(child, &into) {
+                if let Err(error) = take(child, &of, &into) {
                     tracing::warn!(%error, "what packages of rpm have is not known");
                 }
             })
@@ -52,6 +71,51 @@ pub fn begin(state: &Path) -> Option<JoinHandle<()>> {
             None
         }
     }
+}
+
+/// In which state the database below a root folder is, as the list's first line has it;
+/// none where there is no database.
+pub fn state_of(root: &Path) -> Option<String> {
+    let mut state = STATE.to_owned();
+    for folder in FOLDERS {
+        for name in DATABASES {
+            let path = root.join(folder).join(name);
+            match fs::metadata(&path) {
+                // Whoever only reads may make an empty one.
+                Ok(facts) if facts.len() == 0 && name.ends_with("-wal") => {}
+                Ok(facts) => {
+                    let (s, ns) = (facts.mtime(), facts.mtime_nsec());
+                    let (inode, bytes) = (facts.ino(), facts.len());
+                    state.push_str(&format!(" {folder}/{name}:{inode}:{bytes}:{s}.{ns:09}"));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => state.push_str(&format!(" {folder}/{name}:{error}")),
+            }
+        }
+    }
+    (state != STATE).then_some(state)
+}
+
+/// Whether the state folder has a list of the database as it is now.
+pub fn is_known(state: &Path) -> bool {
+    let mut first = Vec::new();
+    let list = File::open(listing(state));
+    let read = list
+        .and_then(|list| BufReader::new(list.take(MAX_STATE_BYTES)).read_until(b'\n', &mut first));
+    read.is_ok() && is_current(first.trim_ascii_end(), Path::new("/"))
+}
+
+/// Whether a list is of the database as it is now.
+pub fn is_current(first_line: &[u8], root: &Path) -> bool {
+    state_of(root).is_some_and(|state| first_line == state.as_bytes())
+}
+
+/// The path in a line of the list; the line of what has no content has no digest.
+pub fn path_of(line: &[u8]) -> Option<&Path> {
+    let blank = line.iter().position(|byte| *byte == b' ')?;
+    let path = line.get(blank + 1..)?;
+    path.starts_with(b"/")
+        .then(|| Path::new(OsStr::from_bytes(path)))
 }
 
 fn start(program: &Path, more: &[&str]) -> io::Result<Child> {
@@ -66,16 +130,17 @@ fn start(program: &Path, more: &[&str]) -> io::Result<Child> {
         .spawn()
 }
 
-/// Takes the answer of a program that was started.
-fn take(mut child: Child, into: &Path) -> io::Result<()> {
+/// Takes the answer of a program that was started when the database was in a state.
+fn take(mut child: Child, state: &str, into: &Path) -> io::Result<()> {
     let Some(answer) = child.stdout.take() else {
         return Err(io::Error::other("it says nothing"));
     };
     // A file, since the answer may be larger than all memory that the agent may take.
     let new = into.with_extension("new");
-    let path = new.clone();
+    let (path, first) = (new.clone(), format!("{state}\n"));
     let copying = thread::spawn(move || {
         let mut file = File::create(path)?;
+        file.write_all(first.as_bytes())?;
         let bytes = io::copy(&mut answer.take(MAX_BYTES), &mut file)?;
         file.flush()?;
         Ok::<_, io::Error>(bytes)
@@ -124,13 +189,13 @@ mod tests {
         let into = listing(folder.path());
         let ask = |script: &str| {
             let child = start(&program(folder.path(), script), &[]).unwrap();
-            take(child, &into)
+            take(child, STATE, &into)
         };
         ask("echo one").unwrap();
-        assert_eq!(fs::read_to_string(&into).unwrap(), "one\n");
+        assert_eq!(fs::read_to_string(&into).unwrap(), "# database\none\n");
         assert!(ask("echo two; exit 3").is_err());
         assert!(ask("head -c 68000000 /dev/zero; sleep 100").is_err());
-        assert_eq!(fs::read_to_string(&into).unwrap(), "one\n");
+        assert_eq!(fs::read_to_string(&into).unwrap(), "# database\none\n");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
@@ -178,7 +243,7 @@ mod tests {
             .concat(),
         );
         let into = listing(folder.path());
-        take(start(rpm, &database).unwrap(), &into).unwrap();
+        take(start(rpm, &database).unwrap(), STATE, &into).unwrap();
         let index = super::super::index::Index::load(Path::new("/nothing"), &into);
         let path = PathBuf::from(format!("/opt/{name}"));
         fs::write(at("file"), format!("{name}\n")).unwrap();

@@ -105,6 +105,8 @@ pub struct Around {
     pub own: Vec<PathBuf>,
     /// Whether opens are only watched.
     pub monitoring: bool,
+    /// The list of rpm's files.
+    pub rpm_listing: PathBuf,
 }
 
 /// Gathers what is known of an open file whose name is `path`.
@@ -127,7 +129,7 @@ pub fn gather(
         own: around.own.iter().any(|own| path.starts_with(own)),
         no_writer: lease::has_no_writer(&file),
         need: need(path, place),
-        owner: packages::owner(Path::new("/"), path, place),
+        owner: packages::owner(Path::new("/"), &around.rpm_listing, path, place),
     })
 }
 

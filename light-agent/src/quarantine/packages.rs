@@ -1,10 +1,11 @@
 //! Whether a package installed a file.
 //!
-//! Reads dpkg's own lists (`/var/lib/dpkg/info/*.list`) and its diversions. Other
-//! package databases are seen and not read: where there is one, a file that packages
-//! may install counts as *cannot be told*, and so does everything where there is no
-//! database that is known; only below [`FREE`], where the file system hierarchy lets no
-//! package install anything, the answer is "no".
+//! Reads dpkg's own lists (`/var/lib/dpkg/info/*.list`) and its diversions, and the list
+//! that rpm's own program gave ([`rpm`]). Other package databases are seen and not read:
+//! where there is one, a file that packages may install counts as *cannot be told*, and
+//! so does everything where there is no database that is known, or where rpm's is not the
+//! one any more that the list is of; only below [`FREE`], where the file system hierarchy
+//! lets no package install anything, the answer is "no" all the same.
 //!
 //! A list says a path as the package has it, which may lead through links that the
 //! guest has (`/bin` to `/usr/bin`). So a line counts if it is the path, or if it ends
@@ -17,11 +18,12 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::policy::Owner;
+use crate::packaged::{index, rpm};
 
 /// Lists that are read, at the most.
 const MAX_LISTS: usize = 65_536;
-/// Bytes of one list, at the most.
-const MAX_LIST_BYTES: u64 = 64 << 20;
+/// Bytes of one list, at the most; rpm's is a single one.
+const MAX_LIST_BYTES: u64 = 128 << 20;
 
 /// Where no package installs files.
 const FREE: &[&str] = &[
@@ -30,15 +32,13 @@ const FREE: &[&str] = &[
 
 /// Databases that are not read, from the root folder.
 const UNREAD: &[(&str, &str)] = &[
-    ("var/lib/rpm/rpmdb.sqlite", "rpm"),
-    ("var/lib/rpm/Packages", "rpm"),
-    ("usr/lib/sysimage/rpm", "rpm"),
     ("lib/apk/db/installed", "apk"),
     ("var/lib/pacman/local", "pacman"),
 ];
 
-/// Whose a file is: `path` as the kernel names it, `place` its device and inode.
-pub fn owner(root: &Path, path: &Path, place: (u64, u64)) -> Owner {
+/// Whose a file is: `path` as the kernel names it, `place` its device and inode; of rpm's
+/// files `listing` is the list.
+pub fn owner(root: &Path, listing: &Path, path: &Path, place: (u64, u64)) -> Owner {
     let dpkg = root.join("var/lib/dpkg/info");
     let has_dpkg = dpkg.is_dir();
     if has_dpkg {
@@ -53,21 +53,73 @@ pub fn owner(root: &Path, path: &Path, place: (u64, u64)) -> Owner {
             Err(error) => return Owner::Unknown(format!("dpkg's diversions: {error}")),
         }
     }
+    let rpm = match of_rpm(root, listing, path, place) {
+        Ok(Rpm::Listed) => return Owner::Package("that rpm lists".to_owned()),
+        Ok(rpm) => rpm,
+        Err(error) => return Owner::Unknown(format!("rpm's list: {error}")),
+    };
     if FREE.iter().any(|free| path.starts_with(free)) {
         return Owner::None;
     }
     let unread = UNREAD.iter().find(|(place, _)| root.join(place).exists());
-    match unread {
-        Some((_, name)) => Owner::Unknown(format!("the database of {name} is not read")),
-        None if has_dpkg => Owner::None,
-        None => Owner::Unknown("no package database is known here".to_owned()),
+    match (unread, rpm) {
+        (Some((_, name)), _) => Owner::Unknown(format!("the database of {name} is not read")),
+        (None, Rpm::Unread) => Owner::Unknown("the database of rpm was not read".to_owned()),
+        (None, Rpm::Changed) => {
+            Owner::Unknown("the database of rpm has changed since it was read".to_owned())
+        }
+        (None, Rpm::NotListed) => Owner::None,
+        (None, _) if has_dpkg => Owner::None,
+        (None, _) => Owner::Unknown("no package database is known here".to_owned()),
     }
 }
 
+/// What rpm says of a file.
+enum Rpm {
+    /// It has no database here.
+    None,
+    /// It lists it, or did.
+    Listed,
+    /// It does not.
+    NotListed,
+    /// It did not when it was asked, and has changed since.
+    Changed,
+    /// It was not asked, or gave no answer.
+    Unread,
+}
+
+fn of_rpm(root: &Path, listing: &Path, path: &Path, place: (u64, u64)) -> io::Result<Rpm> {
+    if rpm::state_of(root).is_none() {
+        return Ok(Rpm::None);
+    }
+    match index::believed(listing) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Rpm::Unread),
+        Err(error) => return Err(error),
+    }
+    let mut first = None;
+    let listed = any_line(listing, |line| {
+        first.get_or_insert_with(|| rpm::is_current(line, root));
+        rpm::path_of(line).is_some_and(|listed| leads_to(listed, path, place))
+    })?;
+    Ok(match (listed, first) {
+        (true, _) => Rpm::Listed,
+        (false, Some(true)) => Rpm::NotListed,
+        (false, _) => Rpm::Changed,
+    })
+}
+
+/// Whether a package's path is this file's, by whichever way.
+fn leads_to(listed: &Path, path: &Path, place: (u64, u64)) -> bool {
+    listed == path
+        || (listed.file_name() == path.file_name()
+            && fs::metadata(listed).is_ok_and(|there| (there.dev(), there.ino()) == place))
+}
+
 fn listed(info: &Path, path: &Path, place: (u64, u64)) -> io::Result<Option<String>> {
-    let Some(name) = path.file_name() else {
+    if path.file_name().is_none() {
         return Ok(None);
-    };
+    }
     for (number, entry) in fs::read_dir(info)?.enumerate() {
         if number >= MAX_LISTS {
             return Err(io::Error::other("there are too many"));
@@ -77,10 +129,7 @@ fn listed(info: &Path, path: &Path, place: (u64, u64)) -> io::Result<Option<Stri
             continue;
         }
         let found = any_line(&list, |line| {
-            let line = Path::new(std::ffi::OsStr::from_bytes(line));
-            line == path
-                || (line.file_name() == Some(name)
-                    && fs::metadata(line).is_ok_and(|there| (there.dev(), there.ino()) == place))
+            leads_to(Path::new(std::ffi::OsStr::from_bytes(line)), path, place)
         })?;
         if found {
             let package = list.file_stem().unwrap_or_default();
@@ -120,6 +169,8 @@ fn any_line(file: &Path, mut holds: impl FnMut(&[u8]) -> bool) -> io::Result<boo
 mod tests {
     use super::*;
 
+    const NO_LIST: &str = "/no/such/list";
+
     fn place(path: &Path) -> (u64, u64) {
         let there = fs::metadata(path).unwrap();
         (there.dev(), there.ino())
@@ -151,26 +202,32 @@ mod tests {
         std::os::unix::fs::symlink("usr", files.path().join("link")).unwrap();
         let tool = files.path().join("usr/tool");
         let other = files.path().join("usr/other");
-        assert_eq!(owner(root.path(), &tool, place(&tool)), Owner::None);
+        assert_eq!(
+            owner(root.path(), NO_LIST.as_ref(), &tool, place(&tool)),
+            Owner::None
+        );
         list(root.path(), "a", &[&tool]);
         assert_eq!(
-            owner(root.path(), &tool, place(&tool)),
+            owner(root.path(), NO_LIST.as_ref(), &tool, place(&tool)),
             Owner::Package("a".into())
         );
         list(root.path(), "a", &[&files.path().join("link/tool")]);
         assert_eq!(
-            owner(root.path(), &tool, place(&tool)),
+            owner(root.path(), NO_LIST.as_ref(), &tool, place(&tool)),
             Owner::Package("a".into()),
             "listed through a link"
         );
-        assert_eq!(owner(root.path(), &other, place(&other)), Owner::None);
+        assert_eq!(
+            owner(root.path(), NO_LIST.as_ref(), &other, place(&other)),
+            Owner::None
+        );
     }
 
     #[test]
     fn what_cannot_be_told_is_said() {
         let without = root(false);
         let in_usr = Path::new("/usr/local/bin/thing");
-        let told = |root: &Path, path: &Path| owner(root, path, (0, 0));
+        let told = |root: &Path, path: &Path| owner(root, NO_LIST.as_ref(), path, (0, 0));
         assert!(matches!(told(without.path(), in_usr), Owner::Unknown(_)));
         assert_eq!(told(without.path(), Path::new("/home/a/b")), Owner::None);
         let rpm = root(true);
@@ -195,9 +252,55 @@ mod tests {
             "/usr/bin/a\n/usr/bin/a.real\nb\n",
         )
         .unwrap();
-        let told = |path: &str| owner(root.path(), Path::new(path), (0, 0));
+        let told = |path: &str| owner(root.path(), NO_LIST.as_ref(), Path::new(path), (0, 0));
         assert!(matches!(told("/usr/bin/a.real"), Owner::Package(_)));
         assert_eq!(told("/usr/bin/c"), Owner::None);
+    }
+
+    #[test]
+    fn what_rpm_lists_is_a_packages_and_the_rest_while_it_is_the_same_database() {
+        let root = root(false);
+        let database = root.path().join("var/lib/rpm/rpmdb.sqlite");
+        fs::create_dir_all(database.parent().unwrap()).unwrap();
+        fs::write(&database, "one").unwrap();
+        let files = tempfile::tempdir().unwrap();
+        fs::create_dir(files.path().join("usr")).unwrap();
+        fs::write(files.path().join("usr/tool"), "x").unwrap();
+        std::os::unix::fs::symlink("usr", files.path().join("link")).unwrap();
+        let tool = files.path().join("usr/tool");
+        let through = files.path().join("link/tool");
+        let list = root.path().join("rpm.sums");
+        let told = |path: &str| owner(root.path(), &list, Path::new(path), (0, 0));
+        let (ghost, other) = ("/usr/bin/ghost", "/usr/bin/other");
+        let unknown = |owner: Owner, word: &str| {
+            assert!(
+                matches!(&owner, Owner::Unknown(why) if why.contains(word)),
+                "{owner:?}"
+            );
+        };
+        unknown(told(other), "not read");
+        assert_eq!(told("/home/a/b"), Owner::None);
+
+        let state = rpm::state_of(root.path()).unwrap();
+        let sum = "0".repeat(64);
+        let lines = format!("{state}\n{sum} {}\n {ghost}\n", through.display());
+        fs::write(&list, lines).unwrap();
+        let by_rpm = Owner::Package("that rpm lists".to_owned());
+        assert_eq!(told(ghost), by_rpm);
+        assert_eq!(owner(root.path(), &list, &tool, place(&tool)), by_rpm);
+        // The control: one that no line leads to.
+        assert_eq!(told(other), Owner::None);
+        // Another package may have come meanwhile; what was listed is not moved anyway.
+        fs::write(&database, "another").unwrap();
+        unknown(told(other), "changed");
+        assert_eq!(told(ghost), by_rpm);
+        assert_eq!(told("/home/a/b"), Owner::None);
+        // A list that anybody may write is no answer, wherever the file is.
+        let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        fs::set_permissions(&list, anybody).unwrap();
+        unknown(told("/home/a/b"), "may write it");
+        fs::remove_file(&database).unwrap();
+        unknown(told(other), "no package database");
     }
 
     /// The machine's own lists, where it has them.
@@ -206,7 +309,7 @@ mod tests {
         let ls = fs::canonicalize("/bin/ls").unwrap();
         if Path::new("/var/lib/dpkg/info/coreutils.list").exists() {
             assert_eq!(
-                owner(Path::new("/"), &ls, place(&ls)),
+                owner(Path::new("/"), NO_LIST.as_ref(), &ls, place(&ls)),
                 Owner::Package("coreutils".into())
             );
         }

@@ -26,6 +26,7 @@ use super::take::{Subject, take};
 use super::vault::Vault;
 use crate::content::Content;
 use crate::mode::Mode;
+use crate::packaged::rpm;
 use crate::scanner::Scanned;
 use crate::settings::{Folders, Settings};
 use crate::spool::now_ms;
@@ -53,6 +54,7 @@ impl Remedies {
             around: Around {
                 own: vec![own(&folders.state), own(&folders.run)],
                 monitoring: settings.on_access.mode != Mode::Block,
+                rpm_listing: rpm::listing(&folders.state),
             },
             turn: Arc::new(Semaphore::new(1)),
             waiting: Arc::new(Semaphore::new(MAX_WAITING)),

@@ -30,6 +30,7 @@ use super::{Done, Job, Observer};
 use crate::list::ListFile;
 use crate::packaged::{Packaged, Policy, rpm};
 use crate::private::Private;
+use crate::quarantine::policy::Remedy;
 use crate::quarantine::remedies::Remedies;
 use crate::scanner::Scanner;
 use crate::selection::{Choice, LinkState, Source, keep};
@@ -78,7 +79,8 @@ pub async fn run(
         .keeping(Private::new(&settings.private));
     let mut job = Job::new(plan, &settings.scan);
     job.remedies = Some(Remedies::new(settings, folders));
-    job.packaged = packaged(settings.scan.packaged, folders).await;
+    let moves = settings.remediation.malware != Remedy::Block;
+    job.packaged = packaged(settings.scan.packaged, moves, folders).await;
     let mut watching = Watching::new(tenant, output, link);
     watching.count(job.plan.clone());
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;
@@ -102,11 +104,12 @@ pub async fn run(
     Ok(report.exit_code(outcome.is_ok() && missing.is_empty()))
 }
 
-/// What packages have, if that is not scanned as all else.
-async fn packaged(policy: Policy, folders: &Folders) -> Option<Arc<Packaged>> {
+/// What packages have, if that is not scanned as all else; where malware is moved, what is
+/// a package's is known, too.
+async fn packaged(policy: Policy, moves: bool, folders: &Folders) -> Option<Arc<Packaged>> {
     let state = folders.state.clone();
     let known = tokio::task::spawn_blocking(move || {
-        if policy != Policy::Scan
+        if (policy != Policy::Scan || moves && !rpm::is_known(&state))
             && let Some(asking) = rpm::begin(&state)
         {
             let _ = asking.join();

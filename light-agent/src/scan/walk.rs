@@ -6,8 +6,8 @@
 //!
 //! Guests that start from one image hold the same files. Walked in one order, each
 //! of them would ask for the same content at the same moment and wait for the same
-//! scan; so each takes its files [`super::order`] at a time, in an order of its own, asks
-//! for something else first, and finds the rest known.
+//! scan; so each takes its files in an order of its own ([`super::order`]), asks for
+//! something else first, and finds the rest known.
 //!
 //! A walk that may have to go on after a restart visits folders by name
 //! ([`Plan::ordered`]): then [`Resume`] says which part of it is done, whatever was

@@ -69,6 +69,8 @@ pub struct ProtectionPart {
     pub state: &'static str,
     /// Why it is off, or why opens are not held although the settings say so.
     pub reason: Option<String>,
+    /// Why an administrator, or the kernel's command line, has switched it, if one has.
+    pub bypass: Option<String>,
     /// Protected paths.
     pub paths: Vec<String>,
     /// File systems that are marked.
@@ -182,6 +184,8 @@ pub struct Source {
     pub marks: Marks,
     /// Why opens are not held although the settings say so.
     pub fallback: Option<String>,
+    /// Why protection is switched by an administrator, if it is.
+    pub bypass: Option<String>,
     /// What the supervisor has kept, if one runs the agent.
     pub supervised: Option<Record>,
 }
@@ -193,7 +197,10 @@ impl Source {
         let covered = self.coverage.now();
         let (state, reason) = match posture.protection {
             Protection::Blocking => ("blocking", None),
-            Protection::Monitoring => ("monitoring", self.fallback.clone()),
+            Protection::Monitoring => {
+                let reason = self.fallback.as_ref().or(self.bypass.as_ref());
+                ("monitoring", reason.cloned())
+            }
             Protection::Off { reason } => ("off", Some(reason.as_str().to_owned())),
         };
         Status {
@@ -211,6 +218,7 @@ impl Source {
             protection: ProtectionPart {
                 state,
                 reason,
+                bypass: self.bypass.clone(),
                 paths: self.paths.clone(),
                 file_systems: covered.file_systems,
                 namespaces: covered.namespaces,

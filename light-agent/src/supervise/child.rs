@@ -20,6 +20,8 @@ use crate::pulse::Sign;
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a killed process may take to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(1);
+/// After how long what keeps it is looked for again.
+const AGAIN: Duration = Duration::from_secs(60);
 
 /// How the C library is to keep memory: in few pools, since a thread that once read a file
 /// keeps its own for ever, and what is large (a fragment of a file) goes back at once.
@@ -160,16 +162,21 @@ impl Agent {
     /// Kills it: the kernel lets go whoever waits for it.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
-        let until = Instant::now() + GONE_WITHIN;
-        while self.ended().is_none() {
-            if Instant::now() >= until {
-                // It waits within the kernel, where no signal reaches it.
-                fuse::abort_stuck(self.child.id());
-                break;
-            }
+        let mut until = Instant::now() + GONE_WITHIN;
+        let mut gone = self.ended().is_some();
+        while !gone {
             std::thread::sleep(LOOK);
+            gone = self.ended().is_some();
+            if !gone && Instant::now() >= until {
+                // It waits within the kernel, where no signal reaches it.
+                let pid = self.child.id();
+                fuse::free(pid, || {
+                    gone = self.ended().is_some();
+                    gone
+                });
+                until = Instant::now() + AGAIN;
+            }
         }
-        let _ = self.child.wait();
     }
 }
 

@@ -6,21 +6,27 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 use palisade_tests::skip;
 use serde_json::Value;
 
-use super::guest::{Guest, PATIENCE, SOON, denied, open_soon, wait_until};
+use super::guest::{Guest, PATIENCE, SOON, denied, open_aside, open_soon, signal, wait_until};
 
 /// Longer than the supervisor waits for an agent that is stuck.
 const STALLED: Duration = Duration::from_secs(12);
+
+/// Where the kernel shows connections of FUSE servers.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// The server: greets the kernel, and says nothing more.
 pub struct DeadFuse {
     at: PathBuf,
     device: Option<File>,
+    takes: Option<JoinHandle<()>>,
 }
 
 impl DeadFuse {
@@ -54,15 +60,82 @@ impl DeadFuse {
         Self {
             at: at.to_owned(),
             device: Some(device),
+            takes: None,
+        }
+    }
+
+    /// One that takes what it is asked, and never answers: whoever asked cannot be killed.
+    pub fn mount_taking(at: &Path) -> Self {
+        let mut dead = Self::mount(at);
+        let mut device = dead.device.as_ref().unwrap().try_clone().unwrap();
+        // Ends with the connection.
+        dead.takes = Some(std::thread::spawn(move || {
+            let mut asked = vec![0; 1 << 20];
+            while device.read(&mut asked).is_ok() {}
+        }));
+        dead
+    }
+
+    /// Its connection, by the number of its file system: nobody asks the server for it.
+    fn connection(&self) -> PathBuf {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mut lines = mounts.lines().map(|line| line.split(' '));
+        let number = lines.find_map(|mut fields| {
+            let device = fields.nth(2)?;
+            (fields.nth(1)? == self.at.to_str().unwrap()).then_some(device)
+        });
+        Path::new(CONNECTIONS).join(number.unwrap().strip_prefix("0:").unwrap())
+    }
+
+    /// Whether the kernel still has its connection.
+    fn is_connected(&self) -> bool {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd as _;
+        let mut ready = [PollFd::new(
+            self.device.as_ref().unwrap().as_fd(),
+            PollFlags::POLLIN,
+        )];
+        poll(&mut ready, PollTimeout::ZERO).unwrap();
+        !ready[0].revents().unwrap().contains(PollFlags::POLLERR)
+    }
+}
+
+/// The kernel's account of connections, mounted for the test where nobody has.
+struct Connections(bool);
+
+impl Connections {
+    fn new() -> Self {
+        let is_mounted = fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .contains(" fusectl ");
+        if !is_mounted {
+            let no: Option<&str> = None;
+            let kind = Some("fusectl");
+            mount(kind, CONNECTIONS, kind, MsFlags::empty(), no).unwrap();
+        }
+        Self(!is_mounted)
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        if self.0 {
+            let _ = umount2(CONNECTIONS, MntFlags::MNT_DETACH);
         }
     }
 }
 
 impl Drop for DeadFuse {
     fn drop(&mut self) {
+        if self.takes.is_some() {
+            let _ = umount2(&self.at, MntFlags::MNT_FORCE);
+        }
         // Closed, the connection ends, and whoever waits is let go.
         drop(self.device.take());
         let _ = umount2(&self.at, MntFlags::MNT_DETACH);
+        if let Some(takes) = self.takes.take() {
+            let _ = takes.join();
+        }
     }
 }
 
@@ -152,4 +225,81 @@ fn a_scan_that_comes_to_a_dead_fuse_server_ends() {
     drop(dead);
     let (code, result) = scan(&folder);
     assert_eq!((code, &result["errors"]), (1, &0.into()), "{result:#}");
+}
+
+/// Whether a process is there, and is more than what its parent has to hear of.
+fn is_there(pid: i32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    tasks.into_iter().flatten().flatten().any(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]);
+        state.is_some_and(|state| state != "Z")
+    })
+}
+
+#[test]
+fn an_agent_that_no_signal_ends_is_freed_and_no_other_connection_is_touched() {
+    let test = "an_agent_that_no_signal_ends_is_freed_and_no_other_connection_is_touched";
+    if !skip::is_root(test) {
+        return;
+    }
+    let _connections = Connections::new();
+    let guest = Guest::start("");
+    let folder = guest.test.folder();
+    // Its number is the smaller one: it would go first if nobody knew better.
+    let other = DeadFuse::mount_taking(&folder.join("other"));
+    let dead = DeadFuse::mount_taking(&folder.join("dead"));
+    let mut victim = Command::new("cat")
+        .arg(other.at.join("file"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let waiting = |fuse: &DeadFuse| {
+        let waiting = fs::read_to_string(fuse.connection().join("waiting")).unwrap();
+        waiting.trim() != "0"
+    };
+    wait_until("the victim waits", || waiting(&other));
+    let agent = guest.agent_pid();
+    let arguments = ["task", "start", dead.at.to_str().unwrap()];
+    guest
+        .test
+        .site
+        .run("palisade-agent", &arguments, PATIENCE)
+        .unwrap();
+    wait_until("the agent waits", || waiting(&dead));
+    let connection = dead.connection();
+    let connection = connection.file_name().unwrap().to_str().unwrap().to_owned();
+
+    let file = guest.clean("held");
+    let killed = Instant::now();
+    signal(agent, Signal::SIGKILL);
+    let held = open_aside(&file);
+    std::thread::sleep(Duration::from_millis(1500));
+    // The control: a signal alone ends neither the agent nor the wait for it.
+    assert!(is_there(agent), "a signal was enough");
+    assert!(held.try_recv().is_err(), "nobody held it");
+    held.recv_timeout(PATIENCE).unwrap().0.unwrap();
+    println!("let go after {:?}", killed.elapsed());
+    wait_until("it is gone", || !is_there(agent));
+    wait_until("another one is there", || {
+        let status = guest.try_status().unwrap_or_default();
+        status["protection"]["state"] == "blocking" && status["agent"]["pid"] != agent
+    });
+    assert!(denied(open_soon(&guest.bad("after"))));
+    assert!(!dead.is_connected());
+    // Nobody else lost anything.
+    assert!(other.is_connected() && waiting(&other));
+    assert!(victim.try_wait().unwrap().is_none());
+    let log = fs::read_to_string(guest.test.site.log("agent")).unwrap();
+    let said: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("its connection was aborted"))
+        .collect();
+    assert_eq!(said.len(), 1, "{log}");
+    assert!(
+        said[0].contains(&format!("connection={connection}")),
+        "{said:?}"
+    );
+    drop(other);
+    victim.wait().unwrap();
 }

@@ -23,9 +23,9 @@ pub async fn add(
         // The tenant is the agent's own, whatever the message says.
         let done = sqlx::query(
             "INSERT INTO detections (agent_id, id, tenant, time_ms, received_ms, path, verdict, \
-             name, engine, action, class, blake3, sha256, size, pid, member) \
+             name, engine, action, class, blake3, sha256, size, pid, member, container) \
              VALUES ($1, $2, (SELECT tenant FROM agents WHERE agents.id = $1), $3, $4, $5, $6, \
-             $7, $8, $9, $10, $11, $12, $13, $14, $15) \
+             $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
              ON CONFLICT (agent_id, id) DO NOTHING",
         )
         .bind(agent.to_string())
@@ -43,6 +43,7 @@ pub async fn add(
         .bind(row::number(detection.size))
         .bind(row::number(detection.pid))
         .bind(detection.member.as_deref())
+        .bind(detection.container.as_deref())
         .execute(&mut *transaction)
         .await
         .map_err(at)?;
@@ -112,5 +113,6 @@ fn detection_of(found: &SqliteRow) -> Result<DetectionRecord> {
         sha256: row::hash_or_none(found, "sha256")?,
         size: row::unsigned(found, "size")?,
         pid: row::unsigned32(found, "pid")?,
+        container: row::text_or_none(found, "container")?,
     })
 }

@@ -159,6 +159,24 @@ fn states() -> Vec<(Fault, Weight, Facts)> {
             }),
         ),
         (
+            Fault::Bypass,
+            F,
+            agent(|agent| {
+                agent.protection = "monitoring".to_owned();
+                agent.reason = Some("bypassed by an administrator: slow".to_owned());
+                agent.bypass = agent.reason.clone();
+            }),
+        ),
+        (
+            Fault::Bypass,
+            F,
+            agent(|agent| {
+                agent.protection = "off".to_owned();
+                agent.reason = Some("switched by the kernel parameter palisade=off".to_owned());
+                agent.bypass = agent.reason.clone();
+            }),
+        ),
+        (
             Fault::SelfTest,
             F,
             off("the EICAR test file in /srv was not blocked"),
@@ -262,4 +280,15 @@ fn what_is_switched_off_is_no_fault() {
         ..off("switched off in the settings (on_access.enabled)")
     };
     assert!(examine(&facts).is_fine());
+}
+
+#[test]
+fn a_bypass_hides_no_failure_beside_it() {
+    let report = examine(&agent(|agent| {
+        agent.protection = "monitoring".to_owned();
+        agent.reason = Some("the agent failed 3 times".to_owned());
+        agent.bypass = Some("bypassed by an administrator: slow".to_owned());
+    }));
+    let faults: Vec<Fault> = report.findings.iter().map(|found| found.fault).collect();
+    assert_eq!(faults, [Fault::Bypass, Fault::Fallback]);
 }
