@@ -10,7 +10,7 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`command`] | `palisade-agent maintenance`, `stop` and `uninstall` |
-//! | [`unit`] | that systemd refuses to stop the service by hand |
+//! | [`mod@unit`] | that systemd refuses to stop the service by hand |
 //!
 //! Owns whether leave is needed (`maintenance.token_required`) and given. It keeps honest
 //! hands and scripts off, and makes the rest visible: who is root in a guest can kill the
