@@ -404,7 +404,16 @@ fn the_console_speaks_the_promised_json() {
     assert_eq!(
         keys(&detections[0]),
         [
-            "action", "agent", "engine", "id", "member", "name", "path", "sha256", "time"
+            "action",
+            "agent",
+            "container",
+            "engine",
+            "id",
+            "member",
+            "name",
+            "path",
+            "sha256",
+            "time"
         ]
     );
     assert!(
