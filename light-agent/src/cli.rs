@@ -112,7 +112,12 @@ enum Command {
     #[command(name = probe::COMMAND, hide = true)]
     ProbeOpens,
     #[command(name = overlay::COMMAND, hide = true)]
-    ProbeOverlay { folder: PathBuf },
+    ProbeOverlay {
+        folder: PathBuf,
+        /// Leave the answer in this folder, a run folder
+        #[arg(long)]
+        leave: bool,
+    },
 }
 
 impl Cli {
@@ -132,8 +137,11 @@ impl Cli {
             probe::serve()?;
             return Ok(exit::FINE);
         }
-        if let Some(Command::ProbeOverlay { folder }) = &self.command {
-            overlay::serve(folder)?;
+        if let Some(Command::ProbeOverlay { folder, leave }) = &self.command {
+            match leave {
+                true => overlay::leave(folder)?,
+                false => overlay::serve(folder)?,
+            }
             return Ok(exit::FINE);
         }
         let command = self.command.unwrap_or(Command::Run {

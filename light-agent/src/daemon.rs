@@ -95,6 +95,7 @@ pub struct How {
 /// # Errors
 /// What keeps it from starting, or ends it.
 pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Result<()> {
+    let protects = watch::protects(&settings);
     let switched = BypassFile::new(&folders.state).switched();
     match &switched {
         Some(switched) if switched.to == To::Off => settings.on_access.enabled = false,
@@ -128,11 +129,12 @@ pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Resul
         None
     };
     let overlays = match probe {
-        Some(_) => overlay::ask(&folders.state),
+        Some(_) => overlay::ask(folders),
         None => Seen::default(),
     };
     let runtime = runtime()?;
     let own = Own {
+        protects,
         probe,
         descriptors,
         switched,
@@ -145,6 +147,8 @@ pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Resul
 
 /// What is there before the runtime is.
 struct Own {
+    /// Whether settings ask for it, whatever is switched.
+    protects: bool,
     probe: Option<Probe>,
     descriptors: u64,
     switched: Option<Switched>,
@@ -160,7 +164,12 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
         stop = &mut stopping => return Ok(stop?),
     };
     let exposed = Files::new(&folders.state);
-    let parts = Parts::start(settings, folders, &membership, exposed.load(settings));
+    let parts = Parts::start(
+        settings,
+        folders,
+        &membership,
+        exposed.load(settings, own.protects),
+    );
     let tasks = Tasks::start(
         settings,
         folders,
@@ -184,7 +193,7 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
     };
     let (protection, mut failed) = OnAccess::start(settings, &parts, needs);
     let mut source = parts.status_source(&membership, settings, &protection);
-    if watch::protects(settings) {
+    if own.protects {
         let mut standing = BTreeSet::new();
         standing.extend(how.fallback.is_some().then_some(Cause::Fallback));
         standing.extend(own.switched.is_some().then_some(Cause::Bypass));
@@ -233,7 +242,7 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
     drop(protection);
     tasks.stop(folders).await;
     parts.cache.keeper().close();
-    if watch::protects(settings)
+    if own.protects
         && let Err(error) = exposed.save(&parts.deferred, true, true)
     {
         tracing::warn!(%error, "files that wait to be scanned cannot be kept on the disk");

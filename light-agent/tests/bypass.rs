@@ -70,6 +70,13 @@ fn held_opens_are_let_go_and_protection_comes_back() {
         status["protection"]["state"] == "off" && said.contains(&reason)
     });
     File::open(&bad).unwrap();
+    wait_until("the time is a window", || {
+        let now = world.agent.try_status().unwrap_or_default()["exposure"]["now"].clone();
+        let causes = now["causes"].as_array();
+        causes.is_some_and(|causes| {
+            causes.contains(&json!("bypass")) && !causes.contains(&json!("off"))
+        })
+    });
     // The control: without a bypass the same opener waits on.
     assert!(held_by_control.try_recv().is_err());
 

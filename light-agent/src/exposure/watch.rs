@@ -49,7 +49,7 @@ impl Files {
 
     /// What was kept; the time since then is a window of its own, which lasts until the
     /// agent has started. Of an agent that protects nothing no window is kept.
-    pub fn load(&self, settings: &Settings) -> Deferred {
+    pub fn load(&self, settings: &Settings, protects: bool) -> Deferred {
         let record = self.record.load();
         let known = record.as_ref().map(|record| record.alive.clone());
         let windows = record.map(|record| record.windows).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Files {
             self.store.load(),
             windows,
         );
-        if let Some(last) = known.filter(|_| protects(settings)) {
+        if let Some(last) = known.filter(|_| protects) {
             deferred.windows(|windows| {
                 windows.started(&last, &self.boot, booted_ms(), now_ms());
                 true
@@ -106,7 +106,7 @@ impl Files {
     }
 }
 
-/// Whether there is anything to be exposed.
+/// Whether there is anything to be exposed: as settings have it, whatever is switched.
 pub fn protects(settings: &Settings) -> bool {
     settings.on_access.enabled && !settings.on_access.paths.is_empty()
 }
@@ -128,7 +128,9 @@ pub async fn watch(
     let mut items_at = Instant::now();
     loop {
         let connected = link.borrow_and_update().link().is_some();
-        let off = connected && is_off(&posture.borrow_and_update().protection);
+        let is_off = is_off(&posture.borrow_and_update().protection);
+        // Switched off is said as that.
+        let off = connected && is_off && !standing.contains(&Cause::Bypass);
         deferred.cause(Cause::NoSvm, !connected);
         deferred.cause(Cause::Off, off);
         // Whatever is to be said of now has been said.

@@ -3,9 +3,11 @@
 //!
 //! Where they do, an overlay must never be marked beside its layers: the reader would
 //! wait for itself. Where they do not (Linux 6.1), an overlay is a gap. A process of its
-//! own tries it in mounts of its own, before any other group exists, and ends.
+//! own tries it in mounts of its own, before any other group exists, and ends. A service
+//! that may have no mounts of its own finds the answer in its run folder: systemd has it
+//! tried before it starts the service, and without the service's bounds.
 //!
-//! Owns the trial, and which folders are an overlay's layers.
+//! Owns the trial and its answer, and which folders are an overlay's layers.
 
 use std::fs::{self, File};
 use std::io::Read as _;
@@ -19,11 +21,20 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 
+use palisade_protocol::identity::write_atomic;
+
 use super::mountinfo::unescaped;
+use crate::packaged::index::believed;
+use crate::settings::Folders;
+use crate::supervise::record::boot;
 
 /// The hidden subcommand that tries it.
 pub const COMMAND: &str = "probe-overlay";
 
+/// Its answer, in the run folder: with the boot that it is of.
+pub const ANSWER: &str = "overlay";
+/// Of an answer, in bytes.
+const MAX_ANSWER_BYTES: u64 = 128;
 /// How long the trial may take.
 const WITHIN: Duration = Duration::from_secs(5);
 /// Layers of one overlay that are looked at; the kernel allows 500.
@@ -41,12 +52,43 @@ pub enum Seen {
     Unknown,
 }
 
-/// Has it tried by another process. Call before a fanotify group exists.
-pub fn ask(folder: &Path) -> Seen {
-    tried(folder).unwrap_or_default()
+impl Seen {
+    fn said(text: &str) -> Option<Self> {
+        match text {
+            "seen" => Some(Self::Yes),
+            "unseen" => Some(Self::No),
+            _ => None,
+        }
+    }
 }
 
-fn tried(folder: &Path) -> Option<Seen> {
+/// The answer of this boot that was left in the run folder; without one it is tried below
+/// the state folder, by another process. Call before a fanotify group exists.
+pub fn ask(folders: &Folders) -> Seen {
+    left(&folders.run.join(ANSWER), &boot())
+        .or_else(|| Seen::said(&tried(&folders.state)?))
+        .unwrap_or_default()
+}
+
+fn left(file: &Path, boot: &str) -> Option<Seen> {
+    let mut text = String::new();
+    let (file, _) = believed(file).ok()?;
+    file.take(MAX_ANSWER_BYTES).read_to_string(&mut text).ok()?;
+    let (answer, of) = text.trim_end().split_once(' ')?;
+    Seen::said(answer).filter(|_| of == boot)
+}
+
+/// Has it tried, and leaves the answer in a run folder.
+///
+/// # Errors
+/// That it could not be tried, or the system's.
+pub fn leave(run: &Path) -> Result<()> {
+    let answer = tried(run).context("it could not be tried")?;
+    let text = format!("{answer} {}\n", boot());
+    Ok(write_atomic(&run.join(ANSWER), text.as_bytes(), 0o644)?)
+}
+
+fn tried(folder: &Path) -> Option<String> {
     let mut child = Command::new(std::env::current_exe().ok()?)
         .arg(COMMAND)
         .arg(folder)
@@ -63,12 +105,10 @@ fn tried(folder: &Path) -> Option<Seen> {
     let _ = child.kill();
     let _ = child.wait();
     let mut said = String::new();
-    let answer = child.stdout.take()?.take(16).read_to_string(&mut said);
-    match (answer.is_ok(), said.trim()) {
-        (true, "seen") => Some(Seen::Yes),
-        (true, "unseen") => Some(Seen::No),
-        _ => None,
-    }
+    let mut out = child.stdout.take()?.take(MAX_ANSWER_BYTES);
+    out.read_to_string(&mut said).ok()?;
+    let said = said.trim();
+    Seen::said(said).is_some().then(|| said.to_owned())
 }
 
 /// The trial itself, in this process: an overlay over a folder, in mounts of its own.
@@ -140,6 +180,33 @@ pub fn layers(options: &str) -> Option<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_counts_for_its_boot_and_as_roots_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let run = tempfile::tempdir().unwrap();
+        let file = run.path().join(ANSWER);
+        let says = |text: &str| {
+            fs::write(&file, text).unwrap();
+            left(&file, "b-1")
+        };
+        assert_eq!(left(&file, "b-1"), None);
+        assert_eq!(says("seen b-1\n"), Some(Seen::Yes));
+        assert_eq!(says("unseen b-1\n"), Some(Seen::No));
+        for other in [
+            "seen b-2\n",
+            "seen",
+            "",
+            "seen \n",
+            "yes b-1",
+            &"x".repeat(999),
+        ] {
+            assert_eq!(says(other), None, "{other}");
+        }
+        fs::write(&file, "seen b-1\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(left(&file, "b-1"), None);
+    }
 
     #[test]
     fn layers_are_told_or_not_at_all() {
