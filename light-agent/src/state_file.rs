@@ -7,9 +7,9 @@
 //! are worth a part of themselves ([`deferred`](crate::deferred)) or whose loss must stop
 //! a start (the identity).
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -44,6 +44,20 @@ pub fn claim(state: &Path) -> anyhow::Result<File> {
             Err(error).with_context(|| format!("{} cannot be locked", path.display()))
         }
     }
+}
+
+/// Opens a file that nobody but root, or whoever runs this, may write.
+///
+/// # Errors
+/// The system's, and that others may write it.
+pub fn believed(file: &Path) -> io::Result<(File, Metadata)> {
+    let file = File::open(file)?;
+    let facts = file.metadata()?;
+    let own = nix::unistd::geteuid().as_raw();
+    if !facts.is_file() || facts.mode() & 0o022 != 0 || ![0, own].contains(&facts.uid()) {
+        return Err(io::Error::other("others than root may write it"));
+    }
+    Ok((file, facts))
 }
 
 /// Of the owner alone.

@@ -24,8 +24,8 @@ use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags}
 use palisade_protocol::identity::write_atomic;
 
 use super::mountinfo::unescaped;
-use crate::packaged::index::believed;
 use crate::settings::Folders;
+use crate::state_file::believed;
 use crate::supervise::record::boot;
 
 /// The hidden subcommand that tries it.

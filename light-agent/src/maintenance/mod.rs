@@ -20,15 +20,16 @@
 pub mod command;
 pub mod unit;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use palisade_daemon::membership::Membership;
-use palisade_protocol::identity::{Identity, write_atomic};
+use palisade_protocol::identity::Identity;
 use palisade_protocol::maintenance::{self, Allowed, BadMaintenance, Grant, MAX_TEXT_BYTES};
 use serde::Deserialize;
 
 use crate::settings::Folders;
+use crate::state_file::StateFile;
 
 /// What an administrator sets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -40,12 +41,15 @@ pub struct Settings {
 
 /// The token in a state folder.
 #[derive(Debug, Clone)]
-pub struct TokenFile(PathBuf);
+pub struct TokenFile(StateFile);
 
 impl TokenFile {
     /// The file in a state folder.
     pub fn new(state: &Path) -> Self {
-        Self(state.join("maintenance.token"))
+        let path = state.join("maintenance.token");
+        let damaged = "a damaged maintenance token allows nothing";
+        // With its quotes.
+        Self(StateFile::new(path, MAX_TEXT_BYTES as u64 + 2, damaged))
     }
 
     /// Keeps a token, if it counts here and now; gives what it allows.
@@ -54,20 +58,13 @@ impl TokenFile {
     /// Why it does not count, or the disk's.
     pub fn begin(&self, text: &str, identity: &Identity, now_ms: u64) -> anyhow::Result<Grant> {
         let grant = verified(text, identity, now_ms)?;
-        write_atomic(&self.0, text.trim().as_bytes(), 0o600)?;
+        self.0.save(&text.trim())?;
         Ok(grant)
     }
 
     /// What is allowed now, if there is a token; why not, if it counts no more.
     pub fn grant(&self, identity: &Identity, now_ms: u64) -> Option<Result<Grant, BadMaintenance>> {
-        // What is longer is no token.
-        let text = match std::fs::metadata(&self.0) {
-            Ok(found) if found.len() <= MAX_TEXT_BYTES as u64 => {
-                std::fs::read_to_string(&self.0).unwrap_or_default()
-            }
-            Ok(_) => String::new(),
-            Err(_) => return None,
-        };
+        let text: String = self.0.load()?;
         Some(verified(&text, identity, now_ms))
     }
 
@@ -76,11 +73,7 @@ impl TokenFile {
     /// # Errors
     /// The system's.
     pub fn end(&self) -> std::io::Result<bool> {
-        match std::fs::remove_file(&self.0) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.0.remove()
     }
 }
 

@@ -8,15 +8,17 @@
 //! dpkg's paths are those of the package, which may lead through the links of a merged
 //! `/usr` (`/bin/ls`): they are looked up as the machine has them.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use md5::{Digest as _, Md5};
 use sha2::Sha256;
+
+use crate::state_file::believed;
 
 /// Lists, at the most.
 const MAX_LISTS: usize = 65_536;
@@ -227,17 +229,6 @@ fn merged(root: &Path) -> Vec<&'static str> {
         })
         .copied()
         .collect()
-}
-
-/// Opens a list that only root, or whoever runs this, may write.
-pub(crate) fn believed(list: &Path) -> io::Result<(File, Metadata)> {
-    let file = File::open(list)?;
-    let facts = file.metadata()?;
-    let own = nix::unistd::geteuid().as_raw();
-    if !facts.is_file() || facts.mode() & 0o022 != 0 || ![0, own].contains(&facts.uid()) {
-        return Err(io::Error::other("others than root may write it"));
-    }
-    Ok((file, facts))
 }
 
 fn bytes<const N: usize>(hex: &[u8]) -> Option<[u8; N]> {

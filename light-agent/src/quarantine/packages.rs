@@ -18,7 +18,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::policy::Owner;
-use crate::packaged::{index, rpm};
+use crate::packaged::rpm;
+use crate::state_file::believed;
 
 /// Lists that are read, at the most.
 const MAX_LISTS: usize = 65_536;
@@ -92,7 +93,7 @@ fn of_rpm(root: &Path, listing: &Path, path: &Path, place: (u64, u64)) -> io::Re
     if rpm::state_of(root).is_none() {
         return Ok(Rpm::None);
     }
-    match index::believed(listing) {
+    match believed(listing) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Rpm::Unread),
         Err(error) => return Err(error),

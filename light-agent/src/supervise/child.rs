@@ -25,7 +25,7 @@ const AGAIN: Duration = Duration::from_secs(60);
 
 /// How the C library is to keep memory: in few pools, since a thread that once read a file
 /// keeps its own for ever, and what is large (a fragment of a file) goes back at once.
-/// Under load that is a fifth of the agent's memory.
+/// Under load that is about a sixth of the agent's memory.
 const MALLOC: [(&str, &str); 3] = [
     ("MALLOC_ARENA_MAX", "2"),
     ("MALLOC_MMAP_THRESHOLD_", "131072"),
