@@ -243,6 +243,10 @@ fn a_schedule_fires_once() {
     fs::write(&last, saved.to_string()).unwrap();
     for _ in 0..2 {
         agent.run();
+        // The agent is ready before its clock has looked.
+        wait_until("the schedule has fired", || {
+            task(&agent, &["list"]) != json!([])
+        });
         let shown = wait_state(&agent, "1", "done");
         assert!(
             shown["schedule"]
