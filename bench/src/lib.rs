@@ -14,6 +14,7 @@
 //! | [`pass`] | one scan by one side; whether both found the same |
 //! | [`client`], [`agents`] | connected agents in this process: what they ask, and how |
 //! | [`processes`], [`wire`], [`machine`] | what the kernel counts |
+//! | [`cores`] | where each side runs |
 //! | [`limits`] | what the machine could do at best |
 //! | [`mod@bench`], [`measures`] | what every measure works with; the measures |
 //! | [`interrupt`] | a run that is interrupted leaves nothing behind |
@@ -27,6 +28,7 @@ pub mod agents;
 pub mod bench;
 pub mod clamd;
 pub mod client;
+pub mod cores;
 pub mod corpus;
 pub mod interrupt;
 pub mod limits;

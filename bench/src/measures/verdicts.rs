@@ -1,8 +1,8 @@
 //! Verdicts that the SharedCache holds: how many a second, how quickly, and what a
 //! thousand connected agents cost.
 //!
-//! The agents are sessions of clients within this process, which takes its part of
-//! the cores: what is measured is both ends on one machine.
+//! The agents are sessions of clients within this process. The Protection Server has one
+//! core for itself, engines included, and the clients have the others.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use palisade_protocol::content::ContentId;
 use palisade_protocol::scan::VerdictSource;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use super::echo;
 use crate::bench::Bench;
 use crate::client::{Client, dialler};
+use crate::cores::Parts;
 use crate::processes;
 use crate::random::Random;
 use crate::report::{Row, Target, short};
@@ -40,6 +42,8 @@ const WINDOWS_PER_SECOND: usize = 10;
 const MIB: f64 = 1024.0 * 1024.0;
 
 pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
+    let parts = Parts::one_and_the_others()?;
+    parts.on_one(|| bench.site.restart(&bench.first))??;
     let contents = known(bench)?;
     let peer = peer(bench, &contents)?;
     let contents: Arc<Vec<ContentId>> =
@@ -47,14 +51,20 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     let (sessions, rate, span) = (bench.scale.sessions, bench.scale.rate, bench.scale.span);
     let server = bench.site.scanserver()?.pid;
     let before = processes::memory(server)?.pss;
-    let (most, paced, connected, under_load) = bench.runtime.block_on(async {
-        let clients = Arc::new(connect(bench, sessions).await?);
-        let connected = processes::memory(server)?.pss;
-        let most = as_many_as_possible(&clients, &contents, span).await?;
-        let paced = by_the_clock(&clients, &contents, rate, span).await?;
-        let under_load = processes::memory(server)?.pss;
-        Ok::<_, anyhow::Error>((most, paced, connected, under_load))
-    })?;
+    let (most, paced, connected, under_load) = parts.on_the_others(|| {
+        // Its threads are where this one is.
+        let runtime = Runtime::new().context("no runtime")?;
+        runtime.block_on(async {
+            let clients = Arc::new(connect(bench, sessions).await?);
+            let connected = processes::memory(server)?.pss;
+            let most = as_many_as_possible(&clients, &contents, span).await?;
+            let paced = by_the_clock(&clients, &contents, rate, span).await?;
+            let under_load = processes::memory(server)?.pss;
+            Ok::<_, anyhow::Error>((most, paced, connected, under_load))
+        })
+    })??;
+    // What is measured next has all cores.
+    bench.site.restart(&bench.first)?;
     let at = |samples: &[f64], permille: usize| -> Result<Summary> {
         Ok(Summary::one(
             percentile(samples, permille).context("nothing was answered")?,
@@ -66,7 +76,7 @@ pub(super) fn run(bench: &mut Bench) -> Result<Vec<Row>> {
     Ok(vec![
         Row::new(format!("cached verdicts, {AT_A_TIME} requests at a time"), "requests/s", Summary::one(most))
             .target(Target::AtLeast(f64::from(bench.scale.rate)))
-            .note("clients and Protection Server share this machine's cores"),
+            .note("the Protection Server has one core, its engines included, and the clients have the others"),
         Row::new(format!("cached verdict at {rate} requests/s, p50"), "ms", at(&paced.answered, 500)?)
             .against("clamd with its cache warm, by stream, one at a time, p50", at(&peer, 500)?),
         Row::new(format!("cached verdict at {rate} requests/s, p99"), "ms", at(&paced.answered, 990)?)
