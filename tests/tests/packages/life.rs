@@ -284,8 +284,29 @@ fn stopping_and_removing_need_leave() {
             &["palisade-agent", "uninstall", "--yes"],
             "needs a maintenance token",
         );
+        // What was refused has not opened another way.
+        refused(
+            &["systemctl", "stop", UNIT],
+            "may be requested by dependency only",
+        );
     };
     refused_all();
+    // Where nothing may be restarted, an upgrade leaves the old agent, and what it forbids.
+    let never = system.at("/usr/sbin/policy-rc.d");
+    let before = fs::read(&never).ok();
+    fs::write(&never, "#!/bin/sh\nexit 101\n").unwrap();
+    fs::set_permissions(&never, fs::Permissions::from_mode(0o755)).unwrap();
+    let pid = system.said(&["systemctl", "show", "--property=MainPID", UNIT]);
+    install(&system, &second);
+    assert_eq!(
+        system.said(&["systemctl", "show", "--property=MainPID", UNIT]),
+        pid
+    );
+    refused_all();
+    match before {
+        Some(before) => fs::write(&never, before).unwrap(),
+        None => fs::remove_file(&never).unwrap(),
+    }
     // An upgrade is neither, and what is killed is back.
     install(&system, &second);
     let pid = protected(&system);
