@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, Format, Output, exit};
@@ -17,6 +18,7 @@ use crate::scan::what::What;
 use crate::settings::{COMPONENT, Folders, LoadError, Settings};
 use crate::status::failures::Shown;
 use crate::supervise::Program;
+use crate::supervise::breaker::SETTLED;
 use crate::tasks::command::TaskCommand;
 use crate::{
     bundle, bypass, daemon, doctor, enrol, maintenance, probe, quarantine, scan, selection, status,
@@ -49,6 +51,9 @@ enum Command {
         /// Only let opens be held again after the agent had failed again and again
         #[arg(long)]
         reset: bool,
+        /// After how long an agent counts as one that runs well, in seconds
+        #[arg(long, hide = true, default_value_t = SETTLED.as_secs())]
+        settled_s: u64,
     },
     /// Join a site with a join token (`-` reads it from standard input)
     Enrol {
@@ -150,10 +155,10 @@ impl Cli {
         });
         let quiet = !matches!(
             command,
-            Command::Run { .. } | Command::Supervise { reset: false }
+            Command::Run { .. } | Command::Supervise { reset: false, .. }
         );
         // Who answers openers waits for no log.
-        if matches!(command, Command::Supervise { reset: false }) {
+        if matches!(command, Command::Supervise { reset: false, .. }) {
             // Before there is another thread, which would take the signals.
             supervise::block_signals()?;
         }
@@ -204,13 +209,19 @@ impl Cli {
                 };
                 daemon::run(settings, &folders, how).map(|()| exit::FINE)
             }
-            Command::Supervise { reset: true } => {
+            Command::Supervise { reset: true, .. } => {
                 supervise::reset(&folders)?;
                 println!("opens are held again when the service is restarted");
                 Ok(exit::FINE)
             }
-            Command::Supervise { reset: false } => {
-                let options = self.common.arguments();
+            Command::Supervise {
+                reset: false,
+                settled_s,
+            } => {
+                let program = Program {
+                    options: self.common.arguments(),
+                    settled_after: Duration::from_secs(settled_s),
+                };
                 // Of settings that are damaged nothing is known: what is so stays so.
                 if known && maintenance::unit::is_service() {
                     let required = settings.maintenance.token_required;
@@ -218,7 +229,7 @@ impl Cli {
                         tracing::error!(%error, "systemd cannot be told whether the service may be stopped by hand");
                     }
                 }
-                supervise::run(&Program { options }, &folders).map(|()| exit::FINE)
+                supervise::run(&program, &folders, settings.wants_packages()).map(|()| exit::FINE)
             }
             Command::Enrol { token } => {
                 let runtime = daemon::runtime()?;

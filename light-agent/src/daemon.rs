@@ -42,12 +42,11 @@ use crate::link::Link;
 use crate::list::ListFile;
 use crate::mode::Mode;
 use crate::on_access::{Needs, OnAccess};
-use crate::packaged::{Policy, rpm};
+use crate::packaged::rpm;
 use crate::private::Private;
 use crate::probe::Probe;
 use crate::pulse::Supervisor;
 use crate::quarantine::escrow::Escrow;
-use crate::quarantine::policy::Remedy;
 use crate::quarantine::remedies::Remedies;
 use crate::quarantine::rescan::{self, Rescan};
 use crate::scanner::Scanner;
@@ -117,7 +116,7 @@ pub fn run(mut settings: Settings, folders: &Folders, how: How) -> anyhow::Resul
     };
     let descriptors = raise_descriptors();
     // Before any fanotify group exists: a forked child must never hold one.
-    if settings.scan.packaged != Policy::Scan || settings.remediation.malware != Remedy::Block {
+    if settings.wants_packages() {
         // What it finds is taken in whenever it is there.
         drop(rpm::begin(&folders.state));
     }

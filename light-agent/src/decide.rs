@@ -3,7 +3,7 @@
 //! ```text
 //! own process ─┐
 //! not regular ─┤
-//! out of scope ┼─► allowed by policy        too few fds ─► failure table
+//! out of scope,┼─► allowed by policy        too few fds ─► failure table
 //! empty ───────┘                            too large ───► failure table
 //! remembered, no writer ─► cached verdict   else ────────► ask
 //! ```
@@ -26,6 +26,8 @@ pub struct Scope {
     pub paths: Vec<PathBuf>,
     /// But not below these.
     pub exclude: Vec<PathBuf>,
+    /// And not on file systems of these types, by the kernel's numbers.
+    pub exclude_types: Vec<i64>,
     /// And nothing above this many bytes, if set.
     pub max_bytes: Option<u64>,
 }
@@ -62,6 +64,8 @@ pub struct Facts<'a> {
     pub path: Option<&'a [u8]>,
     /// Whether it is protected although its name does not say so.
     pub hidden: bool,
+    /// Whether its file system is of an excluded type.
+    pub kind_excluded: bool,
     /// Whether it is a regular file.
     pub regular: bool,
     /// Its size in bytes.
@@ -93,6 +97,7 @@ pub fn decide(
         .path
         .is_some_and(|path| scope.covers(path, facts.size))
         || (facts.hidden && scope.fits(facts.size));
+    let covered = covered && !facts.kind_excluded;
     if facts.own || !facts.regular || !covered || facts.size == 0 {
         return Decision::Answer(Outcome::Policy);
     }
@@ -138,6 +143,7 @@ mod tests {
         Scope {
             paths: vec!["/home".into()],
             exclude: vec!["/home/cache".into()],
+            exclude_types: Vec::new(),
             max_bytes: Some(3),
         }
     }
@@ -173,7 +179,7 @@ mod tests {
     proptest! {
         #[test]
         fn decisions_keep_their_promises(
-            exec: bool, own: bool, hidden: bool, regular: bool, few_fds: bool, size in 0_u64..6,
+            exec: bool, own: bool, hidden: bool, kind_excluded: bool, regular: bool, few_fds: bool, size in 0_u64..6,
             path in prop::option::of(prop_oneof![
                 Just(&b"/home/f"[..]), Just(&b"/home/cache/f"[..]), Just(&b"/etc/f"[..])
             ]),
@@ -181,11 +187,13 @@ mod tests {
             remembered in prop::option::of(verdicts()),
         ) {
             let access = if exec { Access::Exec } else { Access::Open };
-            let facts = Facts { access, own, path, hidden, regular, size, few_fds, max_scan_bytes };
+            let facts = Facts {
+                access, own, path, hidden, kind_excluded, regular, size, few_fds, max_scan_bytes
+            };
             let table = Table::default();
             let mut asked = false;
             let decision = decide(&facts, &scope(), &table, || { asked = true; remembered.clone() });
-            let protected = hidden || path == Some(&b"/home/f"[..]);
+            let protected = !kind_excluded && (hidden || path == Some(&b"/home/f"[..]));
             let covered = !own && regular && (1..=3).contains(&size) && protected;
             prop_assert_eq!(decision == Decision::Answer(Outcome::Policy), !covered);
             if asked {

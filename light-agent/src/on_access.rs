@@ -95,7 +95,7 @@ impl OnAccess {
     ) -> (Self, mpsc::Receiver<nix::Error>) {
         let (failing, failed) = mpsc::channel(GROUPS);
         let places = if settings.on_access.enabled {
-            places::survey(&settings.on_access.paths)
+            places::survey(&settings.on_access.paths, &settings.on_access.exclude_types)
         } else {
             Places::default()
         };
@@ -406,6 +406,7 @@ fn scope(settings: &Settings, places: &Places, test: &SelfTest) -> Scope {
     Scope {
         paths,
         exclude: settings.exclude.clone(),
+        exclude_types: places::numbers(&settings.on_access.exclude_types),
         max_bytes: settings.on_access.max_bytes,
     }
 }

@@ -16,6 +16,7 @@ use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
 use crate::failure::{Overrides, Table};
+use crate::fanotify::places;
 use crate::maintenance;
 use crate::marks::Level;
 use crate::mode::Mode;
@@ -97,6 +98,8 @@ pub struct OnAccess {
     /// Whether files are scanned when they are closed after writing, too, so that
     /// malware is found before anybody opens it. Nobody waits for these scans.
     pub after_writes: bool,
+    /// Types of file systems whose files are let through, wherever they are mounted.
+    pub exclude_types: Vec<String>,
     /// Files above this many bytes are let through unseen, as policy; all are scanned
     /// if unset.
     pub max_bytes: Option<u64>,
@@ -128,6 +131,7 @@ impl Default for OnAccess {
             other_namespaces: true,
             exclude_processes: Vec::new(),
             after_writes: false,
+            exclude_types: Vec::new(),
             max_bytes: None,
             ignore_marks: Level::default(),
             deadline_ms: 5000,
@@ -312,6 +316,11 @@ impl Settings {
         Table::with(&self.failure)
     }
 
+    /// Whether it matters what the system's packages have.
+    pub fn wants_packages(&self) -> bool {
+        self.scan.packaged != packaged::Policy::Scan || self.remediation.malware != Remedy::Block
+    }
+
     /// What is said of this machine, with the name that people see.
     pub fn host_facts(&self) -> HostFacts {
         let mut facts = palisade_daemon::host::facts();
@@ -329,6 +338,7 @@ impl Settings {
         )?;
         absolute("exclude", &self.exclude)?;
         absolute("private", &self.private)?;
+        known_types("on_access.exclude_types", &self.on_access.exclude_types)?;
         within(
             "on_access.deadline_ms",
             self.on_access.deadline_ms,
@@ -368,6 +378,22 @@ fn absolute(key: &'static str, paths: &[PathBuf]) -> Result<(), BadValue> {
         Some(path) => Err(BadValue {
             key,
             problem: format!("{} is not an absolute path", path.display()),
+        }),
+        None => Ok(()),
+    }
+}
+
+fn known_types(key: &'static str, types: &[String]) -> Result<(), BadValue> {
+    let unknown = types
+        .iter()
+        .find(|kind| !places::kinds().any(|known| known == *kind));
+    match unknown {
+        Some(kind) => Err(BadValue {
+            key,
+            problem: format!(
+                "{kind:?} is no type that is protected: {}",
+                places::kinds().collect::<Vec<_>>().join(", ")
+            ),
         }),
         None => Ok(()),
     }
@@ -440,6 +466,7 @@ mod tests {
             on_access: OnAccess {
                 paths: Vec::new(),
                 exclude_processes: Vec::new(),
+                exclude_types: Vec::new(),
                 max_bytes: None,
                 ..set.on_access
             },
@@ -495,6 +522,10 @@ mod tests {
     fn a_bad_value_is_named() {
         for (text, names) in [
             ("[on_access]\npaths = ['home']", "on_access.paths"),
+            (
+                "[on_access]\nexclude_types = ['ext5']",
+                "on_access.exclude_types",
+            ),
             (
                 "[on_access]\nexclude_processes = ['rsync']",
                 "on_access.exclude_processes",

@@ -12,6 +12,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -377,9 +378,15 @@ fn a_lease_holder_freezes_nobody_else() {
     let world = World::started("");
     let leased = world.file("leased", b"leased");
     let other = world.file("other", b"other");
+    // A file of somebody's who may do nothing else.
+    const NOBODY: u32 = 65534;
+    std::os::unix::fs::chown(&leased, Some(NOBODY), Some(NOBODY)).unwrap();
     let holder = Command::new("python3")
         .args(["-c", HOLD_A_LEASE])
         .arg(&leased)
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .current_dir("/")
         .stdout(std::process::Stdio::piped())
         .spawn();
     let mut holder = match holder {
@@ -397,8 +404,15 @@ fn a_lease_holder_freezes_nobody_else() {
         .unwrap()
         .read_exact(&mut held)
         .unwrap();
-    let stuck = open_aside(&leased);
-    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(&held, b"held", "the lease is there");
+    // The kernel cannot open it for the agent without waiting for the holder, and refuses
+    // whoever opens it.
+    let (opened, took) = open_aside(&leased)
+        .recv_timeout(Duration::from_secs(10))
+        .unwrap();
+    assert!(denied(opened));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(world.agent.settled_events()["kernel_refused"].as_u64() > Some(0));
     let (opened, took) = open_aside(&other)
         .recv_timeout(Duration::from_secs(10))
         .unwrap();
@@ -406,7 +420,8 @@ fn a_lease_holder_freezes_nobody_else() {
     holder.wait().unwrap();
     assert!(opened.is_ok());
     assert!(took < Duration::from_secs(5), "{took:?}");
-    let _ = stuck.recv_timeout(Duration::from_secs(60)).unwrap();
+    // The control: without the lease it is a file as any other.
+    File::open(&leased).unwrap();
     world.agent.settled_events();
 }
 

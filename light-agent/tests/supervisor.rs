@@ -108,6 +108,38 @@ fn openers_do_not_wait_for_a_stalled_agent() {
     );
 }
 
+/// The supervisor's own file lies where the agent answers opens: it is written when an
+/// agent counts as one that runs well, and the agent may have stalled just before.
+#[test]
+fn a_supervisor_waits_for_no_agent_that_it_watches() {
+    const SETTLED_S: u64 = 15;
+    if !is_root("a_supervisor_waits_for_no_agent_that_it_watches") {
+        return;
+    }
+    let mut world = World::new("state_dir = '{protected}/../state'");
+    let state = world.tmpfs.path().join("state");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([world.agent.dir.path().join("var/agent"), state.clone()])
+        .status();
+    assert!(copied.unwrap().success());
+    let started = Instant::now();
+    let settled = SETTLED_S.to_string();
+    let command = world.agent.command(&["supervise", "--settled-s", &settled]);
+    world.agent.run_by(command);
+    world.agent.wait_protection("blocking");
+    assert!(state.join("supervisor.json").exists(), "it lies there");
+    // Late enough that its silence is not noticed before.
+    std::thread::sleep(Duration::from_secs(SETTLED_S - 5).saturating_sub(started.elapsed()));
+    assert!(started.elapsed() < Duration::from_secs(SETTLED_S));
+    let pid = world.agent.serving_pid();
+    let file = world.file("f", b"for nobody");
+    signal(pid, Signal::SIGSTOP);
+    let opened = open_aside(&file).recv_timeout(STALL_ENDS_WITHIN).unwrap();
+    opened.0.unwrap();
+    wait_for_another(&world.agent, pid);
+}
+
 #[test]
 fn an_agent_under_load_or_at_rest_is_not_taken_for_stalled() {
     if !is_root("an_agent_under_load_or_at_rest_is_not_taken_for_stalled") {
@@ -294,4 +326,43 @@ fn the_service_manager_hears_of_one_start_and_one_stop() {
         (1, Some("STOPPING=1")),
         "{rest:?}"
     );
+}
+
+/// As systemd's `WatchdogSec` asks for it: a supervisor that hangs is noticed.
+#[test]
+fn the_service_manager_hears_that_the_supervisor_lives() {
+    const WITHIN: Duration = Duration::from_secs(2);
+    let mut world = World::new("on_access: enabled = false");
+    let path = world.agent.dir.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let lives = |within: Duration| {
+        let until = Instant::now() + within;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            socket.set_read_timeout(Some(left)).unwrap();
+            let mut bytes = [0; 256];
+            if let Ok(n) = socket.recv(&mut bytes)
+                && bytes[..n].trim_ascii() == b"WATCHDOG=1"
+            {
+                return true;
+            }
+        }
+    };
+    let mut command = world.agent.command(&["supervise"]);
+    command
+        .env("NOTIFY_SOCKET", &path)
+        .env("WATCHDOG_USEC", WITHIN.as_micros().to_string());
+    world.agent.run_by(command);
+    for _ in 0..5 {
+        assert!(lives(WITHIN), "it is silent");
+    }
+    // The control: one that hangs says nothing.
+    world.agent.signal(Signal::SIGSTOP);
+    while lives(Duration::from_millis(100)) {}
+    assert!(!lives(WITHIN * 2));
+    world.agent.signal(Signal::SIGCONT);
+    assert!(lives(WITHIN));
 }

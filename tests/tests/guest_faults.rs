@@ -31,6 +31,8 @@ mod policy;
 mod pressure;
 #[path = "guest_faults/programs.rs"]
 mod programs;
+#[path = "guest_faults/ring.rs"]
+mod ring;
 #[path = "guest_faults/servers.rs"]
 mod servers;
 #[path = "guest_faults/work.rs"]

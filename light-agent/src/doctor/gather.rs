@@ -72,15 +72,16 @@ pub fn gather(in_force: &InForce) -> std::io::Result<Facts> {
             facts.descriptors = getrlimit(Resource::RLIMIT_NOFILE)
                 .ok()
                 .map(|(_, hard)| hard);
-            facts.gaps = places::survey(&settings.on_access.paths)
-                .gaps
-                .iter()
-                .filter(|_| settings.on_access.enabled)
-                .map(|gap| Gap {
-                    path: gap.path().to_owned(),
-                    reason: gap.reason().to_owned(),
-                })
-                .collect();
+            facts.gaps =
+                places::survey(&settings.on_access.paths, &settings.on_access.exclude_types)
+                    .gaps
+                    .iter()
+                    .filter(|_| settings.on_access.enabled)
+                    .map(|gap| Gap {
+                        path: gap.path().to_owned(),
+                        reason: gap.reason().to_owned(),
+                    })
+                    .collect();
             if let Ok(Some(membership)) = &membership {
                 try_to_connect(in_force, membership, &mut facts)?;
             }

@@ -19,7 +19,7 @@
 //! | [`programs`] | programs whose opens are let through |
 //! | [`overlay`] | whether marks of an overlay's layers see it |
 //! | [`devices`] | whether opens of device nodes are events, and where such nodes are |
-//! | [`coverage`] | what is protected at the moment |
+//! | [`coverage`], [`unseen`] | what is protected at the moment, and what no kernel of this kind asks about |
 //!
 //! **Invariant:** nothing is forked while the group is open; its descriptor is
 //! CLOEXEC, and openers are released when its last copy closes.
@@ -37,3 +37,4 @@ pub mod places;
 pub mod plan;
 pub mod programs;
 pub mod reader;
+pub mod unseen;

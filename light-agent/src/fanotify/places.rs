@@ -5,9 +5,10 @@
 //! no mark and are listed as gaps, each with its reason.
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statfs::{FsType, statfs};
+use nix::sys::statfs::{FsType, fstatfs, statfs};
 use palisade_protocol::bounded::PathBytes;
 
 use super::mountinfo::{self, Mount};
@@ -144,8 +145,8 @@ pub struct Places {
     pub overlay: Option<String>,
 }
 
-/// Sorts the configured paths into places and gaps.
-pub fn survey(paths: &[PathBuf]) -> Places {
+/// Sorts the configured paths into places and gaps; `excluded` are types of file systems.
+pub fn survey(paths: &[PathBuf], excluded: &[String]) -> Places {
     let mut found = Places::default();
     let mut seen = HashSet::new();
     // Without the table one whose server does not answer would be asked what it is.
@@ -158,6 +159,10 @@ pub fn survey(paths: &[PathBuf]) -> Places {
             .map_err(String::clone)
             .and_then(|mounts| place(path, mounts))
         {
+            Ok(place) if excluded.iter().any(|kind| kind == place.kind) => {
+                let reason = format!("on_access.exclude_types excludes {}", place.kind);
+                found.gaps.push(Gap::new(path, &reason));
+            }
             Ok(place) if seen.insert(place.path.clone()) => found.places.push(place),
             Ok(_) => {}
             Err(reason) => found.gaps.push(Gap::new(path, &reason)),
@@ -227,6 +232,30 @@ pub fn is_local(kind: &str) -> bool {
     matches!(kind, "ext2" | "ext3") || MARKED.iter().any(|(_, marked)| *marked == kind)
 }
 
+/// The types that can be excluded, by their names.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    excludable().map(|(_, name)| name)
+}
+
+/// The kernel's numbers of types of file systems; what is no such type has none.
+pub fn numbers(kinds: &[String]) -> Vec<i64> {
+    let wanted = excludable().filter(|(_, name)| kinds.iter().any(|kind| kind == name));
+    wanted.map(|(number, _)| number).collect()
+}
+
+fn excludable() -> impl Iterator<Item = (i64, &'static str)> {
+    MARKED.iter().copied().chain([(OVERLAY, "overlay")])
+}
+
+/// The number of the type of an open file's file system.
+///
+/// # Errors
+/// The kernel's.
+pub fn kind_of(file: &impl AsFd) -> nix::Result<i64> {
+    let FsType(kind) = fstatfs(file)?.filesystem_type();
+    Ok(kind)
+}
+
 /// Whether a walk stays out of this folder unless it is named.
 pub fn is_pseudo(path: &Path) -> bool {
     magic(path).is_ok_and(|kind| PSEUDO.contains(&kind))
@@ -256,7 +285,7 @@ mod tests {
         assert!(is_pseudo(Path::new("/proc")));
         assert!(is_pseudo(Path::new("/sys")));
         assert!(!is_pseudo(Path::new("/usr")));
-        let found = survey(&["/proc".into(), "/no/such/folder".into()]);
+        let found = survey(&["/proc".into(), "/no/such/folder".into()], &[]);
         assert!(found.places.is_empty());
         assert!(found.gaps[0].reason().contains("proc"), "{:?}", found.gaps);
         assert!(

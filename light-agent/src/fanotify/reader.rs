@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use super::event::{Desk, Event};
 use super::group::Group;
 use super::names::Names;
+use super::places::kind_of;
 use super::programs::Programs;
 use crate::accounts::Outcome;
 use crate::cache::Cache;
@@ -187,6 +188,12 @@ impl VainReads {
 }
 
 impl Triage {
+    /// Nobody is asked as long as none is excluded. What the kernel does not say is not.
+    fn is_of_excluded_kind(&self, event: &Event) -> bool {
+        let excluded = &self.scope.exclude_types;
+        !excluded.is_empty() && kind_of(event).is_ok_and(|kind| excluded.contains(&kind))
+    }
+
     fn sort(&self, event: Event, own: u32, names: &mut Names) {
         if event.pid == own {
             event.answer(Outcome::Policy);
@@ -202,6 +209,7 @@ impl Triage {
             own: false,
             path: path.as_deref(),
             hidden: self.hides(&event, &stamp, path.as_deref(), names),
+            kind_excluded: self.is_of_excluded_kind(&event),
             regular: stamp.regular,
             size: stamp.size,
             few_fds: event.as_fd().as_raw_fd() >= self.fd_reserve_from,
@@ -210,10 +218,11 @@ impl Triage {
                 max => Some(max),
             },
         };
-        let protected = facts.hidden
-            || path
-                .as_deref()
-                .is_some_and(|path| self.scope.covers(path, stamp.size));
+        let protected = !facts.kind_excluded
+            && (facts.hidden
+                || path
+                    .as_deref()
+                    .is_some_and(|path| self.scope.covers(path, stamp.size)));
         // What it executes is another program.
         if protected && event.access == Access::Open && self.programs.are_run_by(event.pid) {
             event.answer(Outcome::Policy);

@@ -5,11 +5,13 @@
 //!
 //! The agent asks before it has a fanotify group, and never while it has one: a child
 //! between fork and exec holds the group, and its exec waits for an answer; were the
-//! agent to end in that moment, the child would wait for itself. What packages bring
-//! until the next start differs from the list, and is scanned as any other file.
+//! agent to end in that moment, the child would wait for itself. The supervisor, which
+//! never has one, asks again when the database has changed ([`follow`]). What packages
+//! bring until then differs from the list, and is scanned as any other file.
 //!
-//! The list begins with the state in which the database was before it was asked: while
-//! that is the database's state still, what is not listed is no package's.
+//! The list begins with the state in which the database was before it was asked, and ends
+//! with a line that says so: while that is the database's state still, what is not listed
+//! is no package's. Whoever asks writes a file of its own, and gives it its name whole.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -36,6 +38,12 @@ const DATABASES: &[&str] = &[
 const MAX_STATE_BYTES: u64 = 4096;
 /// How the list begins.
 const STATE: &str = "# database";
+/// How it ends: what has no such line is a part of one.
+pub const END: &str = "# end";
+/// After this long a file that somebody began to write is given up.
+const LEFT_AFTER: Duration = Duration::from_secs(600);
+/// How often it is looked whether the database has changed.
+const FOLLOWED_EVERY: Duration = Duration::from_secs(300);
 /// Its answer, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 /// How long it may take.
@@ -55,6 +63,7 @@ pub fn begin(state: &Path) -> Option<JoinHandle<()>> {
     let root = Path::new("/");
     FOLDERS.iter().find(|path| root.join(path).is_dir())?;
     let into = listing(state);
+    tidy(state);
     let of = state_of(root).unwrap_or_else(|| STATE.to_owned());
     // Started here, not on the thread: the caller goes on to have a fanotify group.
     match start(program, &[]) {
@@ -69,6 +78,38 @@ pub fn begin(state: &Path) -> Option<JoinHandle<()>> {
         Err(error) => {
             tracing::warn!(%error, "rpm cannot be asked what its packages have");
             None
+        }
+    }
+}
+
+/// Asks again whenever the database has changed, for ever: for a process that never has
+/// a fanotify group. A thread of its own, since it may wait for the agent.
+pub fn follow(state: &Path) -> io::Result<()> {
+    let state = state.to_owned();
+    let follower = thread::Builder::new().name("palisade-rpm".to_owned());
+    let ever = move || {
+        loop {
+            thread::sleep(FOLLOWED_EVERY);
+            if state_of(Path::new("/")).is_some()
+                && !is_known(&state)
+                && let Some(asking) = begin(&state)
+            {
+                let _ = asking.join();
+            }
+        }
+    };
+    follower.spawn(ever).map(drop)
+}
+
+/// Removes what was begun and never ended.
+fn tidy(state: &Path) {
+    for entry in fs::read_dir(state).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let begun = name.as_bytes();
+        let age = entry.metadata().and_then(|facts| facts.modified());
+        let old = age.is_ok_and(|age| age.elapsed().is_ok_and(|age| age > LEFT_AFTER));
+        if begun.starts_with(b"rpm.") && begun.ends_with(b".new") && old {
+            let _ = fs::remove_file(entry.path());
         }
     }
 }
@@ -136,13 +177,15 @@ fn take(mut child: Child, state: &str, into: &Path) -> io::Result<()> {
         return Err(io::Error::other("it says nothing"));
     };
     // A file, since the answer may be larger than all memory that the agent may take.
-    let new = into.with_extension("new");
+    let new = into.with_extension(format!("{}.new", std::process::id()));
+    let _ = fs::remove_file(&new);
     let (path, first) = (new.clone(), format!("{state}\n"));
     let copying = thread::spawn(move || {
-        let mut file = File::create(path)?;
+        let mut file = File::create_new(path)?;
         file.write_all(first.as_bytes())?;
         let bytes = io::copy(&mut answer.take(MAX_BYTES), &mut file)?;
-        file.flush()?;
+        writeln!(file, "{END}")?;
+        file.sync_all()?;
         Ok::<_, io::Error>(bytes)
     });
     let until = Instant::now() + PATIENCE;
@@ -192,11 +235,22 @@ mod tests {
             take(child, STATE, &into)
         };
         ask("echo one").unwrap();
-        assert_eq!(fs::read_to_string(&into).unwrap(), "# database\none\n");
+        let whole = "# database\none\n# end\n";
+        assert_eq!(fs::read_to_string(&into).unwrap(), whole);
         assert!(ask("echo two; exit 3").is_err());
         assert!(ask("head -c 68000000 /dev/zero; sleep 100").is_err());
-        assert_eq!(fs::read_to_string(&into).unwrap(), "# database\none\n");
+        assert_eq!(fs::read_to_string(&into).unwrap(), whole);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        // Somebody else's is let be as long as it may be written still.
+        let others = [("rpm.1.new", 0), ("rpm.2.new", 700)].map(|(name, age)| {
+            let path = folder.path().join(name);
+            let file = File::create(&path).unwrap();
+            let then = std::time::SystemTime::now() - Duration::from_secs(age);
+            file.set_modified(then).unwrap();
+            path
+        });
+        tidy(folder.path());
+        assert_eq!(others.map(|path| path.exists()), [true, false]);
     }
 
     /// rpm itself, with a database and a package of the test's.

@@ -98,14 +98,15 @@ fn of_rpm(root: &Path, listing: &Path, path: &Path, place: (u64, u64)) -> io::Re
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Rpm::Unread),
         Err(error) => return Err(error),
     }
-    let mut first = None;
+    let (mut first, mut whole) = (None, false);
     let listed = any_line(listing, |line| {
         first.get_or_insert_with(|| rpm::is_current(line, root));
+        whole = line == rpm::END.as_bytes();
         rpm::path_of(line).is_some_and(|listed| leads_to(listed, path, place))
     })?;
     Ok(match (listed, first) {
         (true, _) => Rpm::Listed,
-        (false, Some(true)) => Rpm::NotListed,
+        (false, Some(true)) if whole => Rpm::NotListed,
         (false, _) => Rpm::Changed,
     })
 }
@@ -285,7 +286,10 @@ mod tests {
         let state = rpm::state_of(root.path()).unwrap();
         let sum = "0".repeat(64);
         let lines = format!("{state}\n{sum} {}\n {ghost}\n", through.display());
-        fs::write(&list, lines).unwrap();
+        // Half of a list says nothing of what is not in it.
+        fs::write(&list, &lines).unwrap();
+        unknown(told(other), "changed");
+        fs::write(&list, format!("{lines}{}\n", rpm::END)).unwrap();
         let by_rpm = Owner::Package("that rpm lists".to_owned());
         assert_eq!(told(ghost), by_rpm);
         assert_eq!(owner(root.path(), &list, &tool, place(&tool)), by_rpm);

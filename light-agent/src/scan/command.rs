@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use palisade_daemon::cli::Output;
 use palisade_daemon::membership::Membership;
@@ -159,13 +159,13 @@ fn plan(what: &What, exclude: &[PathBuf]) -> anyhow::Result<(Plan, Vec<PathBuf>)
         for (path, kind) in &cover.left_out {
             let path = PathBytes::from_path(path);
             eprintln!(
-                "palisade-agent: {path} is not scanned: its file system ({kind}) is not local"
+                "palisade-agent: {path} is not scanned: a file system that is not local ({kind})"
             );
         }
         return Ok((cover.plan(exclude), Vec::new()));
     }
     let roots = what.paths()?;
-    let remote = Remote::mounted();
+    let remote = Remote::mounted().context("the mounted file systems cannot be listed")?;
     // What does not answer is not missing, and the walk says so.
     let is_missing = |path: &&PathBuf| {
         let there = if remote.holds(path) {

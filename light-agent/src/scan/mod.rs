@@ -10,7 +10,7 @@
 //! | [`what`], [`places`], [`mounts`] | what a quick and a full scan cover |
 //! | [`walk`], [`order`] | which files are scanned, and in which order |
 //! | [`open`] | how they are opened |
-//! | [`remote`] | file systems whose server may never answer |
+//! | [`remote`], [`reach`] | file systems whose server may never answer, and names that may lead there |
 //! | [`hands`] | the threads that do that, and their priority |
 //! | [`progress`] | the rate and the time left |
 //! | [`report`] | the counts and findings, as JSON and for people |
@@ -30,6 +30,7 @@ pub mod open;
 pub mod order;
 pub mod places;
 pub mod progress;
+pub mod reach;
 pub mod remote;
 pub mod report;
 pub mod walk;

@@ -21,7 +21,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+
 use super::mounts;
+use super::reach::Reach;
 use super::walk::Plan;
 use crate::fanotify::mountinfo;
 use crate::packaged::Policy;
@@ -116,13 +119,13 @@ impl Cover {
 }
 
 /// What a quick scan of the machine below `machine` (`/`, but for tests) covers.
-pub fn quick(machine: &Path, exclude: &[PathBuf]) -> Cover {
-    let mut wanted: BTreeSet<PathBuf> = executables(&machine.join("proc"));
-    let mut add = |path: &Path| {
-        if let Ok(path) = fs::canonicalize(path) {
-            wanted.insert(path);
-        }
-    };
+///
+/// # Errors
+/// When the mounted file systems cannot be listed.
+pub fn quick(machine: &Path, exclude: &[PathBuf]) -> std::io::Result<Cover> {
+    let mut reach = Reach::now()?;
+    let mut wanted: BTreeSet<PathBuf> = executables(&machine.join("proc"), &mut reach);
+    let mut add = |path: &Path| wanted.extend(reach.plain(path));
     for name in SYSTEM.iter().chain(TEMPORARY) {
         add(&machine.join(name));
     }
@@ -139,15 +142,18 @@ pub fn quick(machine: &Path, exclude: &[PathBuf]) -> Cover {
     }
     for home in homes(&text(&machine.join("etc/passwd"))) {
         let home = within(machine, &home);
-        OF_A_HOME
+        let started = OF_A_HOME
             .iter()
-            .filter_map(|name| of_a_home(&home, name))
-            .for_each(|path| add(&path));
+            .filter_map(|name| of_a_home(&home, name, &mut reach));
+        wanted.extend(started.collect::<Vec<_>>());
     }
-    Cover {
+    let silent = reach.silent();
+    let left_out = silent.map(|mount| (mount.to_owned(), "its server does not answer".to_owned()));
+    Ok(Cover {
+        left_out: left_out.collect(),
         roots: without_nested(wanted, exclude),
         ..Cover::default()
-    }
+    })
 }
 
 /// What a full scan covers.
@@ -216,7 +222,7 @@ fn is_below(path: &Path, exclude: &[PathBuf]) -> bool {
 }
 
 /// What runs, each file once.
-fn executables(proc: &Path) -> BTreeSet<PathBuf> {
+fn executables(proc: &Path, reach: &mut Reach) -> BTreeSet<PathBuf> {
     let mut found = BTreeSet::new();
     let mut seen = HashSet::new();
     let processes = entries(proc)
@@ -225,18 +231,19 @@ fn executables(proc: &Path) -> BTreeSet<PathBuf> {
     for process in processes.take(MAX_PROCESSES) {
         // A thread of the kernel executes no file; others end meanwhile.
         let exe = process.join("exe");
-        if let Ok(running) = fs::metadata(&exe)
-            && seen.insert((running.dev(), running.ino()))
+        if let Some(running) = identity(&exe)
+            && seen.insert(running)
         {
             let named = fs::read_link(&exe).ok().filter(|path| {
-                fs::metadata(path)
-                    .is_ok_and(|there| (there.dev(), there.ino()) == (running.dev(), running.ino()))
+                reach.answers(path)
+                    && fs::metadata(path).is_ok_and(|there| (there.dev(), there.ino()) == running)
             });
             found.insert(named.unwrap_or(exe));
         }
         for path in mapped(&text(&process.join("maps"))) {
             if found.len() < MAX_EXECUTABLES
                 && !found.contains(&path)
+                && reach.answers(&path)
                 && let Ok(there) = fs::metadata(&path)
                 && there.is_file()
                 && seen.insert((there.dev(), there.ino()))
@@ -249,6 +256,15 @@ fn executables(proc: &Path) -> BTreeSet<PathBuf> {
         }
     }
     found
+}
+
+/// Which file a process executes: device and inode, as far as the kernel knows them
+/// without asking whoever serves the file.
+fn identity(exe: &Path) -> Option<(u64, u64)> {
+    let flags = AtFlags::STATX_DONT_SYNC;
+    let facts = rustix::fs::statx(CWD, exe, flags, StatxFlags::INO).ok()?;
+    let device = rustix::fs::makedev(facts.stx_dev_major, facts.stx_dev_minor);
+    Some((device, facts.stx_ino))
 }
 
 /// The files that are mapped as code: `… r-xp 00000000 fe:00 1234   /usr/lib/x.so`.
@@ -288,10 +304,11 @@ fn homes(passwd: &str) -> BTreeSet<PathBuf> {
 /// One place in a home, without links. A user may make it a link: to a file, which is
 /// then what is started; but not to a folder elsewhere, which would make a quick scan
 /// as long as the user likes.
-fn of_a_home(home: &Path, name: &str) -> Option<PathBuf> {
-    let path = fs::canonicalize(home.join(name)).ok()?;
-    let metadata = fs::metadata(&path).ok()?;
-    let stays = fs::canonicalize(home).is_ok_and(|home| path.starts_with(&home) && path != home);
+fn of_a_home(home: &Path, name: &str, reach: &mut Reach) -> Option<PathBuf> {
+    let path = reach.plain(&home.join(name))?;
+    let metadata = fs::symlink_metadata(&path).ok()?;
+    let home = reach.plain(home)?;
+    let stays = path.starts_with(&home) && path != home;
     (metadata.is_file() || (metadata.is_dir() && stays)).then_some(path)
 }
 
@@ -350,6 +367,7 @@ mod tests {
         /// What a quick scan covers, below the machine.
         fn quick(&self, exclude: &[PathBuf]) -> Vec<String> {
             quick(&self.path(), exclude)
+                .unwrap()
                 .roots
                 .iter()
                 .map(|root| {
@@ -454,9 +472,10 @@ mod tests {
             .arg("60")
             .spawn()
             .unwrap();
-        let there = executables(Path::new("/proc"));
+        let mut reach = Reach::now().unwrap();
+        let there = executables(Path::new("/proc"), &mut reach);
         fs::remove_file(&program).unwrap();
-        let gone = executables(Path::new("/proc"));
+        let gone = executables(Path::new("/proc"), &mut reach);
         let exe = PathBuf::from(format!("/proc/{}/exe", child.id()));
         child.kill().unwrap();
         child.wait().unwrap();

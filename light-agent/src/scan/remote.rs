@@ -25,14 +25,22 @@ pub struct Remote(HashSet<PathBuf>);
 
 impl Remote {
     /// As they are now.
-    pub fn mounted() -> Self {
-        let table = mountinfo::own();
-        let mounts = table.map_or_else(|_| Vec::new(), |table| mountinfo::parse_all(&table));
-        let remote = mounts.into_iter().filter(|mount| {
-            let kind = mount.kind.as_str();
-            !(is_local(kind) || kind == "overlay" || kind == "ramfs" || PSEUDO.contains(&kind))
-        });
-        Self(remote.map(|mount| mount.point).collect())
+    ///
+    /// # Errors
+    /// When they cannot be listed: none is no answer.
+    pub fn mounted() -> io::Result<Self> {
+        let remote = mountinfo::parse_all(&mountinfo::own()?)
+            .into_iter()
+            .filter(|mount| {
+                let kind = mount.kind.as_str();
+                !(is_local(kind) || kind == "overlay" || kind == "ramfs" || PSEUDO.contains(&kind))
+            });
+        Ok(remote.map(|mount| mount.point).collect())
+    }
+
+    /// Those at or above a path, the innermost first.
+    pub fn above<'a>(&'a self, path: &'a Path) -> impl Iterator<Item = &'a Path> {
+        path.ancestors().filter(|above| self.0.contains(*above))
     }
 
     /// Those below a path.
@@ -43,7 +51,13 @@ impl Remote {
 
     /// Whether one is mounted here or above.
     pub fn holds(&self, path: &Path) -> bool {
-        path.ancestors().any(|above| self.0.contains(above))
+        self.above(path).next().is_some()
+    }
+}
+
+impl FromIterator<PathBuf> for Remote {
+    fn from_iter<T: IntoIterator<Item = PathBuf>>(points: T) -> Self {
+        Self(points.into_iter().collect())
     }
 }
 
@@ -83,7 +97,7 @@ mod tests {
     #[test]
     fn what_is_local_is_not_remote_and_answers() {
         let folder = tempfile::tempdir().unwrap();
-        let remote = Remote::mounted();
+        let remote = Remote::mounted().unwrap();
         assert!(!remote.holds(folder.path()) && !remote.holds(Path::new("/proc/self")));
         ask(folder.path(), PATIENCE).unwrap();
         assert!(ask(&folder.path().join("no"), PATIENCE).is_err());

@@ -184,9 +184,12 @@ impl<S: Sink> Visit<'_, S> {
         if is_executable_of_process(path) {
             return self.give(index, path.to_owned(), None);
         }
-        let remote = Remote::mounted();
-        let root = match resolve(path, &remote) {
-            Ok(root) => root,
+        let resolved = Remote::mounted().and_then(|remote| {
+            let root = resolve(path, &remote)?;
+            Ok((root, remote))
+        });
+        let (root, remote) = match resolved {
+            Ok(resolved) => resolved,
             Err(error) => {
                 return self.give(index, path.to_owned(), Some(cannot_be_read(&error)));
             }

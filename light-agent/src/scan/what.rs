@@ -39,7 +39,7 @@ impl Kind {
     /// When the mounted file systems cannot be listed.
     pub fn cover(self, paths: &[PathBuf], exclude: &[PathBuf]) -> io::Result<Cover> {
         let cover = match self {
-            Self::Quick => places::quick(Path::new("/"), exclude),
+            Self::Quick => places::quick(Path::new("/"), exclude)?,
             Self::Full => places::full(exclude)?,
             Self::Custom => places::given(paths, exclude),
         };

@@ -27,6 +27,7 @@ use crate::deferred::{self, Deferred};
 use crate::failure::Table;
 use crate::fanotify::coverage::Coverage;
 use crate::fanotify::places::Gap;
+use crate::fanotify::unseen::{self, Unseen};
 use crate::health::{Health, ServerState};
 use crate::learn::{self, Learned};
 use crate::marks::{self, Marks};
@@ -79,6 +80,8 @@ pub struct ProtectionPart {
     pub namespaces: usize,
     /// What was to be protected and is not.
     pub gaps: Vec<Gap>,
+    /// What the kernel asks nobody about.
+    pub unseen: Vec<Unseen>,
 }
 
 /// The supervisor.
@@ -223,6 +226,7 @@ impl Source {
                 file_systems: covered.file_systems,
                 namespaces: covered.namespaces,
                 gaps: covered.gaps,
+                unseen: unseen::now(),
             },
             svm: svm_part(&self.link.borrow()),
             selection: self.explanation.borrow().shown(Instant::now()),

@@ -70,6 +70,15 @@ impl fmt::Display for ForPeople<'_> {
                 text(gap, "reason")
             )?;
         }
+        let unseen = shown.protection["unseen"].as_array();
+        for unseen in unseen.into_iter().flatten() {
+            writeln!(
+                f,
+                "  unseen    {}: {}",
+                text(unseen, "what"),
+                text(unseen, "remedy")
+            )?;
+        }
         match &shown.svm["id"] {
             serde_json::Value::String(id) => writeln!(
                 f,

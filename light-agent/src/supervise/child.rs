@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use super::breaker::Ending;
 use super::fuse;
+use super::watchdog::Watchdog;
 use crate::pulse::Sign;
 
 /// How often its end is looked for while it is waited for.
@@ -37,6 +38,8 @@ const MALLOC: [(&str, &str); 3] = [
 pub struct Program {
     /// The options before the command.
     pub options: Vec<OsString>,
+    /// After how long an agent counts as one that runs well.
+    pub settled_after: Duration,
 }
 
 impl Program {
@@ -74,8 +77,17 @@ fn program() -> io::Result<PathBuf> {
 
 /// What was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// That it has started, among whatever else.
+    pub ready: bool,
+    /// Whether it lives.
+    pub beat: Beat,
+}
+
+/// A sign of life, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beat {
-    /// The last of one or more signs.
+    /// The last of one or more: never [`Sign::Ready`], which is no promise of a next one.
     Sign(Sign),
     /// Nothing.
     None,
@@ -102,28 +114,8 @@ impl Agent {
     }
 
     /// Takes what there is to hear.
-    pub fn beat(&mut self) -> Beat {
-        let mut heard = Beat::None;
-        let mut signs = [0; 64];
-        loop {
-            match self.socket.read(&mut signs) {
-                Ok(0) => {
-                    return if heard == Beat::None {
-                        Beat::Closed
-                    } else {
-                        heard
-                    };
-                }
-                Ok(n) => {
-                    if let Some(sign) = signs[..n].iter().rev().find_map(|byte| Sign::of(*byte)) {
-                        heard = Beat::Sign(sign);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
-                Err(_) => return Beat::Closed,
-            }
-        }
+    pub fn beat(&mut self) -> Heard {
+        hear(&mut self.socket)
     }
 
     /// How it ended, if it did: `None` within is fine.
@@ -139,32 +131,34 @@ impl Agent {
     }
 
     /// Waits for its end, and kills it if it does not come.
-    pub fn end_within(&mut self, within: Duration) -> Option<Ending> {
+    pub fn end_within(&mut self, within: Duration, watchdog: &Watchdog) -> Option<Ending> {
         let until = Instant::now() + within;
         while Instant::now() < until {
             if let Some(end) = self.ended() {
                 return end;
             }
+            watchdog.feed();
             std::thread::sleep(LOOK);
         }
-        self.kill();
+        self.kill(watchdog);
         Some(Ending::Stalled)
     }
 
     /// Tells it to stop, and kills it if it does not.
-    pub fn stop(&mut self, within: Duration) {
+    pub fn stop(&mut self, within: Duration, watchdog: &Watchdog) {
         if let Ok(pid) = i32::try_from(self.child.id()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        self.end_within(within);
+        self.end_within(within, watchdog);
     }
 
     /// Kills it: the kernel lets go whoever waits for it.
-    pub fn kill(&mut self) {
+    pub fn kill(&mut self, watchdog: &Watchdog) {
         let _ = self.child.kill();
         let mut until = Instant::now() + GONE_WITHIN;
         let mut gone = self.ended().is_some();
         while !gone {
+            watchdog.feed();
             std::thread::sleep(LOOK);
             gone = self.ended().is_some();
             if !gone && Instant::now() >= until {
@@ -180,6 +174,39 @@ impl Agent {
     }
 }
 
+/// All that there is to hear now.
+fn hear(socket: &mut UnixStream) -> Heard {
+    let mut heard = Heard {
+        ready: false,
+        beat: Beat::None,
+    };
+    let mut signs = [0; 64];
+    loop {
+        match socket.read(&mut signs) {
+            Ok(0) => {
+                if heard.beat == Beat::None && !heard.ready {
+                    heard.beat = Beat::Closed;
+                }
+                return heard;
+            }
+            Ok(n) => {
+                for sign in signs[..n].iter().filter_map(|byte| Sign::of(*byte)) {
+                    match sign {
+                        Sign::Ready => heard.ready = true,
+                        Sign::Idle | Sign::Busy => heard.beat = Beat::Sign(sign),
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+            Err(_) => {
+                heard.beat = Beat::Closed;
+                return heard;
+            }
+        }
+    }
+}
+
 fn ending(status: ExitStatus) -> Option<Ending> {
     match (status.success(), status.signal()) {
         (true, _) => None,
@@ -188,5 +215,34 @@ fn ending(status: ExitStatus) -> Option<Ending> {
             Some(Ending::Crashed)
         }
         (false, None) => Some(Ending::Failed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn that_it_has_started_is_heard_whatever_follows() {
+        for (said, ready, beat) in [
+            (&b""[..], false, Beat::None),
+            (b"r", true, Beat::None),
+            (b"rb", true, Beat::Sign(Sign::Busy)),
+            (b"irb", true, Beat::Sign(Sign::Busy)),
+            (b"bi?", false, Beat::Sign(Sign::Idle)),
+        ] {
+            let (mut socket, mut theirs) = UnixStream::pair().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            theirs.write_all(said).unwrap();
+            assert_eq!(hear(&mut socket), Heard { ready, beat }, "{said:?}");
+            drop(theirs);
+            let closed = Heard {
+                ready: false,
+                beat: Beat::Closed,
+            };
+            assert_eq!(hear(&mut socket), closed);
+        }
     }
 }

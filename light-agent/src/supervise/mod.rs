@@ -14,6 +14,11 @@
 //! waiting after the agent's death. Does not know what the agent does; a sign of life
 //! is the agent's own account ([`pulse`](crate::pulse)).
 //!
+//! **Invariant:** while an agent lives, the thread that watches it opens no file: the
+//! folder of its record may lie on a file system whose opens that agent answers, and who
+//! waits for a stalled agent cannot kill it. systemd watches that thread in turn
+//! ([`watchdog`]).
+//!
 //! **What this cannot promise:** killing a stalled agent lets the opens go that waited
 //! for it, whatever the failure table says.
 
@@ -21,8 +26,10 @@ pub mod breaker;
 mod child;
 mod fuse;
 pub mod record;
+mod watchdog;
 
 use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -32,11 +39,12 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use palisade_daemon::lifecycle;
 
-use self::breaker::{Ending, Record, SETTLED};
+use self::breaker::{Ending, Record};
 pub use self::child::Program;
 use self::child::{Agent, Beat};
 use self::record::{Keeping, boot, now};
-use crate::pulse::Sign;
+use self::watchdog::Watchdog;
+use crate::packaged::rpm;
 use crate::settings::Folders;
 use crate::state_file;
 
@@ -44,6 +52,8 @@ use crate::state_file;
 const GRACE: Duration = Duration::from_secs(3);
 /// After that, once more: a machine that stood still does not end its agent.
 const SECOND_GRACE: Duration = Duration::from_secs(2);
+/// The stack of a thread that writes the record, in bytes.
+const RECORD_STACK: usize = 256 * 1024;
 /// How long an agent may take to stop when it is told to.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
@@ -59,24 +69,30 @@ enum End {
     Stopped,
 }
 
-/// Runs the agent until the supervisor is told to stop.
+/// Runs the agent until the supervisor is told to stop. `follow_rpm`: the agent wants to
+/// know what packages of rpm have.
 ///
 /// # Errors
 /// When no agent can be started at all.
-pub fn run(program: &Program, folders: &Folders) -> anyhow::Result<()> {
+pub fn run(program: &Program, folders: &Folders, follow_rpm: bool) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folders.state)
         .with_context(|| format!("the state folder {}", folders.state.display()))?;
     let _claimed = state_file::claim(&folders.state)?;
     let signals = Signals::take().context("the supervisor's signals")?;
-    let mut kept = Keeping::open(&folders.state);
+    if follow_rpm && let Err(error) = rpm::follow(&folders.state) {
+        tracing::warn!(%error, "what packages of rpm have is asked at each start only");
+    }
+    let watchdog = Watchdog::asked_for();
+    let kept = Kept::open(folders);
     let boot = boot();
-    kept.change(|record| record.begin(&boot, now()));
+    kept.now().change(|record| record.begin(&boot, now()));
     loop {
-        if signals.stop_within(kept.record().wait()) {
+        let wait = kept.now().record().wait();
+        if signals.stop_within(wait, &watchdog) {
             break;
         }
-        kept.change(|record| record.starts(&boot));
-        let why = kept.record().why(now());
+        kept.now().change(|record| record.starts(&boot));
+        let why = kept.now().record().why(now());
         if let Some(why) = &why {
             tracing::error!("{why}");
         }
@@ -84,16 +100,16 @@ pub fn run(program: &Program, folders: &Folders) -> anyhow::Result<()> {
             .start(why.as_deref())
             .context("the agent cannot be started")?;
         tracing::info!(pid = agent.pid(), "the supervised agent was started");
-        let rest = why.and_then(|_| kept.record().resting(now()));
+        let rest = why.and_then(|_| kept.now().record().resting(now()));
         let end = Watch {
             signals: &signals,
+            watchdog: &watchdog,
             agent,
             rest,
+            settled_after: program.settled_after,
         }
-        .run(|| {
-            kept.change(Record::settled);
-        });
-        kept.change(|record| match end {
+        .run(|| kept.settle_aside());
+        kept.now().change(|record| match end {
             End::Bad(ending) => {
                 tracing::error!("the agent is started again: {}", ending.as_str());
                 record.bad_end(ending, now());
@@ -106,6 +122,34 @@ pub fn run(program: &Program, folders: &Folders) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The record, and whoever changes it. To wait for it is to wait for the disk, and for
+/// the agent where that answers the disk's opens.
+#[derive(Clone)]
+struct Kept(Arc<Mutex<Keeping>>);
+
+impl Kept {
+    fn open(folders: &Folders) -> Self {
+        Self(Arc::new(Mutex::new(Keeping::open(&folders.state))))
+    }
+
+    /// For a moment without an agent.
+    fn now(&self) -> MutexGuard<'_, Keeping> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For while an agent lives: by another thread, which may wait.
+    fn settle_aside(&self) {
+        let kept = self.clone();
+        let aside = std::thread::Builder::new().name("settle".to_owned());
+        let begun = aside.stack_size(RECORD_STACK).spawn(move || {
+            kept.now().change(Record::settled);
+        });
+        if let Err(error) = begun {
+            tracing::warn!(%error, "that the agent runs well cannot be kept");
+        }
+    }
 }
 
 /// Lets opens be held again from the next start on.
@@ -167,13 +211,15 @@ impl Signals {
     }
 
     /// Waits; says whether a stop was asked for meanwhile.
-    fn stop_within(&self, wait: Duration) -> bool {
+    fn stop_within(&self, wait: Duration, watchdog: &Watchdog) -> bool {
         let until = Instant::now() + wait;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return self.stop_asked();
             }
+            watchdog.feed();
+            let left = watchdog.shortened(Some(left)).unwrap_or(left);
             let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
             if poll(&mut ready, timeout(left)).is_ok_and(|n| n > 0) && self.stop_asked() {
                 return true;
@@ -185,9 +231,12 @@ impl Signals {
 /// One agent, from its start to its end.
 struct Watch<'a> {
     signals: &'a Signals,
+    watchdog: &'a Watchdog,
     agent: Agent,
     /// How long it does not hold opens, if it does not.
     rest: Option<Duration>,
+    /// After how long it runs well.
+    settled_after: Duration,
 }
 
 impl Watch<'_> {
@@ -200,7 +249,7 @@ impl Watch<'_> {
         let mut late = false;
         loop {
             let next_look = match is_settled {
-                false => Some(SETTLED.saturating_sub(started.elapsed())),
+                false => Some(self.settled_after.saturating_sub(started.elapsed())),
                 true => self.rest.map(|rest| rest.saturating_sub(started.elapsed())),
             };
             // Whatever else wakes it does not put off when a sign is due.
@@ -209,28 +258,28 @@ impl Watch<'_> {
                 (Some(patience), Some(look)) => Some(patience.min(look)),
                 (patience, look) => patience.or(look),
             };
-            self.wait(wait);
+            self.watchdog.feed();
+            self.wait(self.watchdog.shortened(wait));
             if self.signals.stop_asked() {
                 lifecycle::stopping();
-                self.agent.stop(STOP_WITHIN);
+                self.agent.stop(STOP_WITHIN, self.watchdog);
                 return End::Stopped;
             }
             if let Some(end) = self.agent.ended() {
                 return end.map_or(End::Fine, End::Bad);
             }
-            let beat = self.agent.beat();
-            match beat {
+            let heard = self.agent.beat();
+            if heard.ready {
+                lifecycle::ready();
+            }
+            match heard.beat {
                 Beat::Sign(sign) => {
-                    if sign == Sign::Ready {
-                        lifecycle::ready();
-                    } else {
-                        due = Some(Instant::now() + sign.next_within() + GRACE);
-                        late = false;
-                    }
+                    due = Some(Instant::now() + sign.next_within() + GRACE);
+                    late = false;
                 }
                 // Its end is there, or comes at once.
                 Beat::Closed => {
-                    let end = self.agent.end_within(STOP_WITHIN);
+                    let end = self.agent.end_within(STOP_WITHIN, self.watchdog);
                     return end.map_or(End::Fine, End::Bad);
                 }
                 Beat::None if due.is_some_and(|due| Instant::now() >= due) => {
@@ -239,7 +288,7 @@ impl Watch<'_> {
                             pid = self.agent.pid(),
                             "the agent gives no sign of life and is killed: opens that wait for it are let go"
                         );
-                        self.agent.kill();
+                        self.agent.kill(self.watchdog);
                         return End::Bad(Ending::Stalled);
                     }
                     // Measured anew: the agent may have stood still with us.
@@ -248,13 +297,13 @@ impl Watch<'_> {
                 }
                 Beat::None => {}
             }
-            if !is_settled && started.elapsed() >= SETTLED {
+            if !is_settled && started.elapsed() >= self.settled_after {
                 is_settled = true;
                 settled();
             }
             if self.rest.is_some_and(|rest| started.elapsed() >= rest) {
                 tracing::info!("opens are held again: the agent is started anew");
-                self.agent.stop(STOP_WITHIN);
+                self.agent.stop(STOP_WITHIN, self.watchdog);
                 return End::Rested;
             }
         }

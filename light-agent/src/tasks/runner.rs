@@ -118,7 +118,11 @@ impl Runner {
             Ok(hands) => hands,
             Err(error) => return failed(format!("no threads for the task: {error}")),
         };
-        let (cover, packaged) = match self.cover(&task, &hands).await {
+        let known = tokio::select! {
+            known = self.cover(&task, &hands) => known,
+            turn = self.taken_away(task.id, stop) => return turn,
+        };
+        let (cover, packaged) = match known {
             Ok(known) => known,
             Err(error) => return failed(format!("what it covers cannot be found: {error}")),
         };
@@ -136,6 +140,20 @@ impl Runner {
         let task = under_way.task();
         self.desk.note(&task).await;
         turn
+    }
+
+    /// When somebody pauses or cancels the task, or the agent stops.
+    async fn taken_away(&self, id: u64, stop: &mut watch::Receiver<bool>) -> Turn {
+        let mut changes = self.desk.changes();
+        loop {
+            if !self.desk.has_turn(id) {
+                return Turn::Stopped;
+            }
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return Turn::Closing },
+                _ = stop.changed() => return Turn::Closing,
+            }
+        }
     }
 
     /// What the task covers, as it was when it began, and what packages have of that.

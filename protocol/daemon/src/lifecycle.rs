@@ -1,4 +1,6 @@
-//! Stop signals, and readiness towards systemd (`Type=notify`).
+//! Stop signals, and readiness and life towards systemd (`Type=notify`, `WatchdogSec`).
+
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -24,4 +26,14 @@ pub fn ready() {
 /// Tells systemd that the service is stopping.
 pub fn stopping() {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+}
+
+/// Within which time systemd wants to hear that the service lives, if it does.
+pub fn watchdog() -> Option<Duration> {
+    sd_notify::watchdog_enabled()
+}
+
+/// Tells systemd that the service lives.
+pub fn alive() {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
 }

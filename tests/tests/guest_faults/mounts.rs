@@ -265,3 +265,49 @@ fn a_file_system_of_another_namespace_alone_is_protected() {
     let wanted = [(true, "denied".to_owned()), (false, "read".to_owned())];
     assert_eq!(outcome, wanted);
 }
+
+/// By the type of its file system, wherever that is mounted; nothing else is let through.
+#[test]
+fn a_type_of_file_system_can_be_excluded() {
+    if !skip::is_root("a_type_of_file_system_can_be_excluded") {
+        return;
+    }
+    let guest = Guest::prepare("[on_access]\nexclude_types = ['squashfs']");
+    let tree = guest.test.folder().join("tree");
+    fs::create_dir(&tree).unwrap();
+    fs::write(tree.join("bad"), guest.malware("squashed")).unwrap();
+    let image = guest.test.folder().join("image");
+    let made = Command::new("mksquashfs").arg(&tree).arg(&image).output();
+    assert!(made.unwrap().status.success());
+    guest.test.site.start().unwrap();
+    guest.wait_state("blocking");
+    let at = guest.test.protected.join("image");
+    fs::create_dir(&at).unwrap();
+    let before = file_systems(&guest);
+    let mounted = Command::new("mount")
+        .args(["-t", "squashfs", "-o", "loop,ro"])
+        .args([&image, &at])
+        .status();
+    assert!(mounted.unwrap().success());
+    let mount = Mount(at.clone());
+    wait_until("it is marked as any other", || {
+        file_systems(&guest) > before
+    });
+    assert!(!denied(File::open(at.join("bad"))));
+    // The controls: the same elsewhere, and the same type where it is not excluded.
+    assert!(denied(File::open(guest.bad("bad"))));
+    guest.settled();
+    guest.set("[on_access]\nexclude_types = []");
+    guest.restart_agent(&[]);
+    guest.wait_state("blocking");
+    wait_until("it is protected", || denied(File::open(at.join("bad"))));
+    // One that is to be protected and cannot be is said.
+    guest.set("[on_access]\nexclude_types = ['tmpfs']");
+    guest.restart_agent(&[]);
+    wait_until("it is said", || {
+        guest
+            .try_status()
+            .is_some_and(|status| status.to_string().contains("exclude_types excludes tmpfs"))
+    });
+    drop(mount);
+}

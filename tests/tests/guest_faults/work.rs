@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use palisade_tests::{command, skip};
+use sha2::Digest as _;
 
 use super::guest::{Guest, denied, number, open_soon};
 
@@ -116,32 +117,69 @@ fn packages_are_installed() {
         )
         .unwrap();
     }
-    let package = guest.test.folder().join("sample.deb");
+    // A repository as a mirror is one, that `apt-get` copies its packages from.
+    let mirror = guest.test.folder().join("mirror");
+    fs::create_dir(&mirror).unwrap();
+    let package = mirror.join("sample.deb");
     let mut build = Command::new("dpkg-deb");
     build
         .args(["--root-owner-group", "--build"])
         .arg(&tree)
         .arg(&package);
     timed(build);
+    let bytes = fs::read(&package).unwrap();
+    let index = format!(
+        "{control}Filename: ./sample.deb\nSize: {}\nSHA256: {}\n",
+        bytes.len(),
+        hex::encode(sha2::Sha256::digest(&bytes))
+    );
+    fs::write(mirror.join("Packages"), index).unwrap();
+    let source = format!("deb [trusted=yes] copy:{} ./\n", mirror.display());
     compare(
         &guest,
-        &format!("dpkg -i of {FILES} files, then -V and -r"),
+        &format!("apt-get update, install and remove of {FILES} files, and dpkg -V"),
         |at| {
             let root = at.join("root");
-            for folder in ["var/lib/dpkg/info", "var/lib/dpkg/updates"] {
+            for folder in [
+                "etc/apt/apt.conf.d",
+                "etc/apt/preferences.d",
+                "etc/apt/trusted.gpg.d",
+                "var/cache/apt/archives/partial",
+                "var/lib/apt/lists/partial",
+                "var/lib/dpkg/info",
+                "var/lib/dpkg/updates",
+                "var/log/apt",
+            ] {
                 fs::create_dir_all(root.join(folder)).unwrap();
             }
-            fs::write(root.join("var/lib/dpkg/status"), "").unwrap();
-            let dpkg = |arguments: &[&str]| {
-                let mut dpkg = Command::new("dpkg");
-                // Not the system's own database, lock and log.
-                dpkg.arg(format!("--root={}", root.display()));
-                dpkg.arg("--log=/dev/null").args(arguments);
-                timed(dpkg)
+            let status = root.join("var/lib/dpkg/status");
+            fs::write(&status, "").unwrap();
+            fs::write(root.join("etc/apt/sources.list"), &source).unwrap();
+            // Not the system's own databases, locks and logs.
+            let options = [
+                format!("Dir={}", root.display()),
+                format!("Dir::State::status={}", status.display()),
+                format!("DPkg::Options::=--root={}", root.display()),
+                "DPkg::Options::=--log=/dev/null".to_owned(),
+                "APT::Sandbox::User=root".to_owned(),
+            ];
+            let apt = |arguments: &[&str]| {
+                let mut apt = Command::new("apt-get");
+                apt.env("DEBIAN_FRONTEND", "noninteractive").arg("-y");
+                for option in &options {
+                    apt.args(["-o", option]);
+                }
+                apt.args(arguments);
+                timed(apt)
             };
-            let took = dpkg(&["-i", package.to_str().unwrap()])
-                + dpkg(&["-V", "palisade-sample"])
-                + dpkg(&["-r", "palisade-sample"]);
+            let mut took = apt(&["update"]) + apt(&["install", "palisade-sample"]);
+            let last = root.join(format!("usr/share/sample/{}", FILES - 1));
+            assert!(last.exists(), "it is installed");
+            let mut check = Command::new("dpkg");
+            check.arg(format!("--root={}", root.display()));
+            check.args(["-V", "palisade-sample"]);
+            took += timed(check) + apt(&["remove", "palisade-sample"]);
+            assert!(!last.exists(), "it is removed");
             fs::remove_dir_all(root).unwrap();
             took
         },
