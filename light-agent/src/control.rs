@@ -19,9 +19,12 @@ use palisade_daemon::membership::Membership;
 use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::control::{AgentReport, FromServer, Hello, HostFacts, SvmList, ToServer};
 use tokio::sync::{Notify, mpsc, watch};
+use uuid::Uuid;
 
+use crate::deferred::Deferred;
 use crate::health::{Health, ServerState};
 use crate::list::ListFile;
+use crate::maintenance::TokenFile;
 use crate::pace::jittered;
 use crate::quarantine::escrow::Escrow;
 use crate::spool::{Spool, now_ms};
@@ -54,6 +57,10 @@ pub struct Control {
     pub health: Health,
     /// The quarantine's key.
     pub escrow: Escrow,
+    /// The maintenance token, if there is one.
+    pub token: TokenFile,
+    /// The guest's time without verdicts, which is reported.
+    pub deferred: Deferred,
 }
 
 /// The greeting of this agent.
@@ -112,6 +119,7 @@ impl Control {
         self.fetch(session).await?;
         // Before the report: a change while that travels is reported next.
         let mut posture = self.health.posture();
+        let mut exposure = self.deferred.turns();
         self.report(session).await?;
         self.escrow.settle(session).await?;
         let mut turn = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
@@ -126,6 +134,7 @@ impl Control {
                     }
                 }
                 Ok(()) = posture.changed() => self.report(session).await?,
+                Ok(()) = exposure.changed() => self.report(session).await?,
                 () = self.spooled.notified() => {
                     self.deliver(session).await?;
                     // What was found may be the first that was moved.
@@ -168,11 +177,21 @@ impl Control {
             svm: posture.svm,
             events: self.health.accounts().snapshot().reported(),
             clock_ms: now_ms(),
+            exposure: self.deferred.windows_now().reported(),
+            maintenance: self.granted().await,
         };
         session
             .request(&ToServer::AgentReport(report))
             .await
             .map(drop)
+    }
+
+    /// The maintenance token that is in force.
+    async fn granted(&self) -> Option<Uuid> {
+        let (token, identity) = (self.token.clone(), self.membership.identity.clone());
+        // It is a file.
+        let granted = tokio::task::spawn_blocking(move || token.grant(&identity, now_ms()));
+        Some(granted.await.ok()??.ok()?.id)
     }
 
     async fn deliver(&self, session: &Session) -> Result<(), ControlError> {

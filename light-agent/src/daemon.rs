@@ -40,6 +40,7 @@ use crate::index::Index;
 use crate::learn::Learned;
 use crate::link::Link;
 use crate::list::ListFile;
+use crate::maintenance::TokenFile;
 use crate::mode::Mode;
 use crate::on_access::{Needs, OnAccess};
 use crate::packaged::rpm;
@@ -319,6 +320,8 @@ impl Parts {
             spooled: Arc::clone(&spooled),
             health: health.clone(),
             escrow: Escrow::new(remedies.vault()),
+            token: TokenFile::new(&folders.state),
+            deferred: deferred.clone(),
         };
         tokio::spawn(control.run());
         let choice = Choice {

@@ -29,6 +29,7 @@ use crate::bounded::{List, PathBytes, Text};
 use crate::codec::Message;
 use crate::definitions::{DefinitionsAnswer, DefinitionsCommand};
 use crate::envelope::Envelope;
+use crate::exposure::ExposureWindows;
 use crate::ids::{DetectionId, SvmId, TenantId};
 use crate::scan::{LoadHint, ScanClass};
 use crate::verdict::{EngineName, Generations, MemberPath, SignatureName, VerdictKind};
@@ -371,6 +372,10 @@ pub struct AgentReport {
     pub events: EventCounters,
     /// The agent's clock, in milliseconds since 1970.
     pub clock_ms: u64,
+    /// The guest's time without verdicts, the newest first.
+    pub exposure: ExposureWindows,
+    /// The maintenance token in force in the guest.
+    pub maintenance: Option<Uuid>,
 }
 
 /// Where every permission event went; `seen` is the sum of the others.

@@ -18,6 +18,7 @@
 //! | [`scan`] | messages of a scan stream |
 //! | [`notice`] | what a Protection Server says unasked |
 //! | [`control`] | messages to and from the Integration Server |
+//! | [`exposure`] | a guest's time without verdicts, as its agent reports it |
 //! | [`definitions`] | orders about a Protection Server's definitions, and what it has |
 //! | [`envelope`] | signatures, epochs and sequences around control messages |
 //! | [`ids`], [`spiffe`] | who is who |
@@ -40,6 +41,7 @@ pub mod control;
 pub mod definitions;
 pub mod endpoint;
 pub mod envelope;
+pub mod exposure;
 pub mod frame;
 pub mod identity;
 pub mod ids;

@@ -13,6 +13,7 @@ use palisade_protocol::codec::{self, CodecError, Message};
 use palisade_protocol::content::{ContentId, FRAGMENT_BYTES};
 use palisade_protocol::control::{self, ControlFrame, FromServer, ToServer};
 use palisade_protocol::definitions::{self, DefinitionsOrder, Standing};
+use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::ids::{DetectionId, SvmId, TenantId};
 use palisade_protocol::notice::{MAX_CONTENTS, Notice};
@@ -156,6 +157,22 @@ fn report() -> control::SvmReport {
     }
 }
 
+fn exposure() -> ExposureWindow {
+    ExposureWindow {
+        id: 3,
+        from_ms: 1_700_000_000_000,
+        until_ms: Some(1_700_000_060_000),
+        causes: List::cut([ExposureCause::NoSvm, ExposureCause::Overload]),
+        opens: 12,
+        execs: 3,
+        files: 9,
+        not_kept: 1,
+        clean: 7,
+        malware: 1,
+        ..Default::default()
+    }
+}
+
 fn to_server() -> Vec<ToServer> {
     vec![
         ToServer::Hello(control::Hello {
@@ -180,6 +197,8 @@ fn to_server() -> Vec<ToServer> {
                 ..Default::default()
             },
             clock_ms: 1_700_000_000_000,
+            exposure: List::cut([exposure()]),
+            maintenance: Some(Uuid::from_u128(8)),
         }),
         ToServer::Detections(List::cut([control::Detection {
             id: DetectionId(Uuid::from_u128(7)),

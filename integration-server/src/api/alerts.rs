@@ -1,6 +1,7 @@
 //! `/api/v1/alerts`: what somebody must look at now.
 
 use axum::Json;
+use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
 use palisade_protocol::trust::sha256;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -9,27 +10,34 @@ use uuid::Uuid;
 use super::State;
 use super::page::Page;
 use super::problem::{ApiError, Problem};
+use crate::fleet::Fleet;
 use crate::fleet::lost::Alarm;
-use crate::time::rfc3339;
+use crate::store::{AgentRecord, Result as Stored};
+use crate::time::{now_ms, rfc3339};
+
+/// How long a guest may be without verdicts until it is an alert, in milliseconds.
+const EXPOSED_GRACE_MS: u64 = 60_000;
 
 /// Something that somebody must look at now. It is gone when its cause is.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Alert {
     /// The same for as long as it lasts.
     pub id: Uuid,
-    /// `agent_lost`: an agent has no session although its domain runs.
+    /// `agent_lost`: an agent has no session although its domain runs. `agent_exposed`: an
+    /// agent says that opens in its guest get no verdicts.
     pub kind: String,
-    /// `critical`.
+    /// `critical` or `warning`.
     pub severity: String,
     /// Which agent.
     pub agent: Uuid,
     /// That agent's name.
     pub agent_name: String,
     /// The libvirt domain that the agent says it runs in.
-    pub domain: Uuid,
+    pub domain: Option<Uuid>,
     /// That domain's name, when the inventory has it.
     pub domain_name: Option<String>,
-    /// Since when the agent is gone, as far as this server can tell (RFC 3339, UTC).
+    /// Since when the agent is gone, as far as this server can tell, or the guest without
+    /// verdicts, by its own clock (RFC 3339, UTC).
     pub since: String,
     /// When that became an alert (RFC 3339, UTC).
     pub raised: String,
@@ -48,20 +56,37 @@ pub struct Alert {
     responses(
         (status = 200, body = Page<Alert>),
         (status = 401, body = Problem, content_type = "application/problem+json"),
+        (status = 503, body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub async fn list(state: State) -> Result<Json<Page<Alert>>, ApiError> {
-    let fleet = &state.fleet;
-    let shown = |alarm: Alarm| {
-        let facts = fleet.inventory.domain(alarm.domain);
-        of(alarm, facts.map(|facts| facts.name))
-    };
-    Ok(Json(Page::whole(
-        fleet.alarms.all().into_iter().map(shown).collect(),
-    )))
+    Ok(Json(Page::whole(all(&state.fleet, now_ms()).await?)))
 }
 
-fn of(alarm: Alarm, domain_name: Option<String>) -> Alert {
+/// All of them, the oldest first.
+///
+/// # Errors
+/// The store's.
+pub async fn all(fleet: &Fleet, now_ms: u64) -> Stored<Vec<Alert>> {
+    let name_of = |domain| fleet.inventory.domain(domain).map(|facts| facts.name);
+    let lost = fleet.alarms.all().into_iter().map(|alarm| {
+        let name = name_of(alarm.domain);
+        (alarm.raised_ms, lost(alarm, name))
+    });
+    let mut alerts: Vec<(u64, Alert)> = lost.collect();
+    for agent in fleet.store.agents().await? {
+        if fleet.sessions.is_connected(agent.id.0)
+            && let Some((window, raised_ms)) = exposed_at(&agent, now_ms)
+        {
+            let name = agent.product_uuid.and_then(name_of);
+            alerts.push((raised_ms, exposed(&agent, window, raised_ms, name)));
+        }
+    }
+    alerts.sort_by_key(|(raised_ms, alert)| (*raised_ms, alert.id));
+    Ok(alerts.into_iter().map(|(_, alert)| alert).collect())
+}
+
+fn lost(alarm: Alarm, domain_name: Option<String>) -> Alert {
     let name = &alarm.name;
     let since = rfc3339(alarm.since_ms);
     let domain = domain_name
@@ -81,12 +106,12 @@ fn of(alarm: Alarm, domain_name: Option<String>) -> Alert {
         alarm.agent
     );
     Alert {
-        id: id_of(&alarm),
+        id: id_of(alarm.agent.0, alarm.since_ms, alarm.raised_ms),
         kind: "agent_lost".to_owned(),
         severity: "critical".to_owned(),
         agent: alarm.agent.0,
         agent_name: alarm.name,
-        domain: alarm.domain,
+        domain: Some(alarm.domain),
         domain_name,
         since,
         raised: rfc3339(alarm.raised_ms),
@@ -95,11 +120,78 @@ fn of(alarm: Alarm, domain_name: Option<String>) -> Alert {
     }
 }
 
-/// Made of what the alarm is about: equal each time it is asked for.
-fn id_of(alarm: &Alarm) -> Uuid {
-    let mut about = alarm.agent.0.as_bytes().to_vec();
-    about.extend(alarm.since_ms.to_be_bytes());
-    about.extend(alarm.raised_ms.to_be_bytes());
+/// The window that a connected agent has had for too long, and when that became too long
+/// by this server's clock. An agent tells at once when one ends.
+fn exposed_at(agent: &AgentRecord, now_ms: u64) -> Option<(&ExposureWindow, u64)> {
+    let report = agent.report.as_ref()?;
+    let open = |window: &&ExposureWindow| window.until_ms.is_none();
+    let window = report.exposure.iter().find(open)?;
+    // What the agent's clock says is compared with that clock alone.
+    let old_ms = report.clock_ms.saturating_sub(window.from_ms);
+    let since_ms = agent.last_seen_ms?.saturating_sub(old_ms);
+    let raised_ms = since_ms.saturating_add(EXPOSED_GRACE_MS);
+    (raised_ms <= now_ms).then_some((window, raised_ms))
+}
+
+fn exposed(
+    agent: &AgentRecord,
+    window: &ExposureWindow,
+    raised_ms: u64,
+    domain_name: Option<String>,
+) -> Alert {
+    let since = rfc3339(window.from_ms);
+    let causes: Vec<&str> = window.causes.iter().map(|cause| cause.explain()).collect();
+    let text = format!(
+        "Opens in the guest of the agent {} have had no verdicts since {since}: {}. {} opens and \
+         {} executions were let through by then.",
+        agent.name,
+        causes.join(", "),
+        window.opens,
+        window.execs
+    );
+    let mut remedies: Vec<&str> = window.causes.iter().map(|cause| remedy(*cause)).collect();
+    remedies.dedup();
+    Alert {
+        id: id_of(agent.id.0, window.from_ms, window.id),
+        kind: "agent_exposed".to_owned(),
+        severity: "warning".to_owned(),
+        agent: agent.id.0,
+        agent_name: agent.name.clone(),
+        domain: agent.product_uuid,
+        domain_name,
+        since,
+        raised: rfc3339(raised_ms),
+        text,
+        remedy: remedies.join(" "),
+    }
+}
+
+/// What to do about a cause.
+fn remedy(cause: ExposureCause) -> &'static str {
+    match cause {
+        ExposureCause::NoSvm | ExposureCause::Overload => {
+            "`palisade svm list` says whether Protection Servers run and how loaded they are; in \
+             the guest, `palisade-agent explain` says why none is used."
+        }
+        ExposureCause::Bypass => {
+            "In the guest, `palisade-agent status` says who switched protection and for how \
+             long; `palisade-agent bypass --end` has it protect again."
+        }
+        ExposureCause::Fallback => {
+            "In the guest, `palisade-agent status` says why the agent failed; \
+             `palisade-agent supervise --reset` has it hold opens again."
+        }
+        ExposureCause::Off | ExposureCause::NotRunning => {
+            "In the guest, `palisade-agent doctor` says what is wrong and what helps."
+        }
+    }
+}
+
+/// Made of what the alert is about: equal each time it is asked for.
+fn id_of(agent: Uuid, since: u64, which: u64) -> Uuid {
+    let mut about = agent.as_bytes().to_vec();
+    about.extend(since.to_be_bytes());
+    about.extend(which.to_be_bytes());
     let mut first = [0; 16];
     first.copy_from_slice(&sha256(&about)[..16]);
     uuid::Builder::from_random_bytes(first).into_uuid()

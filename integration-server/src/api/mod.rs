@@ -9,7 +9,7 @@
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`alerts`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
+//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
 //! | [`page`] | lists with a cursor |
 //! | [`problem`] | errors as RFC 9457 `application/problem+json` |
 //! | [`auth`] | bearer tokens |
@@ -24,6 +24,7 @@ pub mod alerts;
 pub mod auth;
 pub mod definitions;
 pub mod detections;
+pub mod exposures;
 pub mod guard;
 pub mod inventory;
 pub mod listener;
@@ -90,6 +91,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(agents::revoke))
         .routes(routes!(maintenance::create))
         .routes(routes!(alerts::list))
+        .routes(routes!(exposures::list))
         .routes(routes!(inventory::list))
         .routes(routes!(detections::list))
         .routes(routes!(tokens::list, tokens::create))

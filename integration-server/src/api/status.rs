@@ -138,6 +138,6 @@ pub async fn get(state: State) -> Result<Json<Status>, ApiError> {
             protected: domains().filter(|uuid| protected.has(**uuid)).count(),
         },
         detections,
-        alerts: fleet.alarms.all().len(),
+        alerts: super::alerts::all(fleet, now_ms()).await?.len(),
     }))
 }

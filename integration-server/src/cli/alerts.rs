@@ -40,7 +40,7 @@ fn as_text(alerts: &[Alert]) -> String {
             alert.severity.clone(),
             alert.kind.clone(),
             alert.agent_name.clone(),
-            domain.unwrap_or_else(|| alert.domain.to_string()),
+            domain.unwrap_or_else(|| alert.domain.map_or_else(String::new, |id| id.to_string())),
             alert.since.clone(),
             alert.raised.clone(),
         ]);

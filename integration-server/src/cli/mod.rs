@@ -9,12 +9,13 @@
 //! | [`target`] | where the server is and how it is trusted: environment, or the site's files |
 //! | [`client`] | requests, and what an error means for the person who asked |
 //! | [`resources`] | one function a noun and verb: which columns, which JSON |
-//! | [`definitions`], [`maintenance`], [`alerts`] | the same for a Protection Server's definitions, maintenance tokens, alerts |
+//! | [`definitions`], [`maintenance`], [`alerts`], [`exposures`] | the same for a Protection Server's definitions, maintenance tokens, alerts, times without verdicts |
 //! | [`table`] | columns for people, with nothing in them that drives a terminal |
 
 pub mod alerts;
 pub mod client;
 pub mod definitions;
+pub mod exposures;
 pub mod maintenance;
 pub mod resources;
 pub mod table;
@@ -71,6 +72,9 @@ enum Noun {
     /// What agents found
     #[command(subcommand)]
     Detection(Detections),
+    /// When guests ran without verdicts
+    #[command(subcommand)]
+    Exposure(Exposures),
     /// Join tokens
     #[command(subcommand)]
     Token(Tokens),
@@ -122,6 +126,12 @@ enum Members {
 #[derive(Debug, Subcommand)]
 enum Alerts {
     /// List all, the oldest first; exits with 1 when there is one
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+enum Exposures {
+    /// List what agents report, the latest beginning first
     List,
 }
 
@@ -227,6 +237,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Printed> {
         Noun::Detection(Detections::List { limit }) => {
             resources::detections(&client, *limit, output)
         }
+        Noun::Exposure(Exposures::List) => exposures::list(&client, output),
         Noun::Token(Tokens::List) => resources::tokens(&client, output),
         Noun::Token(Tokens::Revoke { id }) => resources::revoke(&client, "tokens", *id, output),
         Noun::Token(Tokens::Create {

@@ -126,6 +126,11 @@ impl Alarms {
         change.iter().for_each(|change| self.tell(change));
     }
 
+    /// An agent says which grant is in force in its guest; gives one that was given back.
+    pub fn in_force(&self, id: AgentId, said: Option<Uuid>) -> Option<MaintenanceRecord> {
+        self.lock().in_force(id, said)
+    }
+
     /// The grant by which an agent may be stopped now.
     pub fn granted(&self, id: AgentId, now_ms: u64) -> Option<MaintenanceRecord> {
         self.lock().granted(id, now_ms).cloned()

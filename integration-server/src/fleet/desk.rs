@@ -98,11 +98,14 @@ impl Fleet {
                 self.orders.answered(id, answer);
                 Ok(FromServer::Ack)
             }
-            Asked::Agent(id, report) => self
-                .store
-                .report_agent(id, &report, now_ms)
-                .await
-                .map(|()| FromServer::Ack),
+            Asked::Agent(id, report) => {
+                let stored = self.store.report_agent(id, &report, now_ms).await;
+                let ended = match self.alarms.in_force(id, report.maintenance) {
+                    Some(grant) => self.given_back(&grant, now_ms).await,
+                    None => Ok(()),
+                };
+                stored.and(ended).map(|()| FromServer::Ack)
+            }
             Asked::Detections(id, detections) => {
                 let stored = self.store.add_detections(id, &detections, now_ms).await;
                 stored.map(|new| {

@@ -99,6 +99,8 @@ struct Known {
     gone_ms: u64,
     seen: Seen,
     grant: Option<MaintenanceRecord>,
+    /// The guest has said that the grant is in force there.
+    begun: bool,
     raised_ms: Option<u64>,
 }
 
@@ -128,6 +130,7 @@ impl Lost {
             gone_ms,
             seen: Seen::Nothing,
             grant: None,
+            begun: false,
             raised_ms: None,
         });
     }
@@ -171,6 +174,7 @@ impl Lost {
         let longer = |other: &MaintenanceRecord| other.until_ms >= grant.until_ms;
         if !known.grant.as_ref().is_some_and(longer) {
             known.grant = Some(grant);
+            known.begun = false;
         }
         known.covered(now_ms)?;
         known.clear(id, Why::Maintenance)
@@ -179,6 +183,22 @@ impl Lost {
     /// The grant by which the agent may be stopped now.
     pub fn granted(&self, id: AgentId, now_ms: u64) -> Option<&MaintenanceRecord> {
         self.agents.get(&id)?.covered(now_ms)
+    }
+
+    /// The agent says which grant is in force in its guest. One that was, and is not any
+    /// more, was given back there: it is over. Gives it.
+    pub fn in_force(&mut self, id: AgentId, said: Option<Uuid>) -> Option<MaintenanceRecord> {
+        let known = self.agents.get_mut(&id)?;
+        let grant = known.grant.as_ref()?;
+        if said == Some(grant.id) {
+            known.begun = true;
+            return None;
+        }
+        if !known.begun {
+            return None;
+        }
+        known.begun = false;
+        known.grant.take()
     }
 
     /// All alarms.
@@ -377,6 +397,22 @@ mod tests {
         assert!(lost.granted(AGENT, 199_999).is_some());
         assert!(raised(&mut lost, 200_000, Sight::Running));
         assert!(lost.granted(AGENT, 200_000).is_none());
+    }
+
+    #[test]
+    fn leave_that_was_given_back_is_over() {
+        let mut lost = gone();
+        let given = grant(107_000, 900_000);
+        lost.grant(given.clone(), 107_000);
+        lost.began(AGENT, Some(DOMAIN));
+        // A token that nobody has entered yet, and one that is in force, stay.
+        assert_eq!(lost.in_force(AGENT, None), None);
+        assert_eq!(lost.in_force(AGENT, Some(given.id)), None);
+        assert!(lost.granted(AGENT, 150_000).is_some());
+        assert_eq!(lost.in_force(AGENT, None), Some(given));
+        assert_eq!(lost.in_force(AGENT, None), None);
+        lost.ended(AGENT, 200_000);
+        assert!(raised(&mut lost, 206_000, Sight::Running));
     }
 
     #[test]

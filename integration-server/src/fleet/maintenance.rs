@@ -78,6 +78,16 @@ impl Wanted {
 }
 
 impl Fleet {
+    /// A guest gave leave back before its time.
+    pub(super) async fn given_back(
+        &self,
+        grant: &MaintenanceRecord,
+        now_ms: u64,
+    ) -> Result<(), StoreError> {
+        tracing::warn!(agent = %grant.agent, grant = %grant.id, "an agent's leave was given back");
+        self.store.end_maintenance(grant.id, now_ms).await
+    }
+
     /// Allows that an agent is stopped or removed; gives what is on record, and the
     /// token's text.
     ///

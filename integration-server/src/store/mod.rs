@@ -110,6 +110,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
 
     /// Keeps what a maintenance token allows; who was let stop an agent is on record for good.
     async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()>;
+    /// A grant ends now, if it has not ended before.
+    async fn end_maintenance(&self, id: Uuid, now_ms: u64) -> Result<()>;
     /// The grants that have not ended, the first to end first.
     async fn maintenance(&self, now_ms: u64) -> Result<Vec<MaintenanceRecord>>;
 

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use palisade_daemon::control::Session;
 use palisade_daemon::membership::Membership;
 use palisade_integration_server::fleet::alarms::PROMISE;
-use palisade_protocol::control::Component;
+use palisade_protocol::bounded::List;
+use palisade_protocol::control::{AgentReport, Component, Protection, ToServer};
+use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
 use palisade_protocol::ids::AgentId;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -260,4 +262,114 @@ async fn after_a_restart_who_does_not_come_back_is_lost_and_who_is_off_is_not() 
     assert!(alerts(&site).await.is_empty());
     until_alerts_are(&site, &["silent"]).await;
     site.server.stop().await;
+}
+
+/// What agents say of themselves: no libvirt is needed to hear it.
+#[tokio::test]
+async fn a_guest_without_verdicts_is_an_alert_until_it_has_them() {
+    const MINUTE: u64 = 60_000;
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("exposed", None)).await;
+    let (session, ..) = Session::connect(&member, hello(None)).await.unwrap();
+    // By a clock of its own.
+    let clock_ms = 1_000_000_000;
+    let window = |age_ms: u64| ExposureWindow {
+        id: 7,
+        from_ms: clock_ms - age_ms,
+        causes: List::cut([ExposureCause::Bypass, ExposureCause::NoSvm]),
+        opens: 12,
+        ..ExposureWindow::default()
+    };
+    let over = ExposureWindow {
+        until_ms: Some(clock_ms),
+        ..window(9 * MINUTE)
+    };
+    let say = async |windows: &[ExposureWindow]| {
+        let report = AgentReport {
+            protection: Protection::Monitoring,
+            svm: None,
+            events: Default::default(),
+            clock_ms,
+            exposure: List::cut(windows.iter().cloned()),
+            maintenance: None,
+        };
+        let said = session.request(&ToServer::AgentReport(report)).await;
+        said.unwrap();
+    };
+    // Neither one that is over, nor one that has just begun.
+    say(&[over.clone()]).await;
+    assert!(alerts(&site).await.is_empty());
+    say(&[window(MINUTE / 2)]).await;
+    assert!(alerts(&site).await.is_empty());
+    say(&[window(MINUTE), over.clone()]).await;
+    let alert = alerts(&site).await[0].clone();
+    assert_eq!(
+        (&alert["kind"], &alert["severity"]),
+        (&json!("agent_exposed"), &json!("warning"))
+    );
+    assert_eq!(alert["agent"], agent_id(&member).to_string());
+    let says = |key: &str, what: &str| alert[key].as_str().unwrap().contains(what);
+    assert!(
+        says("text", "no Protection Server") && says("text", "12 opens"),
+        "{alert}"
+    );
+    assert!(
+        says("remedy", "bypass --end") && says("remedy", "explain"),
+        "{alert}"
+    );
+    assert_eq!(alerts(&site).await[0], alert, "it stays the same");
+    assert_eq!(site.get("status").await["alerts"], 1);
+    let shown = site.get("exposures").await["items"].clone();
+    let untils: Vec<&Value> = shown
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["until"])
+        .collect();
+    assert!(untils[0].is_null() && untils[1].is_string(), "{shown}");
+    assert_eq!(shown[0]["causes"], json!(["bypass", "no_svm"]));
+    say(&[over]).await;
+    assert!(alerts(&site).await.is_empty());
+    // Who is gone is another matter.
+    say(&[window(MINUTE)]).await;
+    session.close();
+    until_alerts_are(&site, &[]).await;
+    site.server.stop().await;
+}
+
+#[tokio::test]
+async fn leave_that_the_guest_gave_back_is_over() {
+    let site = Site::start("").await;
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let id = agent_id(&member);
+    let (session, ..) = Session::connect(&member, hello(None)).await.unwrap();
+    let new = json!({"allowed": "stop", "reason": "a test", "for_s": 604_800});
+    let path = format!("agents/{id}/maintenance");
+    let made: Value = site
+        .api(move |client| client.post(&path, &new))
+        .await
+        .unwrap();
+    let grant: Uuid = made["id"].as_str().unwrap().parse().unwrap();
+    let granted = async |site: &Site| site.get("agents").await["items"][0]["maintenance"].clone();
+    for (said, stays) in [(None, true), (Some(grant), true), (None, false)] {
+        let report = AgentReport {
+            protection: Protection::Blocking,
+            svm: None,
+            events: Default::default(),
+            clock_ms: 1,
+            exposure: List::default(),
+            maintenance: said,
+        };
+        session
+            .request(&ToServer::AgentReport(report))
+            .await
+            .unwrap();
+        assert_eq!(granted(&site).await.is_object(), stays, "{said:?}");
+    }
+    session.close();
+    // For good.
+    let Site { dir, server } = site;
+    server.stop().await;
+    let site = Site::start_in(dir, "").await;
+    assert!(granted(&site).await.is_null());
 }

@@ -188,6 +188,8 @@ async fn components(store: &dyn Store) {
         svm: None,
         events: Default::default(),
         clock_ms: 5,
+        exposure: Default::default(),
+        maintenance: None,
     };
     store.report_agent(id, &report, 78).await.unwrap();
     let agent = store.agent(id).await.unwrap().unwrap();
@@ -227,8 +229,15 @@ async fn maintenance(store: &dyn Store) {
         store.maintenance(49).await.unwrap(),
         vec![early, late.clone()]
     );
-    assert_eq!(store.maintenance(50).await.unwrap(), vec![late]);
+    assert_eq!(store.maintenance(50).await.unwrap(), vec![late.clone()]);
     assert!(store.maintenance(90).await.unwrap().is_empty());
+    // One that is over stays as it ended.
+    let [first, second] = [60, 70];
+    for at_ms in [first, second] {
+        store.end_maintenance(late.id, at_ms).await.unwrap();
+    }
+    assert_eq!(store.maintenance(59).await.unwrap()[0].until_ms, 60);
+    assert!(store.maintenance(60).await.unwrap().is_empty());
     assert!(
         store
             .add_maintenance(&grant(AgentId::random(), 90))

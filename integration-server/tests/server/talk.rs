@@ -63,6 +63,8 @@ pub fn blocking(svm: Option<SvmId>) -> ToServer {
         svm,
         events: Default::default(),
         clock_ms: 1,
+        exposure: Default::default(),
+        maintenance: None,
     })
 }
 

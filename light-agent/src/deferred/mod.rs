@@ -27,7 +27,7 @@ pub mod store;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use self::queue::{Item, Noted, Queue, is_deferrable};
 use crate::exposure::windows::{Cause, Result, Way, Window, Windows};
@@ -97,6 +97,8 @@ struct Dirty {
 struct Shared {
     state: Mutex<State>,
     noted: Notify,
+    /// Told when a cause begins or ends, and when no file waits any more.
+    turned: watch::Sender<()>,
 }
 
 /// The notes. Clones share them.
@@ -119,6 +121,7 @@ impl Deferred {
         Self(Arc::new(Shared {
             state: Mutex::new(state),
             noted: Notify::new(),
+            turned: watch::Sender::new(()),
         }))
     }
 
@@ -160,6 +163,15 @@ impl Deferred {
         let mut state = self.lock();
         let changed = change(&mut state.windows);
         state.dirty.windows |= changed;
+        drop(state);
+        if changed {
+            self.0.turned.send_replace(());
+        }
+    }
+
+    /// Hears when a cause begins or ends, and when no file waits any more.
+    pub fn turns(&self) -> watch::Receiver<()> {
+        self.0.turned.subscribe()
     }
 
     /// A cause begins or ends.
@@ -185,6 +197,9 @@ impl Deferred {
             state.windows.result(item.window, result, changed);
         }
         state.dirty = Dirty::all();
+        if state.queue.len() == 0 {
+            self.0.turned.send_replace(());
+        }
     }
 
     fn put_back(&self, item: &Item, counts: bool) {

@@ -8,8 +8,7 @@
 //! | [`people`] | how a window is shown |
 //!
 //! Files that were let through in a window are [`crate::deferred`]'s. The Integration
-//! Server hears of opens without a verdict by their counts in each report; windows are
-//! shown by the guest alone, since the protocol has no place for them.
+//! Server is told of the windows in each report, and at once when one begins or ends.
 
 pub mod people;
 pub mod record;

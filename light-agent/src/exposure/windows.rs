@@ -14,45 +14,16 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use palisade_protocol::bounded::List;
+pub use palisade_protocol::exposure::ExposureCause as Cause;
+use palisade_protocol::exposure::{self, ExposureWindow, ExposureWindows};
 use serde::{Deserialize, Serialize};
 
 /// Windows that are remembered besides the present one.
-pub const LAST: usize = 16;
+pub const LAST: usize = exposure::MAX_WINDOWS - 1;
 /// After this long without another open let through, in milliseconds, the Protection
 /// Server has caught up.
 pub const CAUGHT_UP_MS: u64 = 60_000;
-
-/// Why there are no verdicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Cause {
-    /// No agent ran: nobody counted what was opened.
-    NotRunning,
-    /// No Protection Server was connected.
-    NoSvm,
-    /// The supervisor let the agent hold no opens, since it had failed again and again.
-    Fallback,
-    /// On-access protection was off although the settings ask for it.
-    Off,
-    /// A Protection Server was connected, and gave no verdict in time.
-    Overload,
-    /// An administrator, or the kernel's command line, had opens watched and not held.
-    Bypass,
-}
-
-impl Cause {
-    /// For people.
-    pub fn explain(self) -> &'static str {
-        match self {
-            Self::NotRunning => "the agent did not run",
-            Self::NoSvm => "no Protection Server",
-            Self::Fallback => "opens were not held after failures",
-            Self::Off => "protection was off",
-            Self::Overload => "no verdict in time",
-            Self::Bypass => "opens were not held, as an administrator switched it",
-        }
-    }
-}
 
 /// How a file came to be let through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +115,27 @@ impl Window {
     /// Files that still wait.
     pub fn waiting(&self) -> u64 {
         self.files.saturating_sub(self.results.sum())
+    }
+}
+
+impl From<&Window> for ExposureWindow {
+    fn from(window: &Window) -> Self {
+        let results = &window.results;
+        Self {
+            id: window.id,
+            from_ms: window.from_ms,
+            until_ms: window.until_ms,
+            causes: List::cut(window.causes.iter().copied()),
+            opens: window.opens,
+            execs: window.execs,
+            files: window.files,
+            not_kept: window.not_kept,
+            clean: results.clean,
+            malware: results.malware,
+            suspicious: results.suspicious,
+            not_scanned: results.not_scanned,
+            gone: results.gone,
+        }
     }
 }
 
@@ -254,6 +246,12 @@ impl Windows {
     /// Those that have ended, the newest first.
     pub fn ended(&self) -> impl Iterator<Item = &Window> {
         self.last.iter().rev()
+    }
+
+    /// All of them for the Integration Server, the newest first.
+    pub fn reported(&self) -> ExposureWindows {
+        let all = self.now().into_iter().chain(self.ended());
+        List::cut(all.map(ExposureWindow::from))
     }
 
     /// As it is read from a file, where anybody may have written anything.

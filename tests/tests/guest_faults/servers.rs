@@ -289,3 +289,52 @@ fn a_protection_server_that_answers_nonsense_makes_nothing_clean() {
     wait_blocked(&guest, "the good one");
     assert_eq!(open_malware(&guest, "the good one"), 0);
 }
+
+/// When a guest runs without verdicts, the site knows: since when, why, what was let
+/// through, and what it turned out to be.
+#[test]
+fn the_site_is_told_of_time_without_verdicts() {
+    if !skip::is_root("the_site_is_told_of_time_without_verdicts") {
+        return;
+    }
+    const BAD: u64 = 3;
+    let guest = Guest::start("");
+    let exposures = || {
+        let said = guest.test.site.console(&["exposure", "list"]);
+        said.unwrap().as_array().unwrap().clone()
+    };
+    // The control: a guest with its Protection Server has no window that lasts, and none
+    // of that cause.
+    wait_blocked(&guest, "before");
+    let without = |all: &[serde_json::Value]| -> Option<serde_json::Value> {
+        let is = |window: &&serde_json::Value| {
+            let causes = window["causes"].as_array().unwrap();
+            causes.contains(&"no_svm".into()) && number(window, "opens") > 0
+        };
+        all.iter().find(is).cloned()
+    };
+    assert_eq!(without(&exposures()), None);
+
+    guest.test.kill_svm();
+    wait_until("the agent knows", || guest.status()["svm"]["id"].is_null());
+    for n in 0..BAD {
+        assert!(!denied(open_soon(&guest.bad(&format!("exposed-{n}")))));
+    }
+    wait_until("the site knows of it while it lasts", || {
+        exposures().iter().any(|window| window["until"].is_null())
+    });
+    guest.test.site.start_part("scanserver").unwrap();
+    wait_blocked(&guest, "after");
+    let mut shown = serde_json::Value::Null;
+    wait_until("the site knows what came of it", || {
+        shown = without(&exposures()).unwrap_or_default();
+        shown["until"].is_string() && shown["waiting"] == 0 && shown["malware"] != 0
+    });
+    assert!(number(&shown, "opens") >= BAD, "{shown}");
+    assert!(number(&shown, "malware") >= BAD, "{shown}");
+    assert_eq!(number(&shown, "not_kept"), 0, "{shown}");
+    let detections = guest.test.site.console(&["detection", "list"]).unwrap();
+    let paths = detections.as_array().unwrap().iter();
+    let of_it = paths.filter(|found| found["path"].as_str().unwrap().contains("exposed-"));
+    assert_eq!(of_it.count() as u64, BAD, "{detections}");
+}

@@ -2,6 +2,7 @@
 
 use palisade_protocol::maintenance::Allowed;
 use sqlx::sqlite::SqliteRow;
+use uuid::Uuid;
 
 use super::SqliteStore;
 use super::row;
@@ -22,6 +23,16 @@ pub async fn add(store: &SqliteStore, grant: &MaintenanceRecord) -> Result<()> {
     .await
     .map(drop)
     .map_err(|error| store.failed("keep a maintenance grant", error))
+}
+
+pub async fn end(store: &SqliteStore, id: Uuid, now_ms: u64) -> Result<()> {
+    sqlx::query("UPDATE maintenance_grants SET until_ms = $2 WHERE id = $1 AND until_ms > $2")
+        .bind(id.to_string())
+        .bind(row::number(now_ms))
+        .execute(&store.writer)
+        .await
+        .map(drop)
+        .map_err(|error| store.failed("end a maintenance grant", error))
 }
 
 pub async fn in_force(store: &SqliteStore, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {

@@ -220,6 +220,9 @@ impl Store for SqliteStore {
     async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()> {
         maintenance::add(self, grant).await
     }
+    async fn end_maintenance(&self, id: Uuid, now_ms: u64) -> Result<()> {
+        maintenance::end(self, id, now_ms).await
+    }
     async fn maintenance(&self, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {
         maintenance::in_force(self, now_ms).await
     }
