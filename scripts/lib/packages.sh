@@ -30,6 +30,7 @@ faketime|has the clock of an agent jump by a day, and no other one
 make|builds programs on a protected file system
 git|lists the tree for the checks of documents
 shellcheck|checks the scripts
+busybox-static|all there is, but the agent, in a guest with another kernel
 mmdebstrap|a small Debian that packages are installed on
 systemd|checks the unit of the agent, and is started in that Debian
 groff|shows the man pages

@@ -9,6 +9,7 @@
 //! | `contents` | what is in the packages: files, scripts, pages, completions, the program |
 //! | `unit` | the service's file, by systemd's own checks |
 //! | `life` | installed, used, upgraded, removed, purged, against a real site |
+//! | `kernel` | the program on Debian 12's own kernel, in an emulated guest (`guest.sh`) |
 //! | `places` | the program where there is no library, and on an older Debian |
 #![allow(
     clippy::unwrap_used,
@@ -23,6 +24,7 @@ mod common;
 mod boot;
 mod built;
 mod contents;
+mod kernel;
 mod life;
 mod places;
 mod root;
