@@ -322,7 +322,7 @@ impl Guard {
             && asked.no_writer
             && stamp == asked.stamp
             && stamp.settled(SystemTime::now())
-            && lease::has_no_writer(&*asked.event)
+            && lease::is_unwritten(&*asked.event)
             && Stamp::of(&*asked.event).is_ok_and(|now| now == stamp)
         {
             let known = Known {

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::fanotify::places::knows_writers;
+
 /// Blocks SIGIO in this thread and in those that it starts.
 ///
 /// # Errors
@@ -24,6 +26,12 @@ pub fn block_signal() -> std::io::Result<()> {
 /// Whether it is certain that nobody has the file open for writing.
 pub fn has_no_writer(file: impl AsFd) -> bool {
     set_lease(&file, libc::F_RDLCK) && set_lease(&file, libc::F_UNLCK)
+}
+
+/// Whether a verdict about it may be remembered: nobody has it open for writing, and were
+/// that otherwise, the kernel would say so.
+pub fn is_unwritten(file: impl AsFd) -> bool {
+    knows_writers(&file) && has_no_writer(file)
 }
 
 #[allow(unsafe_code)]

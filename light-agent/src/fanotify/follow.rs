@@ -382,9 +382,9 @@ impl Marks<'_> {
             return false;
         }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        // In the agent's own namespace the name counts, too: whoever may make the node in a
-        // folder of the host's would otherwise end its protection.
-        let named = pid.is_some() || one.at.file_name() == Some("dev".as_ref());
+        // The name counts, too: whoever may make the node in some folder, as root of a
+        // container may, would otherwise end its protection.
+        let named = one.at.file_name() == Some("dev".as_ref());
         if self.devices_seen && named && devices::are_in(file) {
             for group in self.groups {
                 // It may have been marked before the nodes were there.

@@ -2,7 +2,7 @@
 //! the running kernel, not assumed.
 //!
 //! Where they do, an overlay must never be marked beside its layers: the reader would
-//! wait for itself. Where they do not (Linux 6.1), an overlay is a gap. A process of its
+//! wait for itself. Where they do not (Linux 6.1), overlays are marked themselves. A process of its
 //! own tries it in mounts of its own, before any other group exists, and ends. A service
 //! that may have no mounts of its own finds the answer in its run folder: systemd has it
 //! tried before it starts the service, and without the service's bounds.

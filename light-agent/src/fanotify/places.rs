@@ -256,6 +256,13 @@ pub fn kind_of(file: &impl AsFd) -> nix::Result<i64> {
     Ok(kind)
 }
 
+/// Whether a verdict about an open file may outlive the open, as far as its file system
+/// goes. An overlay's own file does not know of a writer that has mapped it: the mapping is
+/// of the layer's. What the kernel does not say is not.
+pub fn knows_writers(file: &impl AsFd) -> bool {
+    kind_of(file).is_ok_and(|kind| kind != OVERLAY)
+}
+
 /// Whether a walk stays out of this folder unless it is named.
 pub fn is_pseudo(path: &Path) -> bool {
     magic(path).is_ok_and(|kind| PSEUDO.contains(&kind))

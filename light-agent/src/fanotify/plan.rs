@@ -5,7 +5,7 @@
 //! | --- | --- | --- |
 //! | its file system is mounted in the agent's namespace, too | – | the agent's own rules count |
 //! | local | marked, if below a protected path | marked |
-//! | overlay | the file systems of its layers are, where their marks see it | the same |
+//! | overlay | the file systems of its layers are, where their marks see it; where they do not, it is marked itself, if its layers are on local ones | the same; where they do not, a gap |
 //! | any, while the protected paths are on an overlay that is marked itself | a gap, if below one | not looked at |
 //! | FUSE, network | a gap, if below a protected path | a gap |
 //! | without files of its own (proc, sysfs, …) | – | – |
@@ -145,7 +145,8 @@ impl<'a> Table<'a> {
     fn is_reached(&self, mount: &'a Mount) -> bool {
         let waits = |parent: &Mount| {
             let pseudo = PSEUDO.contains(&parent.kind.as_str());
-            !(is_local(&parent.kind) || parent.kind == "overlay" || pseudo)
+            let memory = matches!(&*parent.kind, "ramfs" | "rootfs");
+            !(is_local(&parent.kind) || parent.kind == "overlay" || pseudo || memory)
         };
         // A table that names parents in a circle is no table.
         let deep = self.chain(mount).nth(MOST_DEPTH).is_some();
@@ -169,14 +170,7 @@ impl<'a> Table<'a> {
     /// Where an overlay's layers lie.
     fn layers(&mut self, mount: &Mount, seen: Seen) -> Result<Vec<Wanted>, &'static str> {
         match seen {
-            Seen::Yes => {}
-            Seen::No => {
-                return Err(
-                    "this kernel does not show what is opened in an overlay to whoever watches its layers, \
-             and an overlay is not marked beside them; protect its upper and lower folders, and \
-             scan it on demand",
-                );
-            }
+            Seen::Yes | Seen::No => {}
             Seen::Unknown => {
                 return Err(
                     "whether this kernel shows what is opened in an overlay to whoever watches its layers \
@@ -233,6 +227,8 @@ pub fn own(mounts: &[Mount], rules: &Rules) -> Plan {
             plan.wanted.push(Wanted::point(mount));
         } else if mount.kind == "overlay" {
             match table.layers(mount, rules.overlays) {
+                // Opens through it are its own alone.
+                Ok(_) if rules.overlays == Seen::No => plan.wanted.push(Wanted::point(mount)),
                 Ok(layers) => plan.wanted.extend(layers),
                 Err(reason) => plan.gap(&mount.point, reason),
             }
@@ -288,12 +284,14 @@ pub fn foreign(mounts: &[Mount], own: &HashSet<String>, overlays: Seen) -> Plan 
                 let rank = (table.is_seen(mount), mount.root == Path::new("/"));
                 ways.push((Reverse(rank), Wanted::point(mount)));
             }
+            // One that only another namespace has may be of anyone's making, and what its
+            // layers were called is no proof of what they are: it is not marked itself.
             "overlay" => match table.layers(mount, overlays) {
-                Ok(layers) => {
+                Ok(layers) if overlays == Seen::Yes => {
                     let devices = layers.iter().map(|layer| layer.device.clone());
                     plan.overlays.push(devices.collect());
                 }
-                Err(_) => *plan.foreign_gaps.entry(family(&mount.kind)).or_default() += 1,
+                _ => *plan.foreign_gaps.entry(family(&mount.kind)).or_default() += 1,
             },
             kind => *plan.foreign_gaps.entry(family(kind)).or_default() += 1,
         }
@@ -386,15 +384,27 @@ mod tests {
     }
 
     #[test]
-    fn an_overlay_is_a_gap_where_its_layers_do_not_see_it() {
-        let mounts = parse_all(TABLE);
-        for seen in [Seen::No, Seen::Unknown] {
-            let plan = own(&mounts, &rules(seen));
-            assert_eq!(devices(&plan), ["8:1", "0:40"], "never the overlay itself");
+    fn an_overlay_is_marked_where_its_layers_do_not_see_it() {
+        let plan = own(&parse_all(TABLE), &rules(Seen::No));
+        assert_eq!(
+            devices(&plan),
+            ["8:1", "0:40", "0:44"],
+            "and its layers are not"
+        );
+        let gap = |plan: &Plan| {
             let gap = plan.gaps.iter().find(|gap| gap.path() == "/home/merged");
-            let unknown = gap.unwrap().reason().contains("could not be tried");
-            assert_eq!(unknown, seen == Seen::Unknown);
-        }
+            gap.map(|gap| gap.reason().to_owned())
+        };
+        assert_eq!(gap(&plan), None);
+        // Whoever opened something there might wait for whoever serves the layer.
+        let remote = TABLE.replace("lowerdir=/home/l", "lowerdir=/home/net");
+        let plan = own(&parse_all(&remote), &rules(Seen::No));
+        assert_eq!(devices(&plan), ["8:1", "0:40"]);
+        assert!(gap(&plan).unwrap().contains("cannot be told"));
+        // Where it is not known, both might be seen, and the reader wait for itself.
+        let plan = own(&parse_all(TABLE), &rules(Seen::Unknown));
+        assert_eq!(devices(&plan), ["8:1", "0:40"]);
+        assert!(gap(&plan).unwrap().contains("could not be tried"));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::deferred::Deferred;
 use crate::exposure::windows::Way;
 use crate::failure::{Access, Answer, Failure};
 use crate::learn::Learned;
-use crate::lease;
+use crate::lease::is_unwritten;
 use crate::marks::Marks;
 use crate::stamp::Stamp;
 
@@ -232,8 +232,7 @@ impl Triage {
         let decision = decide(&facts, &self.scope, &self.desk.table, || {
             // The stamp is taken again after the lease: a writer that came and
             // went between the two has moved it.
-            no_writer =
-                lease::has_no_writer(&event) && Stamp::of(&event).is_ok_and(|now| now == stamp);
+            no_writer = is_unwritten(&event) && Stamp::of(&event).is_ok_and(|now| now == stamp);
             if no_writer {
                 self.cache.get(&stamp).map(|known| known.verdict)
             } else {

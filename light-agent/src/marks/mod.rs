@@ -217,7 +217,7 @@ impl Marker {
     /// can write to it.
     fn is_clean(&self, candidate: &Candidate) -> bool {
         let file = &*candidate.event;
-        lease::has_no_writer(file)
+        lease::is_unwritten(file)
             && Stamp::of(file).is_ok_and(|now| now == candidate.stamp)
             && self
                 .cache

@@ -1,7 +1,7 @@
 //! Files that change after a verdict, and while there is none yet: the next open is about
 //! what is there then.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use palisade_tests::skip;
 
-use super::guest::{Guest, PATIENCE, denied, number, open_aside, open_soon, wait_until};
+use super::guest::{Guest, Mount, PATIENCE, denied, number, open_aside, open_soon, wait_until};
 
 /// A file that changed of late is not remembered.
 const SETTLED: Duration = Duration::from_millis(2500);
@@ -119,6 +119,50 @@ fn what_is_written_through_a_mapping_is_scanned_anew() {
     assert!(denied(open_soon(&file)), "a mapping's later write");
     mapping.unmap();
     assert!(denied(open_soon(&file)));
+    guest.settled();
+}
+
+/// An overlay's own file knows nothing of such a writer.
+#[test]
+fn what_is_written_through_a_mapping_of_an_overlay_is_scanned_anew() {
+    const TEST: &str = "what_is_written_through_a_mapping_of_an_overlay_is_scanned_anew";
+    if !skip::is_root(TEST) {
+        return;
+    }
+    // The overlay is all that is protected, and so is marked itself.
+    let guest = Guest::prepare("");
+    let layers = guest.test.protected.clone();
+    for folder in ["lower", "upper", "work"] {
+        fs::create_dir(layers.join(folder)).unwrap();
+    }
+    let merged = guest.test.folder().join("merged");
+    let options = format!(
+        "lowerdir={0}/lower,upperdir={0}/upper,workdir={0}/work",
+        layers.display()
+    );
+    let _mount = Mount::overlay(&merged, &options);
+    guest.set(&format!("[on_access]\npaths = ['{}']", merged.display()));
+    guest.test.site.start().unwrap();
+    guest.wait_state("blocking");
+    let malware = guest.malware("mapped");
+    let harmless = vec![b'.'; malware.len()];
+    let file = merged.join("file");
+    fs::write(&file, &harmless).unwrap();
+    std::os::unix::fs::chown(&file, Some(1000), None).unwrap();
+    std::thread::sleep(SETTLED);
+    open_soon(&file).unwrap();
+    let Some(mut mapping) = Mapping::of(TEST, &file) else {
+        return;
+    };
+    std::thread::sleep(SETTLED);
+    for _ in 0..3 {
+        open_soon(&file).unwrap();
+        mapping.write(&malware);
+        assert!(denied(open_soon(&file)));
+        mapping.write(&harmless);
+    }
+    mapping.unmap();
+    open_soon(&file).unwrap();
     guest.settled();
 }
 
