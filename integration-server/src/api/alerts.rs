@@ -69,12 +69,19 @@ pub async fn list(state: State) -> Result<Json<Page<Alert>>, ApiError> {
 /// The store's.
 pub async fn all(fleet: &Fleet, now_ms: u64) -> Stored<Vec<Alert>> {
     let name_of = |domain| fleet.inventory.domain(domain).map(|facts| facts.name);
+    let agents = fleet.store.agents().await?;
     let lost = fleet.alarms.all().into_iter().map(|alarm| {
         let name = name_of(alarm.domain);
-        (alarm.raised_ms, lost(alarm, name))
+        // A guest that joined anew has another agent.
+        let another = agents.iter().find(|agent| {
+            agent.product_uuid == Some(alarm.domain)
+                && agent.id != alarm.agent
+                && fleet.sessions.is_connected(agent.id.0)
+        });
+        (alarm.raised_ms, lost(alarm, name, another))
     });
     let mut alerts: Vec<(u64, Alert)> = lost.collect();
-    for agent in fleet.store.agents().await? {
+    for agent in agents {
         if fleet.sessions.is_connected(agent.id.0)
             && let Some((window, raised_ms)) = exposed_at(&agent, now_ms)
         {
@@ -86,29 +93,44 @@ pub async fn all(fleet: &Fleet, now_ms: u64) -> Stored<Vec<Alert>> {
     Ok(alerts.into_iter().map(|(_, alert)| alert).collect())
 }
 
-fn lost(alarm: Alarm, domain_name: Option<String>) -> Alert {
+fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>) -> Alert {
     let name = &alarm.name;
     let since = rfc3339(alarm.since_ms);
     let domain = domain_name
         .clone()
         .unwrap_or_else(|| alarm.domain.to_string());
-    let text = format!(
+    let gone = format!(
         "The agent {name} has been gone since {since}, although its domain {domain} runs and no \
-         maintenance token allows it: the guest may be unprotected."
+         maintenance token allows it: "
     );
-    let remedy = format!(
-        "First see in the guest whether the agent runs: `systemctl status palisade-agent` says \
-         how it ended, and whoever stopped it may be in that guest still. If it runs, the network \
-         from the guest to this server is cut: `palisade-agent doctor` says where. If the guest \
-         is just starting, this ends by itself. If the agent was removed for good, `palisade \
-         agent revoke {}` ends this. Planned work wants a token beforehand: `palisade agent \
-         maintenance {name} --reason TEXT`.",
-        alarm.agent
-    );
+    let revoke = format!("`palisade agent revoke {}` ends this.", alarm.agent);
+    let (severity, text, remedy) = match another {
+        // Which domain it runs in is what it says itself.
+        Some(another) => (
+            "warning",
+            format!(
+                "{gone}the agent {} says that it runs in the same domain, and is connected.",
+                another.name
+            ),
+            format!("If the guest joined anew, which makes it another agent, {revoke}"),
+        ),
+        None => (
+            "critical",
+            format!("{gone}the guest may be unprotected."),
+            format!(
+                "First see in the guest whether the agent runs: `systemctl status \
+                 palisade-agent` says how it ended, and whoever stopped it may be in that guest \
+                 still. If it runs, the network from the guest to this server is cut: \
+                 `palisade-agent doctor` says where. If the guest is just starting, this ends by \
+                 itself. If the agent was removed for good, {revoke} Planned work wants a token \
+                 beforehand: `palisade agent maintenance {name} --reason TEXT`."
+            ),
+        ),
+    };
     Alert {
         id: id_of(alarm.agent.0, alarm.since_ms, alarm.raised_ms),
         kind: "agent_lost".to_owned(),
-        severity: "critical".to_owned(),
+        severity: severity.to_owned(),
         agent: alarm.agent.0,
         agent_name: alarm.name,
         domain: Some(alarm.domain),

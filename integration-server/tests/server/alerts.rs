@@ -195,7 +195,8 @@ async fn a_lost_agent_is_an_alert_in_time_and_only_while_it_is_one() {
     let alert = alerts(&site).await[0].clone();
     assert_eq!(
         (&alert["kind"], &alert["severity"], &alert["domain_name"]),
-        (&"agent_lost".into(), &"critical".into(), &"tiny".into())
+        // Another agent that says it is in this domain is there.
+        (&"agent_lost".into(), &"warning".into(), &"tiny".into())
     );
     assert_eq!(alert["domain"], UUID);
     assert_eq!(alerts(&site).await[0], alert, "it stays the same");
@@ -254,6 +255,13 @@ async fn after_a_restart_who_does_not_come_back_is_lost_and_who_is_off_is_not() 
         .await
         .unwrap();
     assert_eq!(names(&site).await, ["silent"]);
+    // One that is connected says that it is in the same domain, as if the guest had joined
+    // anew: so it may be, and so it is said.
+    let alert = alerts(&site).await[0].clone();
+    assert_eq!(alert["severity"], "warning");
+    let says = |key: &str, what: &str| alert[key].as_str().unwrap().contains(what);
+    assert!(says("text", "the agent steady"), "{alert}");
+    assert!(says("remedy", &agent_id(&silent).to_string()), "{alert}");
     // The same domain starts anew: the alert is over, and its guest has time to boot.
     daemon.must(&["destroy", "tiny"]);
     until_alerts_are(&site, &[]).await;
