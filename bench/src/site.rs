@@ -185,7 +185,7 @@ impl OwnSite {
             .expect(&[0, 1, 4])
     }
 
-    /// Starts an agent's daemon.
+    /// Starts an agent's daemon, with its supervisor.
     ///
     /// # Errors
     /// When it cannot be started.
@@ -194,7 +194,10 @@ impl OwnSite {
         let mut command =
             std::process::Command::new(palisade_tests::command::program("palisade-agent")?);
         command.arg("--site").arg(self.site.dir());
-        command.arg("--config").arg(&agent.settings).arg("run");
+        command
+            .arg("--config")
+            .arg(&agent.settings)
+            .arg("supervise");
         Process::start("agent", &command, folder, &folder.join("agent.log"))
     }
 

@@ -1,11 +1,13 @@
 //! The measures: one table. Each runs both sides and gives its rows.
 
+mod agent;
 mod boot_storm;
 mod changed_file;
 mod echo;
 mod first_open;
 mod first_scan;
 mod flood;
+mod guarded;
 mod limits;
 mod memory;
 mod second_guest;
@@ -31,7 +33,7 @@ pub struct Measure {
 }
 
 /// All of them, in the order in which they run.
-pub const ALL: [Measure; 10] = [
+pub const ALL: [Measure; 11] = [
     Measure {
         name: "first-scan",
         about: "the corpus, nothing cached",
@@ -76,6 +78,11 @@ pub const ALL: [Measure; 10] = [
         name: "first-open",
         about: "opens of files whose content is known, on access",
         run: first_open::run,
+    },
+    Measure {
+        name: "agent",
+        about: "what an agent costs a guest",
+        run: agent::run,
     },
     Measure {
         name: "limits",
