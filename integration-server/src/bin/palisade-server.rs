@@ -9,7 +9,6 @@ use palisade_integration_server::api::{self, auth};
 use palisade_integration_server::failure;
 use palisade_integration_server::server::Server;
 use palisade_integration_server::settings::Settings;
-use palisade_integration_server::store::sqlite::SqliteStore;
 use palisade_integration_server::time::now_ms;
 
 /// The Integration Server of a Palisade site
@@ -60,8 +59,9 @@ fn main() -> ExitCode {
 
 async fn new_admin_token(settings: Settings, common: Common) -> anyhow::Result<()> {
     let state = settings.state(&common);
-    let store = SqliteStore::open(&settings.database_file(&state)).await?;
-    auth::new_admin_token(&store, &state, now_ms()).await?;
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let store = place.open().await?;
+    auth::new_admin_token(store.as_ref(), &state, now_ms()).await?;
     println!("{}", auth::admin_token_file(&state).display());
     store.close().await;
     Ok(())

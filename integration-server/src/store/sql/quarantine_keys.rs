@@ -4,16 +4,11 @@ use palisade_protocol::control::QuarantineKey;
 use palisade_protocol::ids::AgentId;
 use sqlx::Row as _;
 
-use super::SqliteStore;
+use super::Backend;
 use super::row;
 use crate::store::Result;
 
-pub async fn keep(
-    store: &SqliteStore,
-    agent: AgentId,
-    key: &QuarantineKey,
-    now_ms: u64,
-) -> Result<()> {
+pub async fn keep(store: &Backend, agent: AgentId, key: &QuarantineKey, now_ms: u64) -> Result<()> {
     sqlx::query(
         "INSERT INTO quarantine_keys (agent_id, key, kept_ms) VALUES ($1, $2, $3) \
          ON CONFLICT (agent_id) DO UPDATE SET key = excluded.key, kept_ms = excluded.kept_ms",
@@ -29,7 +24,7 @@ pub async fn keep(
 
 /// The agent's own, or else the newest of an agent of the same tenant on the same
 /// machine.
-pub async fn find(store: &SqliteStore, agent: AgentId) -> Result<Option<QuarantineKey>> {
+pub async fn find(store: &Backend, agent: AgentId) -> Result<Option<QuarantineKey>> {
     let at = |error| store.failed("find a quarantine key", error);
     let found = sqlx::query(
         "SELECT kept.key AS key FROM quarantine_keys AS kept \

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::SqliteStore;
+use super::Backend;
 use super::row;
 use crate::inventory::{DomainFacts, HostRecord};
 use crate::store::Result;
 
-pub async fn hosts(store: &SqliteStore) -> Result<Vec<HostRecord>> {
+pub async fn hosts(store: &Backend) -> Result<Vec<HostRecord>> {
     let at = |error| store.failed("read the inventory", error);
-    let rows = sqlx::query("SELECT * FROM hosts ORDER BY uri")
-        .fetch_all(&store.readers)
+    let mut snapshot = store.snapshot().await.map_err(at)?;
+    let rows = sqlx::query("SELECT * FROM hosts")
+        .fetch_all(&mut *snapshot)
         .await
         .map_err(at)?;
     let mut hosts = BTreeMap::new();
@@ -31,9 +32,10 @@ pub async fn hosts(store: &SqliteStore) -> Result<Vec<HostRecord>> {
         hosts.insert(uri, host);
     }
     let rows = sqlx::query("SELECT * FROM domains")
-        .fetch_all(&store.readers)
+        .fetch_all(&mut *snapshot)
         .await
         .map_err(at)?;
+    snapshot.rollback().await.map_err(at)?;
     for found in &rows {
         let uuid: Uuid = row::parsed(found, "uuid")?;
         let facts = DomainFacts {
@@ -47,9 +49,9 @@ pub async fn hosts(store: &SqliteStore) -> Result<Vec<HostRecord>> {
     Ok(hosts.into_values().collect())
 }
 
-pub async fn put_host(store: &SqliteStore, host: &HostRecord) -> Result<()> {
+pub async fn put_host(store: &Backend, host: &HostRecord) -> Result<()> {
     let at = |error| store.failed("keep the inventory", error);
-    let mut transaction = store.writer.begin().await.map_err(at)?;
+    let mut transaction = store.begin().await.map_err(at)?;
     sqlx::query(
         "INSERT INTO hosts (uri, host, datacenter, cluster, error, read_ms, tried_ms) \
          VALUES ($1, $2, $3, $4, $5, $6, $7) \
@@ -57,26 +59,26 @@ pub async fn put_host(store: &SqliteStore, host: &HostRecord) -> Result<()> {
          datacenter = excluded.datacenter, cluster = excluded.cluster, error = excluded.error, \
          read_ms = excluded.read_ms, tried_ms = excluded.tried_ms",
     )
-    .bind(&host.uri)
-    .bind(&host.host)
-    .bind(&host.datacenter)
-    .bind(&host.cluster)
-    .bind(&host.error)
+    .bind(row::plain(&host.uri))
+    .bind(row::plain(&host.host))
+    .bind(row::plain(&host.datacenter))
+    .bind(row::plain(&host.cluster))
+    .bind(host.error.as_deref().map(row::plain))
     .bind(host.read_ms.map(row::number))
     .bind(host.tried_ms.map(row::number))
     .execute(&mut *transaction)
     .await
     .map_err(at)?;
     sqlx::query("DELETE FROM domains WHERE uri = $1")
-        .bind(&host.uri)
+        .bind(row::plain(&host.uri))
         .execute(&mut *transaction)
         .await
         .map_err(at)?;
     for (uuid, facts) in &host.domains {
         sqlx::query("INSERT INTO domains (uri, uuid, name, state) VALUES ($1, $2, $3, $4)")
-            .bind(&host.uri)
+            .bind(row::plain(&host.uri))
             .bind(uuid.to_string())
-            .bind(&facts.name)
+            .bind(row::plain(&facts.name))
             .bind(facts.state.as_str())
             .execute(&mut *transaction)
             .await
@@ -85,14 +87,19 @@ pub async fn put_host(store: &SqliteStore, host: &HostRecord) -> Result<()> {
     transaction.commit().await.map_err(at)
 }
 
-pub async fn keep_hosts(store: &SqliteStore, uris: &[String]) -> Result<()> {
+pub async fn keep_hosts(store: &Backend, uris: &[String]) -> Result<()> {
     let at = |error| store.failed("forget hosts", error);
-    let known: Vec<String> = sqlx::query_scalar("SELECT uri FROM hosts")
-        .fetch_all(&store.readers)
+    let mut transaction = store.begin().await.map_err(at)?;
+    // In one order, so that two servers that forget never wait for each other.
+    let known: Vec<String> = sqlx::query_scalar("SELECT uri FROM hosts ORDER BY uri")
+        .fetch_all(&mut *transaction)
         .await
         .map_err(at)?;
-    let mut transaction = store.writer.begin().await.map_err(at)?;
-    for uri in known.iter().filter(|uri| !uris.contains(uri)) {
+    let kept: Vec<_> = uris.iter().map(|uri| row::plain(uri)).collect();
+    for uri in known
+        .iter()
+        .filter(|uri| !kept.iter().any(|kept| kept == *uri))
+    {
         sqlx::query("DELETE FROM hosts WHERE uri = $1")
             .bind(uri)
             .execute(&mut *transaction)

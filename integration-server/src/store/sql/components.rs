@@ -2,16 +2,15 @@
 
 use palisade_protocol::control::{AgentReport, Component, Hello, SvmReport};
 use palisade_protocol::ids::{AgentId, SvmId};
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Sqlite, Transaction};
+use sqlx::Transaction;
 use uuid::Uuid;
 
-use super::SqliteStore;
 use super::row;
+use super::{Backend, Db, Row};
 use crate::secret::Hash;
-use crate::store::{AgentRecord, Joined, NewComponent, Result, Spent, SvmRecord};
+use crate::store::{AgentRecord, Alone, Joined, NewComponent, Result, Spent, SvmRecord};
 
-pub async fn joined(store: &SqliteStore, token: Uuid, key_sha256: &Hash) -> Result<Option<Joined>> {
+pub async fn joined(store: &Backend, token: Uuid, key_sha256: &Hash) -> Result<Option<Joined>> {
     let found = sqlx::query(
         "SELECT id, name, revoked_ms FROM agents WHERE token_id = $1 AND key_sha256 = $2 \
          UNION ALL \
@@ -33,9 +32,9 @@ pub async fn joined(store: &SqliteStore, token: Uuid, key_sha256: &Hash) -> Resu
         .transpose()
 }
 
-pub async fn join(store: &SqliteStore, component: &NewComponent, now_ms: u64) -> Result<Spent> {
+pub async fn join(store: &Backend, component: &NewComponent, now_ms: u64) -> Result<Spent> {
     let at = |error| store.failed("let a component join", error);
-    let mut transaction = store.writer.begin().await.map_err(at)?;
+    let mut transaction = store.begin().await.map_err(at)?;
     let used = sqlx::query(
         "UPDATE join_tokens SET used = used + 1 \
          WHERE id = $1 AND used < uses AND expires_ms > $2 AND revoked_ms IS NULL",
@@ -49,6 +48,10 @@ pub async fn join(store: &SqliteStore, component: &NewComponent, now_ms: u64) ->
         transaction.rollback().await.map_err(at)?;
         return Ok(Spent::NotUsable);
     }
+    store
+        .alone(&mut transaction, Alone::Names)
+        .await
+        .map_err(at)?;
     let name = free_name(&mut transaction, component).await.map_err(at)?;
     match component.token.component {
         Component::Agent => insert_agent(&mut transaction, component, &name, now_ms).await,
@@ -59,28 +62,31 @@ pub async fn join(store: &SqliteStore, component: &NewComponent, now_ms: u64) ->
     Ok(Spent::Joined(name))
 }
 
-/// The wanted name, or with the id's beginning when another has it.
+/// The wanted name; where another has it, with the id's beginning, or the whole id.
 async fn free_name(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Db>,
     component: &NewComponent,
 ) -> std::result::Result<String, sqlx::Error> {
     let statement = match component.token.component {
         Component::Agent => "SELECT COUNT(*) FROM agents WHERE name = $1",
         Component::Svm => "SELECT COUNT(*) FROM svms WHERE name = $1",
     };
-    let taken: i64 = sqlx::query_scalar(statement)
-        .bind(&component.name)
-        .fetch_one(&mut **transaction)
-        .await?;
-    if taken == 0 {
-        return Ok(component.name.clone());
-    }
+    let wanted = row::plain(&component.name);
     let id = component.id.simple().to_string();
-    Ok(format!("{}-{}", component.name, &id[..8]))
+    for name in [wanted.to_string(), format!("{wanted}-{}", &id[..8])] {
+        let taken: i64 = sqlx::query_scalar(statement)
+            .bind(&name)
+            .fetch_one(&mut **transaction)
+            .await?;
+        if taken == 0 {
+            return Ok(name);
+        }
+    }
+    Ok(format!("{wanted}-{id}"))
 }
 
 async fn insert_agent(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Db>,
     component: &NewComponent,
     name: &str,
     now_ms: u64,
@@ -96,7 +102,7 @@ async fn insert_agent(
     .bind(component.token.id.to_string())
     .bind(component.key_sha256.to_vec())
     .bind(row::number(now_ms))
-    .bind(component.host.hostname.as_str())
+    .bind(row::plain(&component.host.hostname))
     .bind(component.host.product_uuid.map(|uuid| uuid.to_string()))
     .bind(component.host.boot_id.map(|uuid| uuid.to_string()))
     .execute(&mut **transaction)
@@ -105,7 +111,7 @@ async fn insert_agent(
 }
 
 async fn insert_svm(
-    transaction: &mut Transaction<'_, Sqlite>,
+    transaction: &mut Transaction<'_, Db>,
     component: &NewComponent,
     name: &str,
     now_ms: u64,
@@ -120,14 +126,14 @@ async fn insert_svm(
     .bind(component.token.id.to_string())
     .bind(component.key_sha256.to_vec())
     .bind(row::number(now_ms))
-    .bind(component.host.hostname.as_str())
+    .bind(row::plain(&component.host.hostname))
     .bind(component.host.product_uuid.map(|uuid| uuid.to_string()))
     .execute(&mut **transaction)
     .await
     .map(drop)
 }
 
-pub async fn svms(store: &SqliteStore) -> Result<Vec<SvmRecord>> {
+pub async fn svms(store: &Backend) -> Result<Vec<SvmRecord>> {
     let rows = sqlx::query("SELECT * FROM svms WHERE revoked_ms IS NULL ORDER BY name, id")
         .fetch_all(&store.readers)
         .await
@@ -135,7 +141,7 @@ pub async fn svms(store: &SqliteStore) -> Result<Vec<SvmRecord>> {
     rows.iter().map(svm_of).collect()
 }
 
-pub async fn svm(store: &SqliteStore, id: SvmId) -> Result<Option<SvmRecord>> {
+pub async fn svm(store: &Backend, id: SvmId) -> Result<Option<SvmRecord>> {
     let found = sqlx::query("SELECT * FROM svms WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(&store.readers)
@@ -144,15 +150,15 @@ pub async fn svm(store: &SqliteStore, id: SvmId) -> Result<Option<SvmRecord>> {
     found.as_ref().map(svm_of).transpose()
 }
 
-pub async fn greet_svm(store: &SqliteStore, id: SvmId, hello: &Hello, now_ms: u64) -> Result<()> {
+pub async fn greet_svm(store: &Backend, id: SvmId, hello: &Hello, now_ms: u64) -> Result<()> {
     sqlx::query(
         "UPDATE svms SET last_seen_ms = $2, version = $3, hostname = $4, product_uuid = $5 \
          WHERE id = $1",
     )
     .bind(id.to_string())
     .bind(row::number(now_ms))
-    .bind(hello.version.as_str())
-    .bind(hello.host.hostname.as_str())
+    .bind(row::plain(&hello.version))
+    .bind(row::plain(&hello.host.hostname))
     .bind(hello.host.product_uuid.map(|uuid| uuid.to_string()))
     .execute(&store.writer)
     .await
@@ -160,12 +166,7 @@ pub async fn greet_svm(store: &SqliteStore, id: SvmId, hello: &Hello, now_ms: u6
     .map_err(|error| store.failed("greet a Protection Server", error))
 }
 
-pub async fn report_svm(
-    store: &SqliteStore,
-    id: SvmId,
-    report: &SvmReport,
-    now_ms: u64,
-) -> Result<()> {
+pub async fn report_svm(store: &Backend, id: SvmId, report: &SvmReport, now_ms: u64) -> Result<()> {
     const SQL: &str = "UPDATE svms SET last_seen_ms = $2, report = $3 WHERE id = $1";
     keep_report(
         store,
@@ -178,14 +179,14 @@ pub async fn report_svm(
     .map_err(|error| store.failed("keep a Protection Server's report", error))
 }
 
-pub async fn revoke_svm(store: &SqliteStore, id: SvmId, now_ms: u64) -> Result<bool> {
+pub async fn revoke_svm(store: &Backend, id: SvmId, now_ms: u64) -> Result<bool> {
     const SQL: &str = "UPDATE svms SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
     revoke(store, SQL, id.to_string(), now_ms)
         .await
         .map_err(|error| store.failed("revoke a Protection Server", error))
 }
 
-pub async fn agents(store: &SqliteStore) -> Result<Vec<AgentRecord>> {
+pub async fn agents(store: &Backend) -> Result<Vec<AgentRecord>> {
     let rows = sqlx::query("SELECT * FROM agents WHERE revoked_ms IS NULL ORDER BY name, id")
         .fetch_all(&store.readers)
         .await
@@ -193,7 +194,7 @@ pub async fn agents(store: &SqliteStore) -> Result<Vec<AgentRecord>> {
     rows.iter().map(agent_of).collect()
 }
 
-pub async fn agent(store: &SqliteStore, id: AgentId) -> Result<Option<AgentRecord>> {
+pub async fn agent(store: &Backend, id: AgentId) -> Result<Option<AgentRecord>> {
     let found = sqlx::query("SELECT * FROM agents WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(&store.readers)
@@ -202,20 +203,15 @@ pub async fn agent(store: &SqliteStore, id: AgentId) -> Result<Option<AgentRecor
     found.as_ref().map(agent_of).transpose()
 }
 
-pub async fn greet_agent(
-    store: &SqliteStore,
-    id: AgentId,
-    hello: &Hello,
-    now_ms: u64,
-) -> Result<()> {
+pub async fn greet_agent(store: &Backend, id: AgentId, hello: &Hello, now_ms: u64) -> Result<()> {
     sqlx::query(
         "UPDATE agents SET last_seen_ms = $2, version = $3, hostname = $4, product_uuid = $5, \
          boot_id = $6 WHERE id = $1",
     )
     .bind(id.to_string())
     .bind(row::number(now_ms))
-    .bind(hello.version.as_str())
-    .bind(hello.host.hostname.as_str())
+    .bind(row::plain(&hello.version))
+    .bind(row::plain(&hello.host.hostname))
     .bind(hello.host.product_uuid.map(|uuid| uuid.to_string()))
     .bind(hello.host.boot_id.map(|uuid| uuid.to_string()))
     .execute(&store.writer)
@@ -225,7 +221,7 @@ pub async fn greet_agent(
 }
 
 pub async fn report_agent(
-    store: &SqliteStore,
+    store: &Backend,
     id: AgentId,
     report: &AgentReport,
     now_ms: u64,
@@ -242,7 +238,7 @@ pub async fn report_agent(
     .map_err(|error| store.failed("keep an agent's report", error))
 }
 
-pub async fn revoke_agent(store: &SqliteStore, id: AgentId, now_ms: u64) -> Result<bool> {
+pub async fn revoke_agent(store: &Backend, id: AgentId, now_ms: u64) -> Result<bool> {
     const SQL: &str = "UPDATE agents SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
     revoke(store, SQL, id.to_string(), now_ms)
         .await
@@ -250,7 +246,7 @@ pub async fn revoke_agent(store: &SqliteStore, id: AgentId, now_ms: u64) -> Resu
 }
 
 async fn keep_report(
-    store: &SqliteStore,
+    store: &Backend,
     sql: &'static str,
     id: String,
     report: String,
@@ -266,12 +262,7 @@ async fn keep_report(
 }
 
 /// Whether there was one that was not revoked before.
-async fn revoke(
-    store: &SqliteStore,
-    sql: &'static str,
-    id: String,
-    now_ms: u64,
-) -> sqlx::Result<bool> {
+async fn revoke(store: &Backend, sql: &'static str, id: String, now_ms: u64) -> sqlx::Result<bool> {
     let done = sqlx::query(sql)
         .bind(id)
         .bind(row::number(now_ms))
@@ -280,7 +271,7 @@ async fn revoke(
     Ok(done.rows_affected() == 1)
 }
 
-fn svm_of(found: &SqliteRow) -> Result<SvmRecord> {
+fn svm_of(found: &Row) -> Result<SvmRecord> {
     Ok(SvmRecord {
         id: row::parsed(found, "id")?,
         name: row::text(found, "name")?,
@@ -292,7 +283,7 @@ fn svm_of(found: &SqliteRow) -> Result<SvmRecord> {
     })
 }
 
-fn agent_of(found: &SqliteRow) -> Result<AgentRecord> {
+fn agent_of(found: &Row) -> Result<AgentRecord> {
     Ok(AgentRecord {
         id: row::parsed(found, "id")?,
         tenant: row::parsed(found, "tenant")?,

@@ -4,20 +4,24 @@ use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::control::Detection;
 use palisade_protocol::ids::AgentId;
 use palisade_protocol::scan::ScanClass;
-use sqlx::sqlite::SqliteRow;
 
-use super::SqliteStore;
 use super::row;
-use crate::store::{DetectionPage, DetectionRecord, Result};
+use super::{Backend, Row};
+use crate::store::{Alone, DetectionPage, DetectionRecord, Result};
 
 pub async fn add(
-    store: &SqliteStore,
+    store: &Backend,
     agent: AgentId,
     detections: &[Detection],
     now_ms: u64,
 ) -> Result<u64> {
     let at = |error| store.failed("keep detections", error);
-    let mut transaction = store.writer.begin().await.map_err(at)?;
+    let mut transaction = store.begin().await.map_err(at)?;
+    // The same ones twice at once, in another order, would wait for each other for ever.
+    store
+        .alone(&mut transaction, Alone::Agent(agent))
+        .await
+        .map_err(at)?;
     let mut new = 0;
     for detection in detections {
         // The tenant is the agent's own, whatever the message says.
@@ -34,16 +38,16 @@ pub async fn add(
         .bind(row::number(now_ms))
         .bind(detection.path.as_bytes())
         .bind(detection.verdict.as_str())
-        .bind(detection.name.as_str())
-        .bind(detection.engine.as_str())
+        .bind(row::plain(&detection.name))
+        .bind(row::plain(&detection.engine))
         .bind(detection.action.as_str())
         .bind(class_name(detection.class))
         .bind(detection.blake3.to_vec())
         .bind(detection.sha256.map(|hash| hash.to_vec()))
         .bind(row::number(detection.size))
         .bind(row::number(detection.pid))
-        .bind(detection.member.as_deref())
-        .bind(detection.container.as_deref())
+        .bind(detection.member.as_deref().map(row::plain))
+        .bind(detection.container.as_deref().map(row::plain))
         .execute(&mut *transaction)
         .await
         .map_err(at)?;
@@ -53,7 +57,7 @@ pub async fn add(
     Ok(new)
 }
 
-pub async fn page(store: &SqliteStore, before: Option<u64>, limit: u32) -> Result<DetectionPage> {
+pub async fn page(store: &Backend, before: Option<u64>, limit: u32) -> Result<DetectionPage> {
     // One more than asked for: its absence is the end.
     let rows = sqlx::query(
         "SELECT detections.*, agents.name AS agent_name FROM detections \
@@ -76,7 +80,7 @@ pub async fn page(store: &SqliteStore, before: Option<u64>, limit: u32) -> Resul
     Ok(DetectionPage { items, next })
 }
 
-pub async fn count(store: &SqliteStore) -> Result<u64> {
+pub async fn count(store: &Backend) -> Result<u64> {
     let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM detections")
         .fetch_one(&store.readers)
         .await
@@ -91,7 +95,7 @@ fn class_name(class: ScanClass) -> &'static str {
     }
 }
 
-fn detection_of(found: &SqliteRow) -> Result<DetectionRecord> {
+fn detection_of(found: &Row) -> Result<DetectionRecord> {
     use std::os::unix::ffi::OsStrExt as _;
     let path = row::bytes(found, "path")?;
     Ok(DetectionRecord {

@@ -2,7 +2,9 @@
 //! 64 bits wide; ids are text.
 
 use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+
+use super::Row;
+use std::borrow::Cow;
 use std::str::FromStr;
 
 use crate::store::{Result, StoreError};
@@ -12,18 +14,28 @@ pub fn number(value: impl TryInto<i64>) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
 }
 
+/// Text of a peer as both databases take it: PostgreSQL has no NUL in text, and
+/// whoever sends one must not have a whole batch refused.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
+
 /// A text column.
-pub fn text(row: &SqliteRow, column: &'static str) -> Result<String> {
+pub fn text(row: &Row, column: &'static str) -> Result<String> {
     row.try_get(column).map_err(|error| bad(column, error))
 }
 
 /// A text column that may be empty.
-pub fn text_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<String>> {
+pub fn text_or_none(row: &Row, column: &'static str) -> Result<Option<String>> {
     row.try_get(column).map_err(|error| bad(column, error))
 }
 
 /// A text column that parses.
-pub fn parsed<T>(row: &SqliteRow, column: &'static str) -> Result<T>
+pub fn parsed<T>(row: &Row, column: &'static str) -> Result<T>
 where
     T: FromStr,
     T::Err: std::fmt::Display,
@@ -34,7 +46,7 @@ where
 }
 
 /// A text column that parses or is empty.
-pub fn parsed_or_none<T>(row: &SqliteRow, column: &'static str) -> Result<Option<T>>
+pub fn parsed_or_none<T>(row: &Row, column: &'static str) -> Result<Option<T>>
 where
     T: FromStr,
     T::Err: std::fmt::Display,
@@ -45,18 +57,18 @@ where
 }
 
 /// A number column.
-pub fn unsigned(row: &SqliteRow, column: &'static str) -> Result<u64> {
+pub fn unsigned(row: &Row, column: &'static str) -> Result<u64> {
     let value: i64 = row.try_get(column).map_err(|error| bad(column, error))?;
     u64::try_from(value).map_err(|error| bad(column, error))
 }
 
 /// A number column of 32 bits.
-pub fn unsigned32(row: &SqliteRow, column: &'static str) -> Result<u32> {
+pub fn unsigned32(row: &Row, column: &'static str) -> Result<u32> {
     u32::try_from(unsigned(row, column)?).map_err(|error| bad(column, error))
 }
 
 /// A number column that may be empty.
-pub fn unsigned_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<u64>> {
+pub fn unsigned_or_none(row: &Row, column: &'static str) -> Result<Option<u64>> {
     let value: Option<i64> = row.try_get(column).map_err(|error| bad(column, error))?;
     value
         .map(|value| u64::try_from(value).map_err(|error| bad(column, error)))
@@ -64,19 +76,19 @@ pub fn unsigned_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<
 }
 
 /// A column of bytes.
-pub fn bytes(row: &SqliteRow, column: &'static str) -> Result<Vec<u8>> {
+pub fn bytes(row: &Row, column: &'static str) -> Result<Vec<u8>> {
     row.try_get(column).map_err(|error| bad(column, error))
 }
 
 /// A column of 32 bytes.
-pub fn hash(row: &SqliteRow, column: &'static str) -> Result<[u8; 32]> {
+pub fn hash(row: &Row, column: &'static str) -> Result<[u8; 32]> {
     bytes(row, column)?
         .try_into()
         .map_err(|bytes: Vec<u8>| bad(column, format!("{} bytes instead of 32", bytes.len())))
 }
 
 /// A column of 32 bytes that may be empty.
-pub fn hash_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<[u8; 32]>> {
+pub fn hash_or_none(row: &Row, column: &'static str) -> Result<Option<[u8; 32]>> {
     let value: Option<Vec<u8>> = row.try_get(column).map_err(|error| bad(column, error))?;
     value
         .map(|bytes| {
@@ -90,7 +102,7 @@ pub fn hash_or_none(row: &SqliteRow, column: &'static str) -> Result<Option<[u8;
 /// A JSON column. One that an other version wrote and this one cannot read counts
 /// as empty: reports come again.
 pub fn json_or_none<T: serde::de::DeserializeOwned>(
-    row: &SqliteRow,
+    row: &Row,
     column: &'static str,
 ) -> Result<Option<T>> {
     Ok(text_or_none(row, column)?.and_then(|text| serde_json::from_str(&text).ok()))
