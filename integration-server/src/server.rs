@@ -224,7 +224,10 @@ pub fn url_of(address: SocketAddr) -> String {
 }
 
 /// Makes the state folder (mode 0700) and takes it for this process.
-fn lock(state: &Path) -> anyhow::Result<File> {
+///
+/// # Errors
+/// Another process has it, or it cannot be made.
+pub fn lock(state: &Path) -> anyhow::Result<File> {
     crate::store::private_folder(state).with_context(|| {
         format!(
             "the state folder {} cannot be made; create it for this user",

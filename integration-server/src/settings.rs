@@ -13,8 +13,9 @@ use palisade_protocol::{DEFAULT_API_PORT, DEFAULT_CONTROL_PORT};
 use serde::Deserialize;
 
 use crate::interval::Interval;
-use crate::store::Place;
 use crate::store::postgres::Address;
+use crate::store::seal::master::{self, Source};
+use crate::store::{Database, Place, place};
 
 /// The server's name within a site: its settings, state and run files.
 pub const COMPONENT: Component = "server";
@@ -47,6 +48,10 @@ pub struct Settings {
     /// A file of mode 0600 with the password for PostgreSQL; by default the credential
     /// `database-password`, `PGPASSFILE` or `~/.pgpass`.
     pub database_password_file: Option<PathBuf>,
+    /// The key that the database is sealed with, in a file of mode 0600; by default the
+    /// credential `master-key`, or else `master-key` in the state folder, which is made
+    /// at first start.
+    pub master_key_file: Option<PathBuf>,
     /// Hypervisor connections to read the inventory from.
     pub libvirt: Vec<LibvirtSource>,
     /// Timing of the inventory.
@@ -128,6 +133,7 @@ impl Default for Settings {
             state_dir: None,
             database: None,
             database_password_file: None,
+            master_key_file: None,
             libvirt: Vec::new(),
             inventory: InventorySettings::default(),
             fleet: FleetSettings::default(),
@@ -256,15 +262,29 @@ impl Settings {
     /// What is wrong with `database`; not for settings that were loaded, which are
     /// checked.
     pub fn place(&self, state: &Path) -> Result<Place, String> {
+        let master = match &self.master_key_file {
+            Some(file) => Source::File(file.clone()),
+            None => place::credential(master::NAME).map_or_else(
+                || Source::File(state.join(master::NAME)),
+                Source::Credential,
+            ),
+        };
+        Ok(Place {
+            database: self.place_of_database(state)?,
+            master,
+        })
+    }
+
+    fn place_of_database(&self, state: &Path) -> Result<Database, String> {
         let Some(database) = self.database.as_deref() else {
-            return Ok(Place::File(state.join("palisade.db")));
+            return Ok(Database::File(state.join("palisade.db")));
         };
         if let Some(path) = database.strip_prefix("sqlite:").filter(|p| !p.is_empty()) {
-            return Ok(Place::File(PathBuf::from(path)));
+            return Ok(Database::File(PathBuf::from(path)));
         }
         if database.starts_with("postgres://") || database.starts_with("postgresql://") {
             let address = Address::parse(database)?.into();
-            return Ok(Place::Postgres(
+            return Ok(Database::Postgres(
                 address,
                 self.database_password_file.clone(),
             ));

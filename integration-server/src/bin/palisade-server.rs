@@ -7,7 +7,7 @@ use palisade_daemon::cli::{Common, exit};
 use palisade_daemon::logging;
 use palisade_integration_server::api::{self, auth};
 use palisade_integration_server::failure;
-use palisade_integration_server::server::Server;
+use palisade_integration_server::server::{Server, lock};
 use palisade_integration_server::settings::Settings;
 use palisade_integration_server::time::now_ms;
 
@@ -29,6 +29,12 @@ enum Command {
     CheckConfig,
     /// Make a new admin token; the one before is void
     NewAdminToken,
+    /// Seal the database with a new master key; the server is stopped meanwhile
+    RotateKey {
+        /// Seal every value with a new data key, too
+        #[arg(long)]
+        reseal: bool,
+    },
     /// Print the API's specification (OpenAPI 3.1)
     Openapi,
 }
@@ -47,6 +53,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::NewAdminToken => block_on(new_admin_token(settings, common)),
+        Command::RotateKey { reseal } => block_on(rotate_key(settings, common, reseal)),
         Command::Openapi => api::document_text()
             .map(|text| print!("{text}"))
             .map_err(Into::into),
@@ -64,6 +71,25 @@ async fn new_admin_token(settings: Settings, common: Common) -> anyhow::Result<(
     auth::new_admin_token(store.as_ref(), &state, now_ms()).await?;
     println!("{}", auth::admin_token_file(&state).display());
     store.close().await;
+    Ok(())
+}
+
+async fn rotate_key(settings: Settings, common: Common, reseal: bool) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let _lock = lock(&state)?;
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let rows = place.rotate(reseal).await?;
+    let file = place.master.path();
+    println!(
+        "The database is sealed with a new master key: {}",
+        file.display()
+    );
+    if reseal {
+        println!("Rows that were sealed anew: {rows}");
+    }
+    println!(
+        "Keep a copy of it apart from the database, and put it where other servers of this database read theirs."
+    );
     Ok(())
 }
 

@@ -138,6 +138,21 @@ pub enum StoreError {
         /// What is wrong.
         detail: String,
     },
+    /// The master key cannot be used.
+    #[error(transparent)]
+    Master(#[from] super::seal::master::BadMaster),
+    /// A sealed value does not open.
+    #[error(
+        "the database holds a {column} in {table} that does not open: {reason}; keep a copy of the database, and restore the last backup"
+    )]
+    Unsealed {
+        /// Which table.
+        table: &'static str,
+        /// Which column.
+        column: &'static str,
+        /// Why.
+        reason: super::seal::Unsealed,
+    },
     /// A row holds what it cannot hold.
     #[error("the database holds a bad {column}: {detail}")]
     BadRow {

@@ -16,6 +16,7 @@
 //! | [`records`] | the rows, as the rest of the server sees them |
 //! | [`error`] | what can go wrong, with the remedy |
 //! | [`place`] | which database the settings name, and opening it |
+//! | [`seal`] | values that nobody reads without the master key |
 //! | [`sqlite`] | the embedded backend |
 //! | [`postgres`] | the backend that several servers share |
 
@@ -23,6 +24,7 @@ pub mod error;
 pub mod place;
 pub mod postgres;
 pub mod records;
+pub mod seal;
 pub mod sqlite;
 
 use async_trait::async_trait;
@@ -33,11 +35,12 @@ use uuid::Uuid;
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
 pub use error::StoreError;
-pub use place::Place;
+pub use place::{Database, Place};
 pub use records::{
     AgentRecord, ApiToken, DetectionPage, DetectionRecord, JoinTokenRecord, Joined,
     MaintenanceRecord, NewComponent, Spent, SvmRecord,
 };
+use seal::Key;
 
 /// Makes a folder that its owner alone may enter (mode 0700); those above it are
 /// made as usual, and one that is there stays as it is.
@@ -178,6 +181,13 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn put_host(&self, host: &HostRecord) -> Result<()>;
     /// Forgets all hosts but these.
     async fn keep_hosts(&self, uris: &[String]) -> Result<()>;
+
+    /// Wraps the data keys with another master key: all, or none.
+    async fn rewrap(&self, master: &Key) -> Result<()>;
+    /// Seals every value anew with a new data key, which this master key wraps, and
+    /// forgets the ones before. Says how many rows there were. The store is opened anew
+    /// afterwards.
+    async fn reseal(&self, master: &Key) -> Result<u64>;
 
     /// Ends all connections; what was acknowledged is kept.
     async fn close(&self);

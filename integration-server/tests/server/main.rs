@@ -19,6 +19,7 @@ mod orders;
 mod postgres;
 mod quarantine_keys;
 mod schema;
+mod sealing;
 mod shared_store;
 mod site;
 mod starting;

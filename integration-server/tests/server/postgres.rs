@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
-use palisade_integration_server::store::Place;
 use palisade_integration_server::store::postgres::Address;
+use palisade_integration_server::store::{Database, Place};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 use tempfile::TempDir;
@@ -213,7 +213,10 @@ impl Drop for Postgres {
 
 /// A store's place by its address.
 pub fn place(url: &str) -> Place {
-    Place::Postgres(Address::parse(url).unwrap().into(), None)
+    Place {
+        database: Database::Postgres(Address::parse(url).unwrap().into(), None),
+        master: crate::store::master(),
+    }
 }
 
 /// Hands a file to whom PostgreSQL runs as, readable for it alone.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use palisade_integration_server::store::Place;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
 
 use crate::postgres::Postgres;
@@ -37,7 +36,7 @@ async fn both_schemas_are_the_same() {
     };
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("palisade.db");
-    Place::File(file.clone())
+    crate::store::file_place(&file)
         .open()
         .await
         .unwrap()
@@ -56,11 +55,11 @@ async fn both_schemas_are_the_same() {
         "ALTER TABLE agents ALTER COLUMN report SET NOT NULL",
         "ALTER TABLE agents ALTER COLUMN enrolled_ms TYPE INTEGER",
         "ALTER TABLE agents ADD COLUMN more TEXT",
-        "ALTER TABLE agents ALTER COLUMN version DROP DEFAULT",
+        "ALTER TABLE agents ALTER COLUMN name DROP DEFAULT",
         "DROP INDEX agents_by_name",
         "CREATE INDEX more ON agents (tenant)",
         "ALTER TABLE agents DROP CONSTRAINT agents_token_id_key_sha256_key",
-        "ALTER TABLE domains DROP CONSTRAINT domains_uri_fkey",
+        "ALTER TABLE domains DROP CONSTRAINT sealed_domains_host_id_fkey",
     ] {
         let name = postgres.new_database().await;
         let place = crate::postgres::place(&postgres.url("palisade", &name));
@@ -156,7 +155,7 @@ async fn of_postgres(postgres: &Postgres, name: &str) -> Facts {
         };
         let required = row.get::<String, _>("is_nullable") == "NO";
         let default = row.get::<Option<String>, _>("column_default");
-        let default = default.map(|text| text.split("::").next().unwrap().to_owned());
+        let default = default.map(|text| text.split("::").next().unwrap().replace("'\\x'", "''"));
         facts.insert(column(&table, &name, kind, required, default));
     }
     let indexes = sqlx::query(

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use palisade_integration_server::store::postgres::{Address, CALL};
-use palisade_integration_server::store::{Place, Spent, Store};
+use palisade_integration_server::store::{Database, Place, Spent, Store};
 use palisade_protocol::control::Component;
 use palisade_protocol::ids::AgentId;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -233,14 +233,13 @@ async fn what_the_database_refuses_is_named_with_its_remedy() {
     ] {
         std::fs::write(&file, password).unwrap();
         give(&file);
-        let address = Address::parse(&locked).unwrap();
-        let place = Place::Postgres(address.into(), Some(file.clone()));
+        let place = with_password(&locked, &file);
         let error = place.open().await.unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
         assert!(!error.contains(password.trim()), "{error}");
     }
     std::fs::remove_file(&file).unwrap();
-    let place_without = Place::Postgres(Address::parse(&locked).unwrap().into(), Some(file));
+    let place_without = with_password(&locked, &file);
     let error = place_without.open().await.unwrap_err().to_string();
     assert!(error.contains("password file"), "{error}");
 
@@ -281,6 +280,14 @@ async fn what_the_database_refuses_is_named_with_its_remedy() {
         error.contains("is read-only") && error.contains("primary"),
         "{error}"
     );
+}
+
+fn with_password(url: &str, file: &std::path::Path) -> Place {
+    let address = Address::parse(url).unwrap();
+    Place {
+        database: Database::Postgres(address.into(), Some(file.to_owned())),
+        master: crate::store::master(),
+    }
 }
 
 /// Verified in full: the CA that is named, the host that is dialled, and not less.

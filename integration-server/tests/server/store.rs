@@ -1,10 +1,13 @@
 //! One suite over the trait; each backend runs all of it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use palisade_integration_server::inventory::{DomainFacts, DomainState, HostRecord};
+use palisade_integration_server::store::seal::Key;
+use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{
-    ApiToken, JoinTokenRecord, MaintenanceRecord, NewComponent, Place, Spent, Store,
+    ApiToken, Database, JoinTokenRecord, MaintenanceRecord, NewComponent, Place, Spent, Store,
 };
 use palisade_protocol::bounded::{PathBytes, Text};
 use palisade_protocol::control::{
@@ -49,7 +52,7 @@ pub fn component(token: &JoinTokenRecord) -> NewComponent {
     }
 }
 
-async fn joined_agent(store: &dyn Store) -> AgentId {
+pub async fn joined_agent(store: &dyn Store) -> AgentId {
     let token = token(Component::Agent, 1);
     store.add_join_token(&token).await.unwrap();
     let new = component(&token);
@@ -81,25 +84,37 @@ pub fn detection(path: &[u8]) -> Detection {
     }
 }
 
+/// The master key of tests that are about something else.
+pub fn master() -> Source {
+    Source::Given(Key::new([7; 32]))
+}
+
+/// A store in this file.
+pub fn file_place(path: &Path) -> Place {
+    Place {
+        database: Database::File(path.to_owned()),
+        master: master(),
+    }
+}
+
 /// A backend, and where it gets a new, empty store.
-enum Kind {
+pub enum Kind {
     Sqlite(TempDir),
     Postgres(Box<Postgres>),
 }
 
 impl Kind {
-    async fn place(&self) -> Place {
+    pub async fn place(&self) -> Place {
         match self {
-            Self::Sqlite(dir) => Place::File(
-                dir.path()
-                    .join(Uuid::new_v4().to_string())
-                    .join("palisade.db"),
-            ),
+            Self::Sqlite(dir) => {
+                let folder = dir.path().join(Uuid::new_v4().to_string());
+                file_place(&folder.join("palisade.db"))
+            }
             Self::Postgres(postgres) => postgres.place().await,
         }
     }
 
-    async fn store(&self) -> Arc<dyn Store> {
+    pub async fn store(&self) -> Arc<dyn Store> {
         self.place().await.open().await.unwrap()
     }
 }
@@ -521,14 +536,14 @@ async fn a_newer_schema_is_not_touched(kind: Kind) {
          VALUES (9999, 'later', TRUE, '', 0)";
     let place = kind.place().await;
     place.open().await.unwrap().close().await;
-    match (&kind, &place) {
-        (Kind::Sqlite(_), Place::File(path)) => {
+    match (&kind, &place.database) {
+        (Kind::Sqlite(_), Database::File(path)) => {
             let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
             let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
             sqlx::query(LATER).execute(&pool).await.unwrap();
             pool.close().await;
         }
-        (Kind::Postgres(postgres), Place::Postgres(address, _)) => {
+        (Kind::Postgres(postgres), Database::Postgres(address, _)) => {
             let address = address.to_string();
             let name = address.rsplit('/').next().unwrap();
             postgres.execute(name, LATER).await;

@@ -1,7 +1,7 @@
 //! The backend that several servers share: one PostgreSQL database.
 //!
 //! ```text
-//!   open ─► one connection: migrations, under PostgreSQL's advisory lock ─► pool
+//!   open ─► one connection, alone by an advisory lock: keys, migrations ─► pool
 //!   call ─► pool (ACQUIRE) ─► statements ─► within CALL, or `TooSlow`
 //!   server gone ─► `Unreachable`; back ─► the next call connects anew
 //! ```
@@ -24,11 +24,14 @@ mod errors;
 #[path = "../sql/mod.rs"]
 mod sql;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnection, PgPoolOptions, PgRow};
 use sqlx::{Connection as _, PgPool, Postgres, Transaction};
 
+use super::seal::Seals;
+use super::seal::master::Source;
 use super::{Alone, Result, StoreError};
 pub use address::Address;
 
@@ -53,6 +56,22 @@ const MIGRATE: Duration = Duration::from_secs(300);
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(30);
 /// Class of our advisory locks: "PALI".
 const LOCKS: i32 = 0x5041_4c49;
+/// The lock of who brings a database up to date; agents' numbers are odd, names' is 0.
+const PREPARING: i32 = 2;
+
+const HAS_KEYS: &str = "SELECT COUNT(*) FROM pg_tables \
+     WHERE schemaname = current_schema() AND tablename = 'data_keys'";
+const HAS_PLAIN: &str = "SELECT COUNT(*) FROM information_schema.columns \
+     WHERE table_schema = current_schema() AND table_name = 'agents' \
+     AND column_name = 'sealed_name'";
+const SWEEP: &[&str] = &[
+    "VACUUM FULL api_tokens",
+    "VACUUM FULL svms",
+    "VACUUM FULL agents",
+    "VACUUM FULL detections",
+    "VACUUM FULL quarantine_keys",
+    "VACUUM FULL maintenance_grants",
+];
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations/postgres");
 
@@ -60,6 +79,7 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations/postgr
 #[derive(Clone)]
 pub struct PostgresStore {
     name: String,
+    seals: Arc<Seals>,
     // The same pool twice: any connection reads and writes.
     writer: PgPool,
     readers: PgPool,
@@ -77,7 +97,7 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreError`] naming the database and the remedy.
-    pub async fn open(address: &Address) -> Result<Self> {
+    pub async fn open(address: &Address, master: &Source) -> Result<Self> {
         let name = address.to_string();
         let at = |error| errors::of_sqlx(&name, "open the database", error);
         let connecting = PgConnection::connect_with(address.options());
@@ -85,16 +105,25 @@ impl PostgresStore {
             Ok(connected) => connected.map_err(at)?,
             Err(_) => return Err(errors::silent(&name, ACQUIRE)),
         };
-        let migrating = MIGRATIONS.run_direct(None, &mut connection, false);
-        match tokio::time::timeout(MIGRATE, migrating).await {
-            Ok(migrated) => migrated.map_err(|error| super::unmigrated(&name, error, at))?,
+        let preparing = async {
+            // Until this connection ends: others wait, and find it done.
+            sqlx::query("SELECT pg_advisory_lock($1, $2)")
+                .bind(LOCKS)
+                .bind(PREPARING)
+                .execute(&mut connection)
+                .await
+                .map_err(at)?;
+            sql::keys::prepare(&mut connection, &MIGRATIONS, master, &name, at).await
+        };
+        let seals = match tokio::time::timeout(MIGRATE, preparing).await {
+            Ok(prepared) => prepared?,
             Err(_) => {
                 return Err(StoreError::TooSlow {
                     database: name,
                     seconds: MIGRATE.as_secs(),
                 });
             }
-        }
+        };
         // What it did is committed.
         let _ = tokio::time::timeout(RELEASE, connection.close()).await;
 
@@ -122,6 +151,7 @@ impl PostgresStore {
             .map_err(at)?;
         Ok(Self {
             name,
+            seals: Arc::new(seals),
             writer: pool.clone(),
             readers: pool,
         })

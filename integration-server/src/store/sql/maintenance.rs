@@ -3,11 +3,14 @@
 use palisade_protocol::maintenance::Allowed;
 use uuid::Uuid;
 
-use super::row;
-use super::{Backend, Row};
+use super::opened::{Opened, unsealed};
+use super::{Backend, Row, row};
 use crate::store::{MaintenanceRecord, Result, StoreError};
 
 pub async fn add(store: &Backend, grant: &MaintenanceRecord) -> Result<()> {
+    let seat = store.seals.seat("maintenance_grants", grant.id.to_string());
+    let reason = seat.seal("reason", grant.reason.as_bytes());
+    let reason = reason.map_err(|error| unsealed("maintenance_grants", "reason", error))?;
     sqlx::query(
         "INSERT INTO maintenance_grants (id, agent_id, allowed, from_ms, until_ms, reason) \
          VALUES ($1, $2, $3, $4, $5, $6)",
@@ -17,7 +20,7 @@ pub async fn add(store: &Backend, grant: &MaintenanceRecord) -> Result<()> {
     .bind(grant.allowed.as_str())
     .bind(row::number(grant.from_ms))
     .bind(row::number(grant.until_ms))
-    .bind(row::plain(&grant.reason))
+    .bind(reason)
     .execute(&store.writer)
     .await
     .map(drop)
@@ -41,10 +44,10 @@ pub async fn in_force(store: &Backend, now_ms: u64) -> Result<Vec<MaintenanceRec
             .fetch_all(&store.readers)
             .await
             .map_err(|error| store.failed("list maintenance grants", error))?;
-    rows.iter().map(of).collect()
+    rows.iter().map(|row| of(store, row)).collect()
 }
 
-fn of(found: &Row) -> Result<MaintenanceRecord> {
+fn of(store: &Backend, found: &Row) -> Result<MaintenanceRecord> {
     let allowed = match row::text(found, "allowed")?.as_str() {
         "stop" => Allowed::Stop,
         "remove" => Allowed::Remove,
@@ -55,12 +58,14 @@ fn of(found: &Row) -> Result<MaintenanceRecord> {
             });
         }
     };
+    let id = row::text(found, "id")?;
+    let sealed = Opened::new(store, found, "maintenance_grants", &id);
     Ok(MaintenanceRecord {
         id: row::parsed(found, "id")?,
         agent: row::parsed(found, "agent_id")?,
         allowed,
         from_ms: row::unsigned(found, "from_ms")?,
         until_ms: row::unsigned(found, "until_ms")?,
-        reason: row::text(found, "reason")?,
+        reason: sealed.text("reason")?,
     })
 }

@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `Backend` | the store: pools, `begin`, `snapshot`, `alone`, `bounded`, `failed` |
 //! | `Db`, `Row` | sqlx's types of that database |
+//! | `HAS_KEYS`, `HAS_PLAIN`, `SWEEP` | how it says that a table or a column is there; how free pages are emptied |
 //!
 //! What both databases read the same stands here: `$1` parameters, `BIGINT`, `TEXT`,
 //! bytes, `ON CONFLICT`, `RETURNING`. A statement that only one of them knows belongs
@@ -18,12 +19,15 @@
 //! | `quarantine_keys` | `quarantine_keys` |
 //! | `detections` | `detections` |
 //! | `inventory` | `hosts`, `domains` |
-//! | `row` | none: between Rust's types and a column's |
+//! | `keys` | `data_keys`; the first sealing, another data key |
+//! | `row`, `opened` | none: between Rust's types and a column's, plain and sealed |
 
 mod components;
 mod detections;
 mod inventory;
+pub mod keys;
 mod maintenance;
+mod opened;
 mod quarantine_keys;
 mod row;
 mod tokens;
@@ -33,13 +37,16 @@ use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, S
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use uuid::Uuid;
 
-use super::{Backend, Db, Row};
+use super::{Backend, Db, HAS_KEYS, HAS_PLAIN, Row, SWEEP};
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
+use crate::store::seal::Key;
 use crate::store::{
     AgentRecord, ApiToken, DetectionPage, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent,
     Result, Spent, Store, SvmRecord,
 };
+
+type Connection = <Db as sqlx::Database>::Connection;
 
 #[async_trait]
 impl Store for Backend {
@@ -162,6 +169,13 @@ impl Store for Backend {
     }
     async fn keep_hosts(&self, uris: &[String]) -> Result<()> {
         self.bounded(inventory::keep_hosts(self, uris)).await
+    }
+    async fn rewrap(&self, master: &Key) -> Result<()> {
+        self.bounded(keys::rewrap(self, master)).await
+    }
+    async fn reseal(&self, master: &Key) -> Result<u64> {
+        // As long as it takes: the server is stopped, and somebody waits for it.
+        keys::reseal(self, master).await
     }
     async fn close(&self) {
         self.readers.close().await;

@@ -4,8 +4,8 @@ use palisade_protocol::control::Component;
 use palisade_protocol::ids::DeploymentId;
 use uuid::Uuid;
 
-use super::row;
-use super::{Backend, Row};
+use super::opened::{Opened, unsealed};
+use super::{Backend, Row, row};
 use crate::secret::Hash;
 use crate::store::{ApiToken, JoinTokenRecord, Result, StoreError};
 
@@ -88,11 +88,20 @@ pub async fn revoke_join_token(store: &Backend, id: Uuid, now_ms: u64) -> Result
 }
 
 pub async fn add_api_token(store: &Backend, token: &ApiToken) -> Result<()> {
+    let seat = store.seals.seat("api_tokens", token.id.to_string());
+    let name = seat.seal("name", token.name.as_bytes());
+    let name = name.map_err(|error| unsealed("api_tokens", "name", error))?;
     sqlx::query(
-        "INSERT INTO api_tokens (id, name, token_sha256, created_ms) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO api_tokens (id, name, name_index, token_sha256, created_ms) \
+         VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(token.id.to_string())
-    .bind(row::plain(&token.name))
+    .bind(name)
+    .bind(
+        store
+            .seals
+            .index("api_tokens", "name", token.name.as_bytes()),
+    )
     .bind(token.token_sha256.to_vec())
     .bind(row::number(token.created_ms))
     .execute(&store.writer)
@@ -110,9 +119,11 @@ pub async fn api_token(store: &Backend, hash: &Hash) -> Result<Option<ApiToken>>
             .map_err(|error| store.failed("find an API token", error))?;
     found
         .map(|found| {
+            let id = row::text(&found, "id")?;
+            let sealed = Opened::new(store, &found, "api_tokens", &id);
             Ok(ApiToken {
                 id: row::parsed(&found, "id")?,
-                name: row::text(&found, "name")?,
+                name: sealed.text("name")?,
                 token_sha256: row::hash(&found, "token_sha256")?,
                 created_ms: row::unsigned(&found, "created_ms")?,
             })
@@ -122,9 +133,9 @@ pub async fn api_token(store: &Backend, hash: &Hash) -> Result<Option<ApiToken>>
 
 pub async fn has_api_token(store: &Backend, name: &str) -> Result<bool> {
     let count: i64 = sqlx::query_scalar(
-        "SELECT COUNT(*) FROM api_tokens WHERE name = $1 AND revoked_ms IS NULL",
+        "SELECT COUNT(*) FROM api_tokens WHERE name_index = $1 AND revoked_ms IS NULL",
     )
-    .bind(row::plain(name))
+    .bind(store.seals.index("api_tokens", "name", name.as_bytes()))
     .fetch_one(&store.readers)
     .await
     .map_err(|error| store.failed("find an API token", error))?;
@@ -132,13 +143,15 @@ pub async fn has_api_token(store: &Backend, name: &str) -> Result<bool> {
 }
 
 pub async fn revoke_api_tokens(store: &Backend, name: &str, now_ms: u64) -> Result<()> {
-    sqlx::query("UPDATE api_tokens SET revoked_ms = $2 WHERE name = $1 AND revoked_ms IS NULL")
-        .bind(row::plain(name))
-        .bind(row::number(now_ms))
-        .execute(&store.writer)
-        .await
-        .map(drop)
-        .map_err(|error| store.failed("revoke API tokens", error))
+    sqlx::query(
+        "UPDATE api_tokens SET revoked_ms = $2 WHERE name_index = $1 AND revoked_ms IS NULL",
+    )
+    .bind(store.seals.index("api_tokens", "name", name.as_bytes()))
+    .bind(row::number(now_ms))
+    .execute(&store.writer)
+    .await
+    .map(drop)
+    .map_err(|error| store.failed("revoke API tokens", error))
 }
 
 /// A component's kind, as tables and the API name it.

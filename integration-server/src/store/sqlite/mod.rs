@@ -11,18 +11,26 @@
 mod sql;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
+use super::seal::Seals;
+use super::seal::master::Source;
 use super::{Alone, Result, StoreError};
 
 type Backend = SqliteStore;
 type Db = Sqlite;
 type Row = SqliteRow;
+
+const HAS_KEYS: &str = "SELECT COUNT(*) FROM sqlite_master WHERE name = 'data_keys'";
+const HAS_PLAIN: &str =
+    "SELECT COUNT(*) FROM pragma_table_info('agents') WHERE name = 'sealed_name'";
+const SWEEP: &[&str] = &["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"];
 
 /// How long a statement waits for another process's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,6 +43,7 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations/sqlite
 #[derive(Debug, Clone)]
 pub struct SqliteStore {
     path: PathBuf,
+    seals: Arc<Seals>,
     writer: SqlitePool,
     readers: SqlitePool,
 }
@@ -45,7 +54,7 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`StoreError`] naming the file and the remedy.
-    pub async fn open(path: &Path) -> Result<Self> {
+    pub async fn open(path: &Path, master: &Source) -> Result<Self> {
         make_directory(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -55,26 +64,27 @@ impl SqliteStore {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT);
         let at = |error| of_sqlx(path, "open the database", error);
+        // A connection of its own: what it knows of tables is void after a migration.
+        let mut connection = SqliteConnection::connect_with(&options).await.map_err(at)?;
+        let seals =
+            sql::keys::prepare(&mut connection, &MIGRATIONS, master, &named(path), at).await?;
+        connection.close().await.map_err(at)?;
+        let options = options.create_if_missing(false);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(BUSY_TIMEOUT * 2)
             .connect_with(options.clone())
             .await
             .map_err(at)?;
-        let mut connection = writer.acquire().await.map_err(at)?;
-        MIGRATIONS
-            .run_direct(None, &mut *connection, false)
-            .await
-            .map_err(|error| super::unmigrated(&named(path), error, at))?;
-        drop(connection);
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(BUSY_TIMEOUT * 2)
-            .connect_with(options.create_if_missing(false))
+            .connect_with(options)
             .await
             .map_err(at)?;
         let store = Self {
             path: path.to_owned(),
+            seals: Arc::new(seals),
             writer,
             readers,
         };
