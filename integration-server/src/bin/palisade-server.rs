@@ -1,5 +1,6 @@
 //! `palisade-server`: the Integration Server.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -9,6 +10,7 @@ use palisade_integration_server::api::{self, auth};
 use palisade_integration_server::failure;
 use palisade_integration_server::server::{Server, lock};
 use palisade_integration_server::settings::Settings;
+use palisade_integration_server::store::backup;
 use palisade_integration_server::time::now_ms;
 
 /// The Integration Server of a Palisade site
@@ -35,6 +37,18 @@ enum Command {
         #[arg(long)]
         reseal: bool,
     },
+    /// Write a backup of the database and the CA, while the server runs or not
+    Backup {
+        /// A new file
+        file: PathBuf,
+    },
+    /// Restore a backup into an empty database, with the master key in place
+    Restore {
+        /// The backup
+        file: PathBuf,
+    },
+    /// Look at the whole database; exit code 1 when something is wrong
+    Check,
     /// Print the API's specification (OpenAPI 3.1)
     Openapi,
 }
@@ -54,6 +68,13 @@ fn main() -> ExitCode {
         }
         Command::NewAdminToken => block_on(new_admin_token(settings, common)),
         Command::RotateKey { reseal } => block_on(rotate_key(settings, common, reseal)),
+        Command::Backup { file } => block_on(back_up(settings, common, file)),
+        Command::Restore { file } => block_on(restore(settings, common, file)),
+        Command::Check => match block_on(check(settings, common)) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(exit::FOUND),
+            Err(error) => Err(error),
+        },
         Command::Openapi => api::document_text()
             .map(|text| print!("{text}"))
             .map_err(Into::into),
@@ -91,6 +112,52 @@ async fn rotate_key(settings: Settings, common: Common, reseal: bool) -> anyhow:
         "Keep a copy of it apart from the database, and put it where other servers of this database read theirs."
     );
     Ok(())
+}
+
+async fn back_up(settings: Settings, common: Common, file: PathBuf) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let rows = backup::write(&place, &state.join("ca"), &file, now_ms()).await?;
+    println!(
+        "{}: {rows} rows and the certificate authority",
+        file.display()
+    );
+    println!(
+        "The master key is not in it, and it opens with that alone: {}",
+        place.master.path().display()
+    );
+    Ok(())
+}
+
+async fn restore(settings: Settings, common: Common, file: PathBuf) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let _lock = lock(&state)?;
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let rows = backup::restore(&place, &state.join("ca"), &file).await?;
+    println!("Restored {rows} rows and the certificate authority.");
+    println!(
+        "Run palisade-server new-admin-token if {} is lost.",
+        auth::admin_token_file(&state).display()
+    );
+    Ok(())
+}
+
+/// Whether nothing is wrong.
+async fn check(settings: Settings, common: Common) -> anyhow::Result<bool> {
+    let state = settings.state(&common);
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let store = place.open().await?;
+    let problems = store.check().await?;
+    store.close().await;
+    for problem in &problems {
+        println!("{problem}");
+    }
+    if problems.is_empty() {
+        println!(
+            "Nothing is wrong: every reference leads somewhere, and every sealed value opens."
+        );
+    }
+    Ok(problems.is_empty())
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -141,6 +141,19 @@ pub enum StoreError {
     /// The master key cannot be used.
     #[error(transparent)]
     Master(#[from] super::seal::master::BadMaster),
+    /// There is something already.
+    #[error(
+        "the database is not empty (table {0}); a backup is restored into a new one, and nothing was changed"
+    )]
+    NotEmpty(&'static str),
+    /// A backup cannot be written or used.
+    #[error("backup: {file}: {detail}")]
+    Backup {
+        /// Which file.
+        file: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
     /// A sealed value does not open.
     #[error(
         "the database holds a {column} in {table} that does not open: {reason}; keep a copy of the database, and restore the last backup"

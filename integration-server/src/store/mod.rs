@@ -16,15 +16,18 @@
 //! | [`records`] | the rows, as the rest of the server sees them |
 //! | [`error`] | what can go wrong, with the remedy |
 //! | [`place`] | which database the settings name, and opening it |
+//! | [`backup`], [`shape`] | a backup's file, and a restore; every column of every table |
 //! | [`seal`] | values that nobody reads without the master key |
 //! | [`sqlite`] | the embedded backend |
 //! | [`postgres`] | the backend that several servers share |
 
+pub mod backup;
 pub mod error;
 pub mod place;
 pub mod postgres;
 pub mod records;
 pub mod seal;
+pub mod shape;
 pub mod sqlite;
 
 use async_trait::async_trait;
@@ -34,6 +37,7 @@ use uuid::Uuid;
 
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
+use backup::{RowSink, RowSource};
 pub use error::StoreError;
 pub use place::{Database, Place};
 pub use records::{
@@ -188,6 +192,14 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// forgets the ones before. Says how many rows there were. The store is opened anew
     /// afterwards.
     async fn reseal(&self, master: &Key) -> Result<u64>;
+
+    /// Hands all rows over as they were at one moment.
+    async fn export(&self, sink: &mut dyn RowSink) -> Result<()>;
+    /// Puts rows into a store that has none: all of them, or nothing. It is opened anew
+    /// afterwards.
+    async fn import(&self, source: &mut dyn RowSource) -> Result<()>;
+    /// Looks at everything, and says what is wrong.
+    async fn check(&self) -> Result<Vec<String>>;
 
     /// Ends all connections; what was acknowledged is kept.
     async fn close(&self);

@@ -9,6 +9,7 @@
 mod alerts;
 mod api;
 mod authority;
+mod backup;
 mod command;
 mod enrolment;
 mod envelopes;
@@ -25,3 +26,4 @@ mod site;
 mod starting;
 mod store;
 mod talk;
+mod upkeep;

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use palisade_integration_server::store::backup::SCHEMA;
+use palisade_integration_server::store::shape::SHAPES;
 use sqlx::{AssertSqlSafe, Connection as _, Row as _, SqliteConnection};
 
 use crate::postgres::Postgres;
@@ -24,6 +26,7 @@ fn both_folders_have_the_same_versions() {
     let versions = names("sqlite");
     assert!(!versions.is_empty());
     assert_eq!(versions, names("postgres"));
+    assert_eq!(versions.len() as i64, SCHEMA, "what a backup says it is of");
     for (number, name) in versions.iter().enumerate() {
         assert!(name.starts_with(&format!("{:04}_", number + 1)), "{name}");
     }
@@ -49,6 +52,24 @@ async fn both_schemas_are_the_same() {
     let of_sqlite = sqlite(&file).await;
     assert!(of_sqlite.len() > 50, "{of_sqlite:#?}");
     assert_eq!(of_sqlite, of_postgres(&postgres, &name).await);
+
+    // A backup has every column of every table.
+    let kept: BTreeSet<String> = SHAPES
+        .iter()
+        .flat_map(|shape| {
+            shape
+                .columns
+                .iter()
+                .map(move |column| (shape.table, column))
+        })
+        .map(|(table, (name, kind))| format!("{table}.{name} {kind:?}").to_lowercase())
+        .collect();
+    let columns: BTreeSet<String> = of_sqlite
+        .iter()
+        .filter_map(|fact| fact.split_once(" default").map(|(column, _)| column))
+        .map(|column| column.split(' ').take(2).collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(kept, columns);
 
     // The control: a difference of each kind is seen.
     for change in [

@@ -26,7 +26,7 @@ fn marker() -> String {
 }
 
 /// Puts a marker into every value that can tell of somebody, and gives all of them.
-async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
+pub async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
     let mut markers = Vec::new();
     let mut mark = || {
         markers.push(marker());
@@ -128,7 +128,7 @@ async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
 }
 
 /// All that lies below a folder, in one piece; what is no text there is replaced.
-fn all_bytes(folder: &Path) -> String {
+pub fn all_bytes(folder: &Path) -> String {
     let mut all = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -144,7 +144,7 @@ fn all_bytes(folder: &Path) -> String {
     String::from_utf8_lossy(&all).into_owned()
 }
 
-fn holds(bytes: &str, marker: &str) -> bool {
+pub fn holds(bytes: &str, marker: &str) -> bool {
     bytes.contains(marker)
 }
 

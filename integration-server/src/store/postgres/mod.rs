@@ -64,6 +64,10 @@ const HAS_KEYS: &str = "SELECT COUNT(*) FROM pg_tables \
 const HAS_PLAIN: &str = "SELECT COUNT(*) FROM information_schema.columns \
      WHERE table_schema = current_schema() AND table_name = 'agents' \
      AND column_name = 'sealed_name'";
+const AFTER_IMPORT: &str = "SELECT setval(pg_get_serial_sequence('detections', 'seq'), \
+     COALESCE((SELECT MAX(seq) FROM detections), 0) + 1, false)";
+/// It checks its pages as it reads them.
+const INTEGRITY: Option<&str> = None;
 const SWEEP: &[&str] = &[
     "VACUUM FULL api_tokens",
     "VACUUM FULL svms",

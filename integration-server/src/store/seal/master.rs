@@ -142,6 +142,14 @@ pub fn unwrap(master: &Key, number: u32, purpose: &str, wrapped: &[u8]) -> Optio
     bytes.try_into().ok().map(Key)
 }
 
+/// The key of a backup's frames.
+pub fn backup_key(master: &Key) -> Key {
+    Key(blake3::derive_key(
+        "palisade 2026 integration-server backup",
+        &master.0,
+    ))
+}
+
 /// What a key wraps must not be what it seals: another use, another key.
 fn wrapping(master: &Key) -> Key {
     Key(blake3::derive_key(

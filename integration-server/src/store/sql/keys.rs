@@ -353,7 +353,7 @@ fn update_of(table: &Table, prefix: &str, indexes: bool) -> String {
 }
 
 /// The next rows after this one, in the order of their keys.
-async fn page(
+pub async fn page(
     connection: &mut Connection,
     table: &Table,
     after: Option<&[String]>,

@@ -6,6 +6,7 @@
 //! | `Backend` | the store: pools, `begin`, `snapshot`, `alone`, `bounded`, `failed` |
 //! | `Db`, `Row` | sqlx's types of that database |
 //! | `HAS_KEYS`, `HAS_PLAIN`, `SWEEP` | how it says that a table or a column is there; how free pages are emptied |
+//! | `AFTER_IMPORT`, `INTEGRITY` | what sets counters after rows were put; what looks for damage |
 //!
 //! What both databases read the same stands here: `$1` parameters, `BIGINT`, `TEXT`,
 //! bytes, `ON CONFLICT`, `RETURNING`. A statement that only one of them knows belongs
@@ -20,9 +21,11 @@
 //! | `detections` | `detections` |
 //! | `inventory` | `hosts`, `domains` |
 //! | `keys` | `data_keys`; the first sealing, another data key |
+//! | `copy` | all of them, for backups and checks |
 //! | `row`, `opened` | none: between Rust's types and a column's, plain and sealed |
 
 mod components;
+mod copy;
 mod detections;
 mod inventory;
 pub mod keys;
@@ -37,9 +40,10 @@ use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, S
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use uuid::Uuid;
 
-use super::{Backend, Db, HAS_KEYS, HAS_PLAIN, Row, SWEEP};
+use super::{AFTER_IMPORT, Backend, Db, HAS_KEYS, HAS_PLAIN, INTEGRITY, Row, SWEEP};
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
+use crate::store::backup::{RowSink, RowSource};
 use crate::store::seal::Key;
 use crate::store::{
     AgentRecord, ApiToken, DetectionPage, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent,
@@ -176,6 +180,15 @@ impl Store for Backend {
     async fn reseal(&self, master: &Key) -> Result<u64> {
         // As long as it takes: the server is stopped, and somebody waits for it.
         keys::reseal(self, master).await
+    }
+    async fn export(&self, sink: &mut dyn RowSink) -> Result<()> {
+        copy::export(self, sink).await
+    }
+    async fn import(&self, source: &mut dyn RowSource) -> Result<()> {
+        copy::import(self, source).await
+    }
+    async fn check(&self) -> Result<Vec<String>> {
+        copy::check(self).await
     }
     async fn close(&self) {
         self.readers.close().await;

@@ -30,6 +30,8 @@ type Row = SqliteRow;
 const HAS_KEYS: &str = "SELECT COUNT(*) FROM sqlite_master WHERE name = 'data_keys'";
 const HAS_PLAIN: &str =
     "SELECT COUNT(*) FROM pragma_table_info('agents') WHERE name = 'sealed_name'";
+const AFTER_IMPORT: &str = "SELECT 1";
+const INTEGRITY: Option<&str> = Some("PRAGMA integrity_check");
 const SWEEP: &[&str] = &["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"];
 
 /// How long a statement waits for another process's lock.
