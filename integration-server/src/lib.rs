@@ -2,7 +2,7 @@
 //! its REST API, and the `palisade` command that speaks it.
 //!
 //! ```text
-//!   agents, SVMs ──QUIC──► fleet ──► store (SQLite) ◄── api ◄──HTTPS── palisade, console
+//!   agents, SVMs ──QUIC──► fleet ──► store (SQL) ◄──── api ◄──HTTPS── palisade, console
 //!                            ▲                           ▲
 //!   libvirt ──► inventory ───┴───────────────────────────┘
 //! ```

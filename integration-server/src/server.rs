@@ -33,7 +33,6 @@ use crate::inventory::keeper::{self, View};
 use crate::libvirt;
 use crate::settings::{COMPONENT, Settings};
 use crate::store::Store;
-use crate::store::sqlite::SqliteStore;
 use crate::time::now_ms;
 
 /// How long requests and sessions may take to end.
@@ -45,7 +44,7 @@ const RENEWAL_CHECK: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub struct Server {
     fleet: Arc<Fleet>,
-    store: SqliteStore,
+    store: Arc<dyn Store>,
     listener: Arc<Listener>,
     api: Handle<SocketAddr>,
     serving: JoinHandle<std::io::Result<()>>,
@@ -68,8 +67,9 @@ impl Server {
         let (deployment, name) = (settings.deployment()?, settings.server_name()?);
         let state = settings.state(common);
         let lock = lock(&state)?;
-        let store = SqliteStore::open(&settings.database_file(&state)).await?;
-        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+        let store = place.open().await?;
+        let shared = Arc::clone(&store);
         fix_deployment(shared.as_ref(), &deployment, &state).await?;
         let authority = Authority::open(&state.join("ca"), &deployment, now_ms)?;
         let authority = Arc::new(authority);
@@ -224,7 +224,10 @@ pub fn url_of(address: SocketAddr) -> String {
 }
 
 /// Makes the state folder (mode 0700) and takes it for this process.
-fn lock(state: &Path) -> anyhow::Result<File> {
+///
+/// # Errors
+/// Another process has it, or it cannot be made.
+pub fn lock(state: &Path) -> anyhow::Result<File> {
     crate::store::private_folder(state).with_context(|| {
         format!(
             "the state folder {} cannot be made; create it for this user",

@@ -13,6 +13,9 @@ use palisade_protocol::{DEFAULT_API_PORT, DEFAULT_CONTROL_PORT};
 use serde::Deserialize;
 
 use crate::interval::Interval;
+use crate::store::postgres::Address;
+use crate::store::seal::master::{self, Source};
+use crate::store::{Database, Place, place};
 
 /// The server's name within a site: its settings, state and run files.
 pub const COMPONENT: Component = "server";
@@ -39,8 +42,16 @@ pub struct Settings {
     pub api_names: Vec<String>,
     /// Where state is kept, instead of the site's own folder.
     pub state_dir: Option<PathBuf>,
-    /// The database: `sqlite:PATH`, by default `palisade.db` in the state folder.
+    /// The database: `sqlite:PATH`, by default `palisade.db` in the state folder, or
+    /// `postgres://USER@HOST/DATABASE`, which several servers can share.
     pub database: Option<String>,
+    /// A file of mode 0600 with the password for PostgreSQL; by default the credential
+    /// `database-password`, `PGPASSFILE` or `~/.pgpass`.
+    pub database_password_file: Option<PathBuf>,
+    /// The key that the database is sealed with, in a file of mode 0600; by default the
+    /// credential `master-key`, or else `master-key` in the state folder, which is made
+    /// at first start.
+    pub master_key_file: Option<PathBuf>,
     /// Hypervisor connections to read the inventory from.
     pub libvirt: Vec<LibvirtSource>,
     /// Timing of the inventory.
@@ -121,6 +132,8 @@ impl Default for Settings {
             api_names: Vec::new(),
             state_dir: None,
             database: None,
+            database_password_file: None,
+            master_key_file: None,
             libvirt: Vec::new(),
             inventory: InventorySettings::default(),
             fleet: FleetSettings::default(),
@@ -214,13 +227,8 @@ impl Settings {
                 format!("nobody can connect to {address}"),
             );
         }
-        if let Some(database) = &self.database
-            && database.strip_prefix("sqlite:").is_none_or(str::is_empty)
-        {
-            return bad(
-                "database",
-                format!("{database:?} is not sqlite:PATH, the one kind that is supported"),
-            );
+        if let Err(problem) = self.place(Path::new("")) {
+            return bad("database", problem);
         }
         Ok(())
     }
@@ -248,12 +256,42 @@ impl Settings {
             .unwrap_or_else(|| common.site().state(COMPONENT))
     }
 
-    /// The database's file.
-    pub fn database_file(&self, state: &Path) -> PathBuf {
-        self.database
-            .as_deref()
-            .and_then(|database| database.strip_prefix("sqlite:"))
-            .map_or_else(|| state.join("palisade.db"), PathBuf::from)
+    /// Where the store is.
+    ///
+    /// # Errors
+    /// What is wrong with `database`; not for settings that were loaded, which are
+    /// checked.
+    pub fn place(&self, state: &Path) -> Result<Place, String> {
+        let master = match &self.master_key_file {
+            Some(file) => Source::File(file.clone()),
+            None => place::credential(master::NAME).map_or_else(
+                || Source::File(state.join(master::NAME)),
+                Source::Credential,
+            ),
+        };
+        Ok(Place {
+            database: self.place_of_database(state)?,
+            master,
+        })
+    }
+
+    fn place_of_database(&self, state: &Path) -> Result<Database, String> {
+        let Some(database) = self.database.as_deref() else {
+            return Ok(Database::File(state.join("palisade.db")));
+        };
+        if let Some(path) = database.strip_prefix("sqlite:").filter(|p| !p.is_empty()) {
+            return Ok(Database::File(PathBuf::from(path)));
+        }
+        if database.starts_with("postgres://") || database.starts_with("postgresql://") {
+            let address = Address::parse(database)?.into();
+            return Ok(Database::Postgres(
+                address,
+                self.database_password_file.clone(),
+            ));
+        }
+        Err(format!(
+            "{database:?} is neither sqlite:PATH nor postgres://USER@HOST/DATABASE"
+        ))
     }
 
     /// The control addresses that join tokens carry, once the listener is bound.
@@ -343,6 +381,11 @@ mod tests {
             ("server_name = ''", "server_name: "),
             ("advertise_control = ['0.0.0.0:7444']", "advertise_control"),
             ("database = 'mysql://x'", "database"),
+            ("database = 'sqlite:'", "database: "),
+            (
+                "database = 'postgres://u:secret@h/d'",
+                "database_password_file",
+            ),
             ("[[libvirt]]\nuri = 'nonsense'", "libvirt.uri"),
             (
                 "[[libvirt]]\nuri = 'a:b'\n[[libvirt]]\nuri = 'a:b'",

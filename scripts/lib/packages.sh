@@ -37,6 +37,7 @@ groff|shows the man pages
 mandoc|checks the man pages
 zsh|checks its completions
 fish|checks its completions
+postgresql|the Integration Server'"'"'s second database; tests start one of their own
 '
 
 # What scripts/package needs.
@@ -81,11 +82,37 @@ install_packages() {
     done <<<"$1"
     [ ${#missing[@]} -gt 0 ] || return 0
     echo "installing: ${missing[*]}" >&2
+    local status=0 database=
+    if [[ " ${missing[*]} " == *" postgresql "* ]]; then
+        database=yes
+        no_cluster
+    fi
     if ! as_root apt-get update -qq >&2 ||
         ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
             --no-install-recommends "${missing[@]}" >&2; then
         echo "apt-get could not install: ${missing[*]}" >&2
-        return 3
+        status=3
+    fi
+    [ -z "$database" ] || clusters_again
+    return "$status"
+}
+
+# no_cluster: Debian's postgresql makes a database at once and serves it on port 5432, unless
+# this file says otherwise. What is tested starts its own; the machine's user asked for none.
+cluster_settings=/etc/postgresql-common/createcluster.conf
+no_cluster() {
+    as_root mkdir -p "${cluster_settings%/*}"
+    [ ! -e "$cluster_settings" ] || as_root cp -p "$cluster_settings" "$cluster_settings.palisade"
+    echo 'create_main_cluster = false' | as_root tee -a "$cluster_settings" >/dev/null
+}
+
+# clusters_again: the settings are as they were, or as the package brings them.
+clusters_again() {
+    if [ -e "$cluster_settings.palisade" ]; then
+        as_root mv "$cluster_settings.palisade" "$cluster_settings"
+    elif [ -e /usr/share/postgresql-common/createcluster.conf ]; then
+        as_root cp /usr/share/postgresql-common/createcluster.conf "$cluster_settings"
+        as_root rm -f "$cluster_settings.ucf-dist"
     fi
 }
 

@@ -1,5 +1,6 @@
 //! `palisade-server`: the Integration Server.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -7,9 +8,9 @@ use palisade_daemon::cli::{Common, exit};
 use palisade_daemon::logging;
 use palisade_integration_server::api::{self, auth};
 use palisade_integration_server::failure;
-use palisade_integration_server::server::Server;
+use palisade_integration_server::server::{Server, lock};
 use palisade_integration_server::settings::Settings;
-use palisade_integration_server::store::sqlite::SqliteStore;
+use palisade_integration_server::store::backup;
 use palisade_integration_server::time::now_ms;
 
 /// The Integration Server of a Palisade site
@@ -30,6 +31,24 @@ enum Command {
     CheckConfig,
     /// Make a new admin token; the one before is void
     NewAdminToken,
+    /// Seal the database with a new master key; the server is stopped meanwhile
+    RotateKey {
+        /// Seal every value with a new data key, too
+        #[arg(long)]
+        reseal: bool,
+    },
+    /// Write a backup of the database and the CA, while the server runs or not
+    Backup {
+        /// A new file
+        file: PathBuf,
+    },
+    /// Restore a backup into an empty database, with the master key in place
+    Restore {
+        /// The backup
+        file: PathBuf,
+    },
+    /// Look at the whole database; exit code 1 when something is wrong
+    Check,
     /// Print the API's specification (OpenAPI 3.1)
     Openapi,
 }
@@ -48,6 +67,14 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::NewAdminToken => block_on(new_admin_token(settings, common)),
+        Command::RotateKey { reseal } => block_on(rotate_key(settings, common, reseal)),
+        Command::Backup { file } => block_on(back_up(settings, common, file)),
+        Command::Restore { file } => block_on(restore(settings, common, file)),
+        Command::Check => match block_on(check(settings, common)) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::from(exit::FOUND),
+            Err(error) => Err(error),
+        },
         Command::Openapi => api::document_text()
             .map(|text| print!("{text}"))
             .map_err(Into::into),
@@ -60,11 +87,77 @@ fn main() -> ExitCode {
 
 async fn new_admin_token(settings: Settings, common: Common) -> anyhow::Result<()> {
     let state = settings.state(&common);
-    let store = SqliteStore::open(&settings.database_file(&state)).await?;
-    auth::new_admin_token(&store, &state, now_ms()).await?;
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let store = place.open().await?;
+    auth::new_admin_token(store.as_ref(), &state, now_ms()).await?;
     println!("{}", auth::admin_token_file(&state).display());
     store.close().await;
     Ok(())
+}
+
+async fn rotate_key(settings: Settings, common: Common, reseal: bool) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let _lock = lock(&state)?;
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let rows = place.rotate(reseal).await?;
+    let file = place.master.path();
+    println!(
+        "The database is sealed with a new master key: {}",
+        file.display()
+    );
+    if reseal {
+        println!("Rows that were sealed anew: {rows}");
+    }
+    println!(
+        "Keep a copy of it apart from the database, and put it where other servers of this database read theirs."
+    );
+    Ok(())
+}
+
+async fn back_up(settings: Settings, common: Common, file: PathBuf) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let rows = backup::write(&place, &state.join("ca"), &file, now_ms()).await?;
+    println!(
+        "{}: {rows} rows and the certificate authority",
+        file.display()
+    );
+    println!(
+        "The master key is not in it, and it opens with that alone: {}",
+        place.master.path().display()
+    );
+    Ok(())
+}
+
+async fn restore(settings: Settings, common: Common, file: PathBuf) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let _lock = lock(&state)?;
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let rows = backup::restore(&place, &state.join("ca"), &file).await?;
+    println!("Restored {rows} rows and the certificate authority.");
+    println!(
+        "Run palisade-server new-admin-token if {} is lost.",
+        auth::admin_token_file(&state).display()
+    );
+    Ok(())
+}
+
+/// Whether nothing is wrong.
+async fn check(settings: Settings, common: Common) -> anyhow::Result<bool> {
+    let state = settings.state(&common);
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let store = place.open().await?;
+    let problems = store.check().await?;
+    store.close().await;
+    for problem in &problems {
+        println!("{problem}");
+    }
+    if problems.is_empty() {
+        println!(
+            "Nothing is wrong: every reference leads somewhere, and every sealed value opens."
+        );
+    }
+    Ok(problems.is_empty())
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

@@ -1,22 +1,33 @@
 //! What the server must not forget, behind one trait.
 //!
 //! ```text
-//!   fleet, inventory, api ──► Store (trait) ──► sqlite::SqliteStore
+//!   fleet, inventory, api ──► Store (trait) ─┬─► sqlite::SqliteStore      ─┬─► sql
+//!                                            └─► postgres::PostgresStore  ─┘
 //! ```
 //!
-//! Owns the records and the meaning of each operation; a backend owns its SQL
-//! dialect. A call that returns `Ok` has committed: what is acknowledged to a
-//! peer after it is not lost. Statements are constants with bound values, in SQL
-//! that SQLite and PostgreSQL share.
+//! Owns the records and the meaning of each operation; a backend owns its pools, its
+//! errors and what only it can say. A call that returns `Ok` has committed: what is
+//! acknowledged to a peer after it is not lost. Statements are constants with bound
+//! values, in SQL that SQLite and PostgreSQL share; they stand once, in `store/sql`, and
+//! are compiled for each.
 //!
 //! | module | owns |
 //! | --- | --- |
 //! | [`records`] | the rows, as the rest of the server sees them |
 //! | [`error`] | what can go wrong, with the remedy |
+//! | [`place`] | which database the settings name, and opening it |
+//! | [`backup`], [`shape`] | a backup's file, and a restore; every column of every table |
+//! | [`seal`] | values that nobody reads without the master key |
 //! | [`sqlite`] | the embedded backend |
+//! | [`postgres`] | the backend that several servers share |
 
+pub mod backup;
 pub mod error;
+pub mod place;
+pub mod postgres;
 pub mod records;
+pub mod seal;
+pub mod shape;
 pub mod sqlite;
 
 use async_trait::async_trait;
@@ -26,11 +37,14 @@ use uuid::Uuid;
 
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
+use backup::{RowSink, RowSource};
 pub use error::StoreError;
+pub use place::{Database, Place};
 pub use records::{
     AgentRecord, ApiToken, DetectionPage, DetectionRecord, JoinTokenRecord, Joined,
     MaintenanceRecord, NewComponent, Spent, SvmRecord,
 };
+use seal::Key;
 
 /// Makes a folder that its owner alone may enter (mode 0700); those above it are
 /// made as usual, and one that is there stays as it is.
@@ -49,6 +63,31 @@ pub fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(path)
+}
+
+/// What one transaction has for itself among all servers, until it ends.
+#[derive(Debug, Clone, Copy)]
+enum Alone {
+    /// Choosing a component's name.
+    Names,
+    /// What is kept of one agent.
+    Agent(AgentId),
+}
+
+/// Why a schema was not brought up to date.
+fn unmigrated(
+    database: &str,
+    error: sqlx::migrate::MigrateError,
+    of_sqlx: impl FnOnce(sqlx::Error) -> StoreError,
+) -> StoreError {
+    match error {
+        sqlx::migrate::MigrateError::Execute(error)
+        | sqlx::migrate::MigrateError::ExecuteMigration(error, _) => of_sqlx(error),
+        other => StoreError::Schema {
+            database: database.to_owned(),
+            detail: other.to_string(),
+        },
+    }
 }
 
 /// Result of a store operation.
@@ -146,4 +185,22 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn put_host(&self, host: &HostRecord) -> Result<()>;
     /// Forgets all hosts but these.
     async fn keep_hosts(&self, uris: &[String]) -> Result<()>;
+
+    /// Wraps the data keys with another master key: all, or none.
+    async fn rewrap(&self, master: &Key) -> Result<()>;
+    /// Seals every value anew with a new data key, which this master key wraps, and
+    /// forgets the ones before. Says how many rows there were. The store is opened anew
+    /// afterwards.
+    async fn reseal(&self, master: &Key) -> Result<u64>;
+
+    /// Hands all rows over as they were at one moment.
+    async fn export(&self, sink: &mut dyn RowSink) -> Result<()>;
+    /// Puts rows into a store that has none: all of them, or nothing. It is opened anew
+    /// afterwards.
+    async fn import(&self, source: &mut dyn RowSource) -> Result<()>;
+    /// Looks at everything, and says what is wrong.
+    async fn check(&self) -> Result<Vec<String>>;
+
+    /// Ends all connections; what was acknowledged is kept.
+    async fn close(&self);
 }

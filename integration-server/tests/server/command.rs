@@ -15,14 +15,14 @@ use tempfile::TempDir;
 use crate::site::host;
 
 /// A server process and its site's folder.
-struct Running {
-    dir: TempDir,
-    child: Child,
+pub struct Running {
+    pub dir: TempDir,
+    pub child: Child,
     url: String,
     log: Arc<Mutex<Vec<serde_json::Value>>>,
 }
 
-fn site(settings: &str) -> TempDir {
+pub fn site(settings: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("etc")).unwrap();
     let text = format!("listen_control = '127.0.0.1:0'\nlisten_api = '127.0.0.1:0'\n{settings}");
@@ -30,14 +30,14 @@ fn site(settings: &str) -> TempDir {
     dir
 }
 
-fn server(dir: &Path) -> Command {
+pub fn server(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_palisade-server"));
     command.env_clear().arg("--site").arg(dir);
     command
 }
 
 impl Running {
-    fn start(settings: &str) -> Self {
+    pub fn start(settings: &str) -> Self {
         Self::start_in(site(settings))
     }
 
@@ -156,7 +156,7 @@ fn masked(text: &str) -> String {
     out
 }
 
-fn token(site: &Running, arguments: &[&str]) -> JoinToken {
+pub fn token(site: &Running, arguments: &[&str]) -> JoinToken {
     let all: Vec<&str> = ["token", "create"]
         .into_iter()
         .chain(arguments.iter().copied())

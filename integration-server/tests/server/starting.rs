@@ -21,7 +21,7 @@ async fn refused(dir: &std::path::Path, more: &str) -> String {
 async fn a_first_start_makes_secrets_that_only_its_user_can_read() {
     let site = Site::start("").await;
     assert_eq!(mode(&site.state()), 0o700);
-    for file in ["admin.token", "ca/root.key", "ca/issuing.key"] {
+    for file in ["admin.token", "master-key", "ca/root.key", "ca/issuing.key"] {
         assert_eq!(mode(&site.state().join(file)), 0o600, "{file}");
     }
     let token = site.admin_token();

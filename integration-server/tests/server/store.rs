@@ -1,23 +1,28 @@
-//! One suite over the trait; each backend runs it.
+//! One suite over the trait; each backend runs all of it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use palisade_integration_server::inventory::{DomainFacts, DomainState, HostRecord};
-use palisade_integration_server::store::sqlite::SqliteStore;
+use palisade_integration_server::store::seal::Key;
+use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{
-    ApiToken, JoinTokenRecord, MaintenanceRecord, NewComponent, Spent, Store,
+    ApiToken, Database, JoinTokenRecord, MaintenanceRecord, NewComponent, Place, Spent, Store,
 };
 use palisade_protocol::bounded::{PathBytes, Text};
 use palisade_protocol::control::{
-    Action, AgentReport, Component, Detection, Hello, HostFacts, Protection,
+    Action, AgentReport, Component, Detection, Hello, HostFacts, Protection, QuarantineKey,
 };
 use palisade_protocol::ids::{AgentId, DetectionId, TenantId};
 use palisade_protocol::maintenance::Allowed;
 use palisade_protocol::scan::ScanClass;
 use palisade_protocol::verdict::VerdictKind;
+use tempfile::TempDir;
 use uuid::Uuid;
 
-fn token(component: Component, uses: u32) -> JoinTokenRecord {
+use crate::postgres::Postgres;
+
+pub fn token(component: Component, uses: u32) -> JoinTokenRecord {
     JoinTokenRecord {
         id: Uuid::new_v4(),
         component,
@@ -31,7 +36,7 @@ fn token(component: Component, uses: u32) -> JoinTokenRecord {
     }
 }
 
-fn component(token: &JoinTokenRecord) -> NewComponent {
+pub fn component(token: &JoinTokenRecord) -> NewComponent {
     let id = Uuid::new_v4();
     let mut key_sha256 = [0; 32];
     key_sha256[..16].copy_from_slice(id.as_bytes());
@@ -47,7 +52,7 @@ fn component(token: &JoinTokenRecord) -> NewComponent {
     }
 }
 
-async fn joined_agent(store: &dyn Store) -> AgentId {
+pub async fn joined_agent(store: &dyn Store) -> AgentId {
     let token = token(Component::Agent, 1);
     store.add_join_token(&token).await.unwrap();
     let new = component(&token);
@@ -79,16 +84,79 @@ pub fn detection(path: &[u8]) -> Detection {
     }
 }
 
-/// Every property that a backend must have.
-async fn suite(store: Arc<dyn Store>) {
-    deployment_and_epochs(store.as_ref()).await;
-    tokens(store.as_ref()).await;
-    raced_uses(&store).await;
-    components(store.as_ref()).await;
-    maintenance(store.as_ref()).await;
-    detections(store.as_ref()).await;
-    api_tokens(store.as_ref()).await;
-    hosts(store.as_ref()).await;
+/// The master key of tests that are about something else.
+pub fn master() -> Source {
+    Source::Given(Key::new([7; 32]))
+}
+
+/// A store in this file.
+pub fn file_place(path: &Path) -> Place {
+    Place {
+        database: Database::File(path.to_owned()),
+        master: master(),
+    }
+}
+
+/// A backend, and where it gets a new, empty store.
+pub enum Kind {
+    Sqlite(TempDir),
+    Postgres(Box<Postgres>),
+}
+
+impl Kind {
+    pub async fn place(&self) -> Place {
+        match self {
+            Self::Sqlite(dir) => {
+                let folder = dir.path().join(Uuid::new_v4().to_string());
+                file_place(&folder.join("palisade.db"))
+            }
+            Self::Postgres(postgres) => postgres.place().await,
+        }
+    }
+
+    pub async fn store(&self) -> Arc<dyn Store> {
+        self.place().await.open().await.unwrap()
+    }
+}
+
+/// Each test once for each backend.
+macro_rules! on_both {
+    ($($name:ident),*) => {
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::Kind::Sqlite(tempfile::tempdir().unwrap())).await;
+            })*
+        }
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                if let Some(postgres) = crate::postgres::Postgres::start(stringify!($name)) {
+                    super::$name(super::Kind::Postgres(postgres.into())).await;
+                }
+            })*
+        }
+    };
+}
+
+on_both!(
+    every_part_keeps_its_promises,
+    what_was_acknowledged_is_there_after_a_restart,
+    a_newer_schema_is_not_touched
+);
+
+async fn every_part_keeps_its_promises(kind: Kind) {
+    deployment_and_epochs(kind.store().await.as_ref()).await;
+    tokens(kind.store().await.as_ref()).await;
+    raced_uses(&kind.store().await).await;
+    components(kind.store().await.as_ref()).await;
+    quarantine_keys(kind.store().await.as_ref()).await;
+    maintenance(kind.store().await.as_ref()).await;
+    detections(kind.store().await.as_ref()).await;
+    raced_detections(&kind.store().await).await;
+    api_tokens(kind.store().await.as_ref()).await;
+    hosts(kind.store().await.as_ref()).await;
+    hostile_text(kind.store().await.as_ref()).await;
 }
 
 async fn deployment_and_epochs(store: &dyn Store) {
@@ -352,48 +420,136 @@ async fn hosts(store: &dyn Store) {
     assert!(store.hosts().await.unwrap().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sqlite_passes_the_suite() {
-    let dir = tempfile::tempdir().unwrap();
-    suite(Arc::new(
-        SqliteStore::open(&dir.path().join("db/palisade.db"))
-            .await
-            .unwrap(),
-    ))
-    .await;
+/// Whose keys are whose is `quarantine_keys.rs`'s, by sessions; here it is that both
+/// databases see it alike.
+async fn quarantine_keys(store: &dyn Store) {
+    let (first, second) = (joined_agent(store).await, joined_agent(store).await);
+    assert_eq!(store.quarantine_key(first).await.unwrap(), None);
+    let (one, two) = (QuarantineKey([1; 32]), QuarantineKey([2; 32]));
+    store.keep_quarantine_key(first, &one, 5).await.unwrap();
+    // The same machine by its UUID, another identity.
+    assert_eq!(
+        store.quarantine_key(second).await.unwrap(),
+        Some(one.clone())
+    );
+    store.keep_quarantine_key(second, &two, 6).await.unwrap();
+    store.keep_quarantine_key(second, &two, 7).await.unwrap();
+    assert_eq!(
+        store.quarantine_key(first).await.unwrap(),
+        Some(one.clone())
+    );
+    assert_eq!(store.quarantine_key(second).await.unwrap(), Some(two));
+    let third = joined_agent(store).await;
+    let newest = store.quarantine_key(third).await.unwrap();
+    assert_eq!(
+        newest,
+        Some(QuarantineKey([2; 32])),
+        "the newest of that machine"
+    );
+    // A machine without UUID is nobody's double.
+    let hello = Hello {
+        version: Text::cut("1"),
+        host: HostFacts::default(),
+    };
+    for id in [first, third] {
+        store.greet_agent(id, &hello, 8).await.unwrap();
+    }
+    assert_eq!(store.quarantine_key(third).await.unwrap(), None);
+    assert_eq!(store.quarantine_key(first).await.unwrap(), Some(one));
 }
 
-#[tokio::test]
-async fn what_was_acknowledged_is_there_after_a_restart() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("palisade.db");
-    let store = SqliteStore::open(&path).await.unwrap();
-    let agent = joined_agent(&store).await;
+/// The same detections at once, forwards and backwards: none twice, none lost, and
+/// nobody waits for ever.
+async fn raced_detections(store: &Arc<dyn Store>) {
+    let agent = joined_agent(store.as_ref()).await;
+    let many: Vec<Detection> = (0..40)
+        .map(|n| detection(format!("/r{n}").as_bytes()))
+        .collect();
+    let racers: Vec<_> = (0..8)
+        .map(|n| {
+            let (store, mut batch) = (Arc::clone(store), many.clone());
+            if n % 2 == 1 {
+                batch.reverse();
+            }
+            tokio::spawn(async move { store.add_detections(agent, &batch, 1).await.unwrap() })
+        })
+        .collect();
+    let mut new = 0;
+    for racer in racers {
+        new += racer.await.unwrap();
+    }
+    assert_eq!(new, 40);
+    assert_eq!(store.count_detections().await.unwrap(), 40);
+}
+
+/// What a peer may call itself: none of it makes a batch or a report fail.
+async fn hostile_text(store: &dyn Store) {
+    for name in ["a\0b", "\u{202e}x\u{feff}", "'\"\\;--", "\u{10ffff}", ""] {
+        let token = token(Component::Agent, 1);
+        store.add_join_token(&token).await.unwrap();
+        let mut new = component(&token);
+        new.name = name.to_owned();
+        new.host.hostname = Text::cut(name);
+        assert!(matches!(
+            store.join(&new, 10).await.unwrap(),
+            Spent::Joined(_)
+        ));
+        let agent = AgentId(new.id);
+        let hello = Hello {
+            version: Text::cut(name),
+            host: new.host.clone(),
+        };
+        store.greet_agent(agent, &hello, 11).await.unwrap();
+        let hostile = Detection {
+            name: Text::cut(name),
+            engine: Text::cut(name),
+            member: Some(Text::cut(name)),
+            container: Some(Text::cut(name)),
+            ..detection(b"/\0\xff")
+        };
+        assert_eq!(
+            store.add_detections(agent, &[hostile], 12).await.unwrap(),
+            1
+        );
+        let page = store.detections(None, 1).await.unwrap();
+        assert_eq!(page.items[0].agent, agent);
+    }
+}
+
+async fn what_was_acknowledged_is_there_after_a_restart(kind: Kind) {
+    let place = kind.place().await;
+    let store = place.open().await.unwrap();
+    let agent = joined_agent(store.as_ref()).await;
     store
         .add_detections(agent, &[detection(b"/x")], 1)
         .await
         .unwrap();
     // Not closed: as if the process were gone.
-    let again = SqliteStore::open(&path).await.unwrap();
+    let again = place.open().await.unwrap();
     assert_eq!(again.count_detections().await.unwrap(), 1);
     drop(store);
 }
 
-#[tokio::test]
-async fn a_newer_schema_is_not_touched() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("palisade.db");
-    SqliteStore::open(&path).await.unwrap().close().await;
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
-    let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
-    sqlx::query(
-        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-         VALUES (9999, 'later', TRUE, x'00', 0)",
-    )
-    .execute(&pool)
-    .await
-    .unwrap();
-    pool.close().await;
-    let error = SqliteStore::open(&path).await.unwrap_err().to_string();
+async fn a_newer_schema_is_not_touched(kind: Kind) {
+    const LATER: &str = "INSERT INTO _sqlx_migrations \
+         (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'later', TRUE, '', 0)";
+    let place = kind.place().await;
+    place.open().await.unwrap().close().await;
+    match (&kind, &place.database) {
+        (Kind::Sqlite(_), Database::File(path)) => {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+            let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+            sqlx::query(LATER).execute(&pool).await.unwrap();
+            pool.close().await;
+        }
+        (Kind::Postgres(postgres), Database::Postgres(address, _)) => {
+            let address = address.to_string();
+            let name = address.rsplit('/').next().unwrap();
+            postgres.execute(name, LATER).await;
+        }
+        _ => unreachable!(),
+    }
+    let error = place.open().await.unwrap_err().to_string();
     assert!(error.contains("does not fit this version"), "{error}");
 }

@@ -4,23 +4,36 @@ use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::control::Detection;
 use palisade_protocol::ids::AgentId;
 use palisade_protocol::scan::ScanClass;
-use sqlx::sqlite::SqliteRow;
 
-use super::SqliteStore;
-use super::row;
-use crate::store::{DetectionPage, DetectionRecord, Result};
+use super::opened::{Opened, unsealed};
+use super::{Backend, Row, row};
+use crate::store::{Alone, DetectionPage, DetectionRecord, Result};
 
 pub async fn add(
-    store: &SqliteStore,
+    store: &Backend,
     agent: AgentId,
     detections: &[Detection],
     now_ms: u64,
 ) -> Result<u64> {
     let at = |error| store.failed("keep detections", error);
-    let mut transaction = store.writer.begin().await.map_err(at)?;
+    let mut transaction = store.begin().await.map_err(at)?;
+    // The same ones twice at once, in another order, would wait for each other for ever.
+    store
+        .alone(&mut transaction, Alone::Agent(agent))
+        .await
+        .map_err(at)?;
     let mut new = 0;
     for detection in detections {
         // The tenant is the agent's own, whatever the message says.
+        let seat = store
+            .seals
+            .seat("detections", format!("{agent}/{}", detection.id));
+        let seal = |column, value: &[u8]| {
+            let sealed = seat.seal(column, value);
+            sealed.map_err(|error| unsealed("detections", column, error))
+        };
+        let some =
+            |column, value: Option<&[u8]>| value.map(|value| seal(column, value)).transpose();
         let done = sqlx::query(
             "INSERT INTO detections (agent_id, id, tenant, time_ms, received_ms, path, verdict, \
              name, engine, action, class, blake3, sha256, size, pid, member, container) \
@@ -32,18 +45,27 @@ pub async fn add(
         .bind(detection.id.to_string())
         .bind(row::number(detection.time_ms))
         .bind(row::number(now_ms))
-        .bind(detection.path.as_bytes())
+        .bind(seal("path", detection.path.as_bytes())?)
         .bind(detection.verdict.as_str())
-        .bind(detection.name.as_str())
-        .bind(detection.engine.as_str())
+        .bind(seal("name", detection.name.as_bytes())?)
+        .bind(seal("engine", detection.engine.as_bytes())?)
         .bind(detection.action.as_str())
         .bind(class_name(detection.class))
-        .bind(detection.blake3.to_vec())
-        .bind(detection.sha256.map(|hash| hash.to_vec()))
+        .bind(seal("blake3", &detection.blake3)?)
+        .bind(some(
+            "sha256",
+            detection.sha256.as_ref().map(|hash| &hash[..]),
+        )?)
         .bind(row::number(detection.size))
         .bind(row::number(detection.pid))
-        .bind(detection.member.as_deref())
-        .bind(detection.container.as_deref())
+        .bind(some(
+            "member",
+            detection.member.as_deref().map(str::as_bytes),
+        )?)
+        .bind(some(
+            "container",
+            detection.container.as_deref().map(str::as_bytes),
+        )?)
         .execute(&mut *transaction)
         .await
         .map_err(at)?;
@@ -53,7 +75,7 @@ pub async fn add(
     Ok(new)
 }
 
-pub async fn page(store: &SqliteStore, before: Option<u64>, limit: u32) -> Result<DetectionPage> {
+pub async fn page(store: &Backend, before: Option<u64>, limit: u32) -> Result<DetectionPage> {
     // One more than asked for: its absence is the end.
     let rows = sqlx::query(
         "SELECT detections.*, agents.name AS agent_name FROM detections \
@@ -65,7 +87,8 @@ pub async fn page(store: &SqliteStore, before: Option<u64>, limit: u32) -> Resul
     .fetch_all(&store.readers)
     .await
     .map_err(|error| store.failed("list detections", error))?;
-    let mut items = rows.iter().map(detection_of).collect::<Result<Vec<_>>>()?;
+    let items: Result<Vec<_>> = rows.iter().map(|row| detection_of(store, row)).collect();
+    let mut items = items?;
     let more = items.len() > limit as usize;
     items.truncate(limit as usize);
     let next = if more {
@@ -76,7 +99,7 @@ pub async fn page(store: &SqliteStore, before: Option<u64>, limit: u32) -> Resul
     Ok(DetectionPage { items, next })
 }
 
-pub async fn count(store: &SqliteStore) -> Result<u64> {
+pub async fn count(store: &Backend) -> Result<u64> {
     let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM detections")
         .fetch_one(&store.readers)
         .await
@@ -91,28 +114,31 @@ fn class_name(class: ScanClass) -> &'static str {
     }
 }
 
-fn detection_of(found: &SqliteRow) -> Result<DetectionRecord> {
+fn detection_of(store: &Backend, found: &Row) -> Result<DetectionRecord> {
     use std::os::unix::ffi::OsStrExt as _;
-    let path = row::bytes(found, "path")?;
+    let (agent, id) = (row::text(found, "agent_id")?, row::text(found, "id")?);
+    let of_agent = Opened::new(store, found, "agents", &agent);
+    let sealed = Opened::new(store, found, "detections", &format!("{agent}/{id}"));
+    let path = sealed.bytes("path")?;
     Ok(DetectionRecord {
         seq: row::unsigned(found, "seq")?,
         id: row::parsed(found, "id")?,
         agent: row::parsed(found, "agent_id")?,
-        agent_name: row::text(found, "agent_name")?,
+        agent_name: of_agent.aliased_text("name", "agent_name")?,
         tenant: row::parsed(found, "tenant")?,
         time_ms: row::unsigned(found, "time_ms")?,
         received_ms: row::unsigned(found, "received_ms")?,
         path: PathBytes::from_path(std::path::Path::new(std::ffi::OsStr::from_bytes(&path))),
         verdict: row::text(found, "verdict")?,
-        name: row::text(found, "name")?,
-        engine: row::text(found, "engine")?,
-        member: row::text_or_none(found, "member")?,
+        name: sealed.text("name")?,
+        engine: sealed.text("engine")?,
+        member: sealed.text_or_none("member")?,
         action: row::text(found, "action")?,
         class: row::text(found, "class")?,
-        blake3: row::hash(found, "blake3")?,
-        sha256: row::hash_or_none(found, "sha256")?,
+        blake3: sealed.hash("blake3")?,
+        sha256: sealed.hash_or_none("sha256")?,
         size: row::unsigned(found, "size")?,
         pid: row::unsigned32(found, "pid")?,
-        container: row::text_or_none(found, "container")?,
+        container: sealed.text_or_none("container")?,
     })
 }

@@ -1,14 +1,16 @@
 //! Table `maintenance_grants`: what maintenance tokens allow, never their text.
 
 use palisade_protocol::maintenance::Allowed;
-use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::SqliteStore;
-use super::row;
+use super::opened::{Opened, unsealed};
+use super::{Backend, Row, row};
 use crate::store::{MaintenanceRecord, Result, StoreError};
 
-pub async fn add(store: &SqliteStore, grant: &MaintenanceRecord) -> Result<()> {
+pub async fn add(store: &Backend, grant: &MaintenanceRecord) -> Result<()> {
+    let seat = store.seals.seat("maintenance_grants", grant.id.to_string());
+    let reason = seat.seal("reason", grant.reason.as_bytes());
+    let reason = reason.map_err(|error| unsealed("maintenance_grants", "reason", error))?;
     sqlx::query(
         "INSERT INTO maintenance_grants (id, agent_id, allowed, from_ms, until_ms, reason) \
          VALUES ($1, $2, $3, $4, $5, $6)",
@@ -18,14 +20,14 @@ pub async fn add(store: &SqliteStore, grant: &MaintenanceRecord) -> Result<()> {
     .bind(grant.allowed.as_str())
     .bind(row::number(grant.from_ms))
     .bind(row::number(grant.until_ms))
-    .bind(&grant.reason)
+    .bind(reason)
     .execute(&store.writer)
     .await
     .map(drop)
     .map_err(|error| store.failed("keep a maintenance grant", error))
 }
 
-pub async fn end(store: &SqliteStore, id: Uuid, now_ms: u64) -> Result<()> {
+pub async fn end(store: &Backend, id: Uuid, now_ms: u64) -> Result<()> {
     sqlx::query("UPDATE maintenance_grants SET until_ms = $2 WHERE id = $1 AND until_ms > $2")
         .bind(id.to_string())
         .bind(row::number(now_ms))
@@ -35,17 +37,17 @@ pub async fn end(store: &SqliteStore, id: Uuid, now_ms: u64) -> Result<()> {
         .map_err(|error| store.failed("end a maintenance grant", error))
 }
 
-pub async fn in_force(store: &SqliteStore, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {
+pub async fn in_force(store: &Backend, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {
     let rows =
         sqlx::query("SELECT * FROM maintenance_grants WHERE until_ms > $1 ORDER BY until_ms")
             .bind(row::number(now_ms))
             .fetch_all(&store.readers)
             .await
             .map_err(|error| store.failed("list maintenance grants", error))?;
-    rows.iter().map(of).collect()
+    rows.iter().map(|row| of(store, row)).collect()
 }
 
-fn of(found: &SqliteRow) -> Result<MaintenanceRecord> {
+fn of(store: &Backend, found: &Row) -> Result<MaintenanceRecord> {
     let allowed = match row::text(found, "allowed")?.as_str() {
         "stop" => Allowed::Stop,
         "remove" => Allowed::Remove,
@@ -56,12 +58,14 @@ fn of(found: &SqliteRow) -> Result<MaintenanceRecord> {
             });
         }
     };
+    let id = row::text(found, "id")?;
+    let sealed = Opened::new(store, found, "maintenance_grants", &id);
     Ok(MaintenanceRecord {
         id: row::parsed(found, "id")?,
         agent: row::parsed(found, "agent_id")?,
         allowed,
         from_ms: row::unsigned(found, "from_ms")?,
         until_ms: row::unsigned(found, "until_ms")?,
-        reason: row::text(found, "reason")?,
+        reason: sealed.text("reason")?,
     })
 }

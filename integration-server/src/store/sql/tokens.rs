@@ -2,15 +2,14 @@
 
 use palisade_protocol::control::Component;
 use palisade_protocol::ids::DeploymentId;
-use sqlx::sqlite::SqliteRow;
 use uuid::Uuid;
 
-use super::SqliteStore;
-use super::row;
+use super::opened::{Opened, unsealed};
+use super::{Backend, Row, row};
 use crate::secret::Hash;
 use crate::store::{ApiToken, JoinTokenRecord, Result, StoreError};
 
-pub async fn fix_deployment(store: &SqliteStore, wanted: &DeploymentId) -> Result<String> {
+pub async fn fix_deployment(store: &Backend, wanted: &DeploymentId) -> Result<String> {
     let at = |error| store.failed("fix the deployment's name", error);
     sqlx::query(
         "INSERT INTO meta (name, value) VALUES ('deployment', $1) ON CONFLICT (name) DO NOTHING",
@@ -25,7 +24,7 @@ pub async fn fix_deployment(store: &SqliteStore, wanted: &DeploymentId) -> Resul
         .map_err(at)
 }
 
-pub async fn next_epoch(store: &SqliteStore, now_ms: u64) -> Result<u64> {
+pub async fn next_epoch(store: &Backend, now_ms: u64) -> Result<u64> {
     let epoch: i64 = sqlx::query_scalar(
         "UPDATE counters SET value = CASE WHEN value >= $1 THEN value + 1 ELSE $1 END \
          WHERE name = 'epoch' RETURNING value",
@@ -40,7 +39,7 @@ pub async fn next_epoch(store: &SqliteStore, now_ms: u64) -> Result<u64> {
     })
 }
 
-pub async fn add_join_token(store: &SqliteStore, token: &JoinTokenRecord) -> Result<()> {
+pub async fn add_join_token(store: &Backend, token: &JoinTokenRecord) -> Result<()> {
     sqlx::query(
         "INSERT INTO join_tokens \
          (id, component, tenant, secret_sha256, uses, used, created_ms, expires_ms) \
@@ -60,7 +59,7 @@ pub async fn add_join_token(store: &SqliteStore, token: &JoinTokenRecord) -> Res
     .map_err(|error| store.failed("keep a join token", error))
 }
 
-pub async fn join_token(store: &SqliteStore, id: Uuid) -> Result<Option<JoinTokenRecord>> {
+pub async fn join_token(store: &Backend, id: Uuid) -> Result<Option<JoinTokenRecord>> {
     let found = sqlx::query("SELECT * FROM join_tokens WHERE id = $1")
         .bind(id.to_string())
         .fetch_optional(&store.readers)
@@ -69,7 +68,7 @@ pub async fn join_token(store: &SqliteStore, id: Uuid) -> Result<Option<JoinToke
     found.as_ref().map(join_token_of).transpose()
 }
 
-pub async fn join_tokens(store: &SqliteStore) -> Result<Vec<JoinTokenRecord>> {
+pub async fn join_tokens(store: &Backend) -> Result<Vec<JoinTokenRecord>> {
     let rows = sqlx::query("SELECT * FROM join_tokens ORDER BY created_ms DESC, id")
         .fetch_all(&store.readers)
         .await
@@ -77,7 +76,7 @@ pub async fn join_tokens(store: &SqliteStore) -> Result<Vec<JoinTokenRecord>> {
     rows.iter().map(join_token_of).collect()
 }
 
-pub async fn revoke_join_token(store: &SqliteStore, id: Uuid, now_ms: u64) -> Result<bool> {
+pub async fn revoke_join_token(store: &Backend, id: Uuid, now_ms: u64) -> Result<bool> {
     let done =
         sqlx::query("UPDATE join_tokens SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL")
             .bind(id.to_string())
@@ -88,12 +87,21 @@ pub async fn revoke_join_token(store: &SqliteStore, id: Uuid, now_ms: u64) -> Re
     Ok(done.rows_affected() == 1)
 }
 
-pub async fn add_api_token(store: &SqliteStore, token: &ApiToken) -> Result<()> {
+pub async fn add_api_token(store: &Backend, token: &ApiToken) -> Result<()> {
+    let seat = store.seals.seat("api_tokens", token.id.to_string());
+    let name = seat.seal("name", token.name.as_bytes());
+    let name = name.map_err(|error| unsealed("api_tokens", "name", error))?;
     sqlx::query(
-        "INSERT INTO api_tokens (id, name, token_sha256, created_ms) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO api_tokens (id, name, name_index, token_sha256, created_ms) \
+         VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(token.id.to_string())
-    .bind(&token.name)
+    .bind(name)
+    .bind(
+        store
+            .seals
+            .index("api_tokens", "name", token.name.as_bytes()),
+    )
     .bind(token.token_sha256.to_vec())
     .bind(row::number(token.created_ms))
     .execute(&store.writer)
@@ -102,7 +110,7 @@ pub async fn add_api_token(store: &SqliteStore, token: &ApiToken) -> Result<()> 
     .map_err(|error| store.failed("keep an API token", error))
 }
 
-pub async fn api_token(store: &SqliteStore, hash: &Hash) -> Result<Option<ApiToken>> {
+pub async fn api_token(store: &Backend, hash: &Hash) -> Result<Option<ApiToken>> {
     let found =
         sqlx::query("SELECT * FROM api_tokens WHERE token_sha256 = $1 AND revoked_ms IS NULL")
             .bind(hash.to_vec())
@@ -111,9 +119,11 @@ pub async fn api_token(store: &SqliteStore, hash: &Hash) -> Result<Option<ApiTok
             .map_err(|error| store.failed("find an API token", error))?;
     found
         .map(|found| {
+            let id = row::text(&found, "id")?;
+            let sealed = Opened::new(store, &found, "api_tokens", &id);
             Ok(ApiToken {
                 id: row::parsed(&found, "id")?,
-                name: row::text(&found, "name")?,
+                name: sealed.text("name")?,
                 token_sha256: row::hash(&found, "token_sha256")?,
                 created_ms: row::unsigned(&found, "created_ms")?,
             })
@@ -121,25 +131,27 @@ pub async fn api_token(store: &SqliteStore, hash: &Hash) -> Result<Option<ApiTok
         .transpose()
 }
 
-pub async fn has_api_token(store: &SqliteStore, name: &str) -> Result<bool> {
+pub async fn has_api_token(store: &Backend, name: &str) -> Result<bool> {
     let count: i64 = sqlx::query_scalar(
-        "SELECT COUNT(*) FROM api_tokens WHERE name = $1 AND revoked_ms IS NULL",
+        "SELECT COUNT(*) FROM api_tokens WHERE name_index = $1 AND revoked_ms IS NULL",
     )
-    .bind(name)
+    .bind(store.seals.index("api_tokens", "name", name.as_bytes()))
     .fetch_one(&store.readers)
     .await
     .map_err(|error| store.failed("find an API token", error))?;
     Ok(count > 0)
 }
 
-pub async fn revoke_api_tokens(store: &SqliteStore, name: &str, now_ms: u64) -> Result<()> {
-    sqlx::query("UPDATE api_tokens SET revoked_ms = $2 WHERE name = $1 AND revoked_ms IS NULL")
-        .bind(name)
-        .bind(row::number(now_ms))
-        .execute(&store.writer)
-        .await
-        .map(drop)
-        .map_err(|error| store.failed("revoke API tokens", error))
+pub async fn revoke_api_tokens(store: &Backend, name: &str, now_ms: u64) -> Result<()> {
+    sqlx::query(
+        "UPDATE api_tokens SET revoked_ms = $2 WHERE name_index = $1 AND revoked_ms IS NULL",
+    )
+    .bind(store.seals.index("api_tokens", "name", name.as_bytes()))
+    .bind(row::number(now_ms))
+    .execute(&store.writer)
+    .await
+    .map(drop)
+    .map_err(|error| store.failed("revoke API tokens", error))
 }
 
 /// A component's kind, as tables and the API name it.
@@ -150,7 +162,7 @@ fn component_name(component: Component) -> &'static str {
     }
 }
 
-fn join_token_of(found: &SqliteRow) -> Result<JoinTokenRecord> {
+fn join_token_of(found: &Row) -> Result<JoinTokenRecord> {
     Ok(JoinTokenRecord {
         id: row::parsed(found, "id")?,
         component: match row::text(found, "component")?.as_str() {

@@ -1,0 +1,2 @@
+-- The container of the process that opened it; NULL for none.
+ALTER TABLE detections ADD COLUMN container TEXT;

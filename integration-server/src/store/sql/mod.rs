@@ -1,0 +1,197 @@
+//! The statements, written once and compiled for each backend: each has this folder
+//! as a module of its own, and gives it what differs.
+//!
+//! | name | is, in `super` |
+//! | --- | --- |
+//! | `Backend` | the store: pools, `begin`, `snapshot`, `alone`, `bounded`, `failed` |
+//! | `Db`, `Row` | sqlx's types of that database |
+//! | `HAS_KEYS`, `HAS_PLAIN`, `SWEEP` | how it says that a table or a column is there; how free pages are emptied |
+//! | `AFTER_IMPORT`, `INTEGRITY` | what sets counters after rows were put; what looks for damage |
+//!
+//! What both databases read the same stands here: `$1` parameters, `BIGINT`, `TEXT`,
+//! bytes, `ON CONFLICT`, `RETURNING`. A statement that only one of them knows belongs
+//! to that backend's own file.
+//!
+//! | module | owns the tables |
+//! | --- | --- |
+//! | `tokens` | `meta`, `counters`, `join_tokens`, `api_tokens` |
+//! | `components` | `svms`, `agents`, and joining |
+//! | `maintenance` | `maintenance_grants` |
+//! | `quarantine_keys` | `quarantine_keys` |
+//! | `detections` | `detections` |
+//! | `inventory` | `hosts`, `domains` |
+//! | `keys` | `data_keys`; the first sealing, another data key |
+//! | `copy` | all of them, for backups and checks |
+//! | `row`, `opened` | none: between Rust's types and a column's, plain and sealed |
+
+mod components;
+mod copy;
+mod detections;
+mod inventory;
+pub mod keys;
+mod maintenance;
+mod opened;
+mod quarantine_keys;
+mod row;
+mod tokens;
+
+use async_trait::async_trait;
+use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, SvmReport};
+use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
+use uuid::Uuid;
+
+use super::{AFTER_IMPORT, Backend, Db, HAS_KEYS, HAS_PLAIN, INTEGRITY, Row, SWEEP};
+use crate::inventory::HostRecord;
+use crate::secret::Hash;
+use crate::store::backup::{RowSink, RowSource};
+use crate::store::seal::Key;
+use crate::store::{
+    AgentRecord, ApiToken, DetectionPage, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent,
+    Result, Spent, Store, SvmRecord,
+};
+
+type Connection = <Db as sqlx::Database>::Connection;
+
+#[async_trait]
+impl Store for Backend {
+    async fn fix_deployment(&self, wanted: &DeploymentId) -> Result<String> {
+        self.bounded(tokens::fix_deployment(self, wanted)).await
+    }
+    async fn next_epoch(&self, now_ms: u64) -> Result<u64> {
+        self.bounded(tokens::next_epoch(self, now_ms)).await
+    }
+    async fn add_join_token(&self, token: &JoinTokenRecord) -> Result<()> {
+        self.bounded(tokens::add_join_token(self, token)).await
+    }
+    async fn join_token(&self, id: Uuid) -> Result<Option<JoinTokenRecord>> {
+        self.bounded(tokens::join_token(self, id)).await
+    }
+    async fn join_tokens(&self) -> Result<Vec<JoinTokenRecord>> {
+        self.bounded(tokens::join_tokens(self)).await
+    }
+    async fn revoke_join_token(&self, id: Uuid, now_ms: u64) -> Result<bool> {
+        self.bounded(tokens::revoke_join_token(self, id, now_ms))
+            .await
+    }
+    async fn joined(&self, token: Uuid, key_sha256: &Hash) -> Result<Option<Joined>> {
+        self.bounded(components::joined(self, token, key_sha256))
+            .await
+    }
+    async fn join(&self, component: &NewComponent, now_ms: u64) -> Result<Spent> {
+        self.bounded(components::join(self, component, now_ms))
+            .await
+    }
+    async fn add_api_token(&self, token: &ApiToken) -> Result<()> {
+        self.bounded(tokens::add_api_token(self, token)).await
+    }
+    async fn api_token(&self, hash: &Hash) -> Result<Option<ApiToken>> {
+        self.bounded(tokens::api_token(self, hash)).await
+    }
+    async fn has_api_token(&self, name: &str) -> Result<bool> {
+        self.bounded(tokens::has_api_token(self, name)).await
+    }
+    async fn revoke_api_tokens(&self, name: &str, now_ms: u64) -> Result<()> {
+        self.bounded(tokens::revoke_api_tokens(self, name, now_ms))
+            .await
+    }
+    async fn svms(&self) -> Result<Vec<SvmRecord>> {
+        self.bounded(components::svms(self)).await
+    }
+    async fn svm(&self, id: SvmId) -> Result<Option<SvmRecord>> {
+        self.bounded(components::svm(self, id)).await
+    }
+    async fn greet_svm(&self, id: SvmId, hello: &Hello, now_ms: u64) -> Result<()> {
+        self.bounded(components::greet_svm(self, id, hello, now_ms))
+            .await
+    }
+    async fn report_svm(&self, id: SvmId, report: &SvmReport, now_ms: u64) -> Result<()> {
+        self.bounded(components::report_svm(self, id, report, now_ms))
+            .await
+    }
+    async fn revoke_svm(&self, id: SvmId, now_ms: u64) -> Result<bool> {
+        self.bounded(components::revoke_svm(self, id, now_ms)).await
+    }
+    async fn agents(&self) -> Result<Vec<AgentRecord>> {
+        self.bounded(components::agents(self)).await
+    }
+    async fn agent(&self, id: AgentId) -> Result<Option<AgentRecord>> {
+        self.bounded(components::agent(self, id)).await
+    }
+    async fn greet_agent(&self, id: AgentId, hello: &Hello, now_ms: u64) -> Result<()> {
+        self.bounded(components::greet_agent(self, id, hello, now_ms))
+            .await
+    }
+    async fn report_agent(&self, id: AgentId, report: &AgentReport, now_ms: u64) -> Result<()> {
+        self.bounded(components::report_agent(self, id, report, now_ms))
+            .await
+    }
+    async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool> {
+        self.bounded(components::revoke_agent(self, id, now_ms))
+            .await
+    }
+    async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()> {
+        self.bounded(maintenance::add(self, grant)).await
+    }
+    async fn end_maintenance(&self, id: Uuid, now_ms: u64) -> Result<()> {
+        self.bounded(maintenance::end(self, id, now_ms)).await
+    }
+    async fn maintenance(&self, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {
+        self.bounded(maintenance::in_force(self, now_ms)).await
+    }
+    async fn keep_quarantine_key(
+        &self,
+        id: AgentId,
+        key: &QuarantineKey,
+        now_ms: u64,
+    ) -> Result<()> {
+        self.bounded(quarantine_keys::keep(self, id, key, now_ms))
+            .await
+    }
+    async fn quarantine_key(&self, id: AgentId) -> Result<Option<QuarantineKey>> {
+        self.bounded(quarantine_keys::find(self, id)).await
+    }
+    async fn add_detections(
+        &self,
+        agent: AgentId,
+        detections: &[Detection],
+        now_ms: u64,
+    ) -> Result<u64> {
+        self.bounded(detections::add(self, agent, detections, now_ms))
+            .await
+    }
+    async fn detections(&self, before: Option<u64>, limit: u32) -> Result<DetectionPage> {
+        self.bounded(detections::page(self, before, limit)).await
+    }
+    async fn count_detections(&self) -> Result<u64> {
+        self.bounded(detections::count(self)).await
+    }
+    async fn hosts(&self) -> Result<Vec<HostRecord>> {
+        self.bounded(inventory::hosts(self)).await
+    }
+    async fn put_host(&self, host: &HostRecord) -> Result<()> {
+        self.bounded(inventory::put_host(self, host)).await
+    }
+    async fn keep_hosts(&self, uris: &[String]) -> Result<()> {
+        self.bounded(inventory::keep_hosts(self, uris)).await
+    }
+    async fn rewrap(&self, master: &Key) -> Result<()> {
+        self.bounded(keys::rewrap(self, master)).await
+    }
+    async fn reseal(&self, master: &Key) -> Result<u64> {
+        // As long as it takes: the server is stopped, and somebody waits for it.
+        keys::reseal(self, master).await
+    }
+    async fn export(&self, sink: &mut dyn RowSink) -> Result<()> {
+        copy::export(self, sink).await
+    }
+    async fn import(&self, source: &mut dyn RowSource) -> Result<()> {
+        copy::import(self, source).await
+    }
+    async fn check(&self) -> Result<Vec<String>> {
+        copy::check(self).await
+    }
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
