@@ -305,7 +305,7 @@ async fn a_guest_without_verdicts_is_an_alert_until_it_has_them() {
         said.unwrap();
     };
     // Neither one that is over, nor one that has just begun.
-    say(&[over.clone()]).await;
+    say(std::slice::from_ref(&over)).await;
     assert!(alerts(&site).await.is_empty());
     say(&[window(MINUTE / 2)]).await;
     assert!(alerts(&site).await.is_empty());

@@ -197,7 +197,7 @@ impl Deferred {
             state.windows.result(item.window, result, changed);
         }
         state.dirty = Dirty::all();
-        if state.queue.len() == 0 {
+        if state.queue.is_empty() {
             self.0.turned.send_replace(());
         }
     }

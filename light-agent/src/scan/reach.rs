@@ -1,7 +1,7 @@
 //! Names made plain, as `canonicalize` does, by who does not wait for a dead server.
 //!
 //! What a quick scan covers is named by others: a user's link, a process's mapping. Any of
-//! these may lead onto a file system whose server never answers ([`remote`](super::remote)).
+//! these may lead onto a file system whose server never answers ([`remote`]).
 //! Each such mount is asked once, with patience; what lies on one that does not answer is
 //! left out, and said to be.
 
