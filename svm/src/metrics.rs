@@ -56,6 +56,12 @@ pub struct Gauges {
     pub cache_entries: u64,
     /// Verdicts that the SharedCache dropped for lack of room.
     pub cache_evicted: u64,
+    /// Writes that the SharedCache's copy on disk did not get, since the start.
+    pub cache_copy_lost: u64,
+    /// How often that copy was begun anew.
+    pub cache_copy_begun_anew: u64,
+    /// Verdicts of which it could not be noted that they overrule it.
+    pub cache_copy_unnoted: u64,
     /// Contents that killed their workers twice, since the start.
     pub poisoned: u64,
     /// Bytes that are kept for their fragments.
@@ -125,6 +131,9 @@ pub struct Metrics {
     aside: Gauge,
     cache_entries: Gauge,
     cache_evicted: Gauge,
+    cache_copy_lost: Gauge,
+    cache_copy_begun_anew: Gauge,
+    cache_copy_unnoted: Gauge,
     poisoned: Gauge,
     memory: Family<UseLabel, Gauge>,
     disk_bytes: Gauge,
@@ -157,6 +166,9 @@ impl Default for Metrics {
             aside: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_evicted: Gauge::default(),
+            cache_copy_lost: Gauge::default(),
+            cache_copy_begun_anew: Gauge::default(),
+            cache_copy_unnoted: Gauge::default(),
             poisoned: Gauge::default(),
             memory: Family::default(),
             disk_bytes: Gauge::default(),
@@ -266,6 +278,21 @@ impl Metrics {
             "cache_evicted",
             "Verdicts dropped for lack of room since the start",
             self.cache_evicted.clone(),
+        );
+        all.register(
+            "cache_copy_lost",
+            "Verdicts that the copy on disk did not get since the start",
+            self.cache_copy_lost.clone(),
+        );
+        all.register(
+            "cache_copy_begun_anew",
+            "How often the copy on disk was begun anew since the start",
+            self.cache_copy_begun_anew.clone(),
+        );
+        all.register(
+            "cache_copy_unnoted",
+            "Verdicts of which it could not be noted in time that they overrule the copy",
+            self.cache_copy_unnoted.clone(),
         );
         all.register(
             "contents_poisoned",
@@ -424,6 +451,9 @@ impl Metrics {
         set(&self.aside, gauges.aside);
         set(&self.cache_entries, gauges.cache_entries);
         set(&self.cache_evicted, gauges.cache_evicted);
+        set(&self.cache_copy_lost, gauges.cache_copy_lost);
+        set(&self.cache_copy_begun_anew, gauges.cache_copy_begun_anew);
+        set(&self.cache_copy_unnoted, gauges.cache_copy_unnoted);
         set(&self.poisoned, gauges.poisoned);
         set(&memory(UseValue::fragments), gauges.fragment_bytes);
         set(&memory(UseValue::free), gauges.free_bytes);

@@ -80,6 +80,9 @@ impl Service {
                 generations: landed.generations.clone(),
                 scanned_ms: cache::now_ms(),
             };
+            if landed.verdict.kind() != VerdictKind::Clean {
+                self.cache.overrule(key).await;
+            }
             self.cache.put(key.clone(), entry);
         }
         if landed.verdict.kind() == VerdictKind::Malware {

@@ -400,6 +400,7 @@ impl Service {
 
     /// What is read of it at this moment.
     pub fn gauges<S: Close>(&self, agents: &Agents<S>) -> Gauges {
+        let copy = self.cache.copy_counts();
         Gauges {
             agents: agents.count().into(),
             requests: agents.requests().into(),
@@ -410,6 +411,9 @@ impl Service {
             aside: self.scanner.aside() as u64,
             cache_entries: self.cache.len(),
             cache_evicted: self.cache.evicted(),
+            cache_copy_lost: copy.lost,
+            cache_copy_begun_anew: copy.begun_anew,
+            cache_copy_unnoted: copy.unnoted,
             poisoned: self.scanner.poisoned(),
             fragment_bytes: self.fragments.bytes(),
             fragment_disk_bytes: self.fragments.bytes_on_disk(),

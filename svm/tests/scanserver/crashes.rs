@@ -2,10 +2,11 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use palisade_protocol::scan::VerdictSource;
+use palisade_protocol::content::ContentId;
+use palisade_protocol::scan::{ToSvm, VerdictSource};
 use palisade_protocol::verdict::{NotScanned, Verdict, VerdictKind};
 
-use crate::client::{Client, fragment, unique};
+use crate::client::{Client, fragment, request, unique};
 use crate::site::{Site, is_gone, marker, rule, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,6 +44,47 @@ async fn the_cache_outlives_a_kill() {
             (result.verdict.kind(), result.source),
             (kind, VerdictSource::SharedCache)
         );
+    }
+}
+
+/// Between a malware verdict and the moment in which the copy on disk has it, the daemon is
+/// killed: the clean verdict of earlier definitions, which stands there, is not served.
+/// The same where the disk has no room to note that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_brings_no_clean_verdict_back_that_was_overruled() {
+    for full in [false, true] {
+        let known = marker();
+        let mut site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+        site.settings = "[retroactive]\nrescan = false\n".to_owned();
+        let identity = site.ca.agent("default");
+        let bytes = known.clone().into_bytes();
+        let mut daemon = site.start();
+        let client = Client::connect(&daemon, &identity).await;
+        assert_eq!(client.kind(&bytes).await, VerdictKind::Clean);
+        daemon.signal(Signal::SIGTERM);
+        daemon.wait();
+
+        let daemon = site.start();
+        let client = Client::connect(&daemon, &identity).await;
+        assert_eq!(client.source(&bytes).await, VerdictSource::SharedCache);
+        site.define("rules.yar", &rule("Known", &known));
+        site.definitions_json(&["refresh"]);
+        if full {
+            let notes = site.state().join("cache.overruled");
+            std::os::unix::fs::symlink("/dev/full", notes).unwrap();
+        }
+        assert_eq!(client.kind(&bytes).await, VerdictKind::Malware);
+        daemon.signal(Signal::SIGKILL);
+        drop(daemon);
+
+        let daemon = site.start();
+        let client = Client::connect(&daemon, &identity).await;
+        let mut asked = request(ContentId::of(&bytes), bytes.len() as u64);
+        asked.max_age_s = 86_400;
+        let mut stream = client.stream().await;
+        stream.say(&ToSvm::Scan(asked)).await;
+        let result = stream.finish(&bytes).await.result();
+        assert_eq!(result.verdict.kind(), VerdictKind::Malware, "{result:?}");
     }
 }
 
