@@ -306,16 +306,15 @@ async fn serve(
             let served = shared.service.serve(caller, &request, peer);
             let mut result = served.instrument(span).await?;
             let service = &shared.service;
-            let generations = &result.generations;
             match &result.verdict {
                 Verdict::Clean => service.called_clean(caller.agent, &key(caller, &request)),
                 bad @ Verdict::Malware { .. } => {
-                    service.turned_bad(&caller.tenant, request.content, bad, generations);
+                    service.turned_bad(&caller.tenant, request.content, bad);
                 }
                 Verdict::Suspicious { .. } | Verdict::NotScanned(_) => {}
             }
             let (brake, now_ms) = (&service.brake, now_ms());
-            result.verdict = brake.judge(caller.agent, result.verdict, generations, now_ms);
+            result.verdict = brake.judge(&caller.tenant, caller.agent, result.verdict, now_ms);
             Ok(ToAgent::Verdict(result))
         }
         ToSvmRef::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),

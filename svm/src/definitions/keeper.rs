@@ -17,9 +17,10 @@ use palisade_worker::client::StartError;
 
 use super::DefinitionsError;
 use super::check::Check;
-use super::manifest::Manifest;
+use super::manifest::{EngineManifest, Manifest};
 use super::source::Listing;
 use super::store::{Copy, Store};
+use crate::brake::signatures::Part;
 use crate::cache::now_ms;
 use crate::engine::{EngineKind, Place};
 use crate::hash_lists::HashLists;
@@ -293,6 +294,19 @@ impl Keeper {
             source: Text::cut(&source.unwrap_or_default()),
             ..DefinitionsStatus::default()
         }
+    }
+
+    /// Where the definitions in force are, engine by engine.
+    pub fn parts(&self) -> Vec<Part> {
+        let Some(active) = &self.active else {
+            return Vec::new();
+        };
+        let part = |of: &EngineManifest| Part {
+            engine: of.engine,
+            fingerprint: of.fingerprint,
+            folder: self.store.engine_folder(active.generation, of.engine),
+        };
+        active.engines.iter().map(part).collect()
     }
 
     fn is_active(&self, number: u64) -> bool {

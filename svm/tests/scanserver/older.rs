@@ -169,12 +169,14 @@ async fn only_the_engine_that_changed_scans_again() {
             })
             .collect()
     };
+    daemon.scans(1);
     assert_eq!(ran(0), ["libclamav", "yara-x"]);
 
     let clam = crate::site::marker();
     change(&site, &daemon, "some.ndb", &ndb("Other", &clam));
     let skip = daemon.log.lines().len();
     assert_eq!(ask(&client, &bytes, 0).await.source, VerdictSource::Scanned);
+    daemon.scans(2);
     assert_eq!(ran(skip), ["libclamav"]);
     // The one that ran finds what it should.
     assert_eq!(

@@ -9,7 +9,7 @@ use palisade_protocol::notice::Notice;
 use palisade_protocol::verdict::VerdictKind;
 
 use crate::client::{Client, unique};
-use crate::site::{PATIENCE, Site, marker, rule, wait_until};
+use crate::site::{PATIENCE, Site, marker, ndb, rule, wait_until};
 
 /// What is kept is not looked at unasked, and the brake, which counts holders, is off.
 const ASKED_FOR: &str = "[retroactive]\nrescan = false\nbrake_guests = 0\n";
@@ -194,6 +194,74 @@ async fn an_outbreak_of_what_is_known_is_not_braked() {
     site.define("rules.yar", &rule("New", &new));
     site.definitions_json(&["refresh"]);
     hit(&daemon, &site, &new).await;
+}
+
+/// New is a signature, not the set that it comes with: sets are new every day, and what
+/// spreads with an old signature is to be stopped on that day, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_signature_in_new_definitions_is_not_braked() {
+    let [yara, clam, packed] = [marker(), marker(), marker()];
+    let mut site = Site::new(&[
+        ("rules.yar", &rule("Old", &yara)),
+        ("some.ndb", &ndb("Old.Line", &clam)),
+        (
+            "some.ldb",
+            &format!(
+                "Old.Logic;Engine:51-255,Target:0;0;{}\n",
+                hex::encode(&packed)
+            ),
+        ),
+    ]);
+    let daemon = site.start();
+    site.define(
+        "rules.yar",
+        &(rule("Other", &marker()) + &rule("Old", &yara)),
+    );
+    site.define(
+        "some.ndb",
+        &(ndb("A.New.Line", &marker()) + &ndb("Old.Line", &clam)),
+    );
+    site.definitions_json(&["refresh"]);
+    for known in [&yara, &clam, &packed] {
+        hit(&daemon, &site, known).await;
+    }
+    // Nor does another setting make one new.
+    drop(daemon);
+    site.settings = "[engines.clamav]\nmax_recursion = 16\n".to_owned();
+    let daemon = site.start();
+    for known in [&yara, &clam] {
+        hit(&daemon, &site, known).await;
+    }
+    // What was edited is new, whatever it is called.
+    let edited = marker();
+    site.define("some.ndb", &ndb("Old.Line", &edited));
+    site.definitions_json(&["refresh"]);
+    let mut kinds = Vec::new();
+    for _ in 0..8 {
+        let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+        kinds.push(client.kind(edited.as_bytes()).await);
+    }
+    assert_eq!(kinds[..5], [VerdictKind::Malware; 5]);
+    assert_eq!(kinds[5..], [VerdictKind::Suspicious; 3]);
+}
+
+/// Guests of one tenant must not switch a signature off for another, nor be learnt of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signature_is_braked_for_the_tenant_whose_guests_it_hits() {
+    let new = marker();
+    let site = Site::new(&[("rules.yar", &rule("Old", &marker()))]);
+    let daemon = site.start();
+    site.define("rules.yar", &rule("New", &new));
+    site.definitions_json(&["refresh"]);
+    let ask = async |tenant: &str| {
+        let client = Client::connect(&daemon, &site.ca.agent(tenant)).await;
+        client.kind(new.as_bytes()).await
+    };
+    for n in 0..8 {
+        let kind = ask("tenant-a").await;
+        assert_eq!(kind == VerdictKind::Suspicious, n >= 5, "{n}");
+    }
+    assert_eq!(ask("tenant-b").await, VerdictKind::Malware);
 }
 
 /// Eight guests are all blocked.
