@@ -293,7 +293,7 @@ async fn serve(
     caller: &Caller,
     peer: &mut Peer<RecvStream, SendStream>,
 ) -> Result<ToAgent, Failure> {
-    let _place = shared.agents.request(caller.agent)?;
+    let _place = shared.agents.request(&caller.tenant, caller.agent)?;
     let first = peer.next().await?;
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Failure::Stopping);
