@@ -72,6 +72,12 @@ pub struct Gauges {
     pub free_bytes: u64,
     /// Kept contents that new definitions have still to look at.
     pub rescans_left: u64,
+    /// Contents that agents were not told of, for want of room, since the start.
+    pub notices_dropped: u64,
+    /// Holders of clean contents that were forgotten, since the start.
+    pub holders_forgotten: u64,
+    /// Contents that agents are still to be told of.
+    pub notices_waiting: u64,
 }
 
 /// What was counted since the start, for people.
@@ -134,6 +140,9 @@ pub struct Metrics {
     cache_copy_lost: Gauge,
     cache_copy_begun_anew: Gauge,
     cache_copy_unnoted: Gauge,
+    holders_forgotten: Gauge,
+    notices_dropped: Gauge,
+    notices_waiting: Gauge,
     poisoned: Gauge,
     memory: Family<UseLabel, Gauge>,
     disk_bytes: Gauge,
@@ -169,6 +178,9 @@ impl Default for Metrics {
             cache_copy_lost: Gauge::default(),
             cache_copy_begun_anew: Gauge::default(),
             cache_copy_unnoted: Gauge::default(),
+            holders_forgotten: Gauge::default(),
+            notices_dropped: Gauge::default(),
+            notices_waiting: Gauge::default(),
             poisoned: Gauge::default(),
             memory: Family::default(),
             disk_bytes: Gauge::default(),
@@ -293,6 +305,21 @@ impl Metrics {
             "cache_copy_unnoted",
             "Verdicts of which it could not be noted in time that they overrule the copy",
             self.cache_copy_unnoted.clone(),
+        );
+        all.register(
+            "notices_waiting",
+            "Contents that agents are still to be told of",
+            self.notices_waiting.clone(),
+        );
+        all.register(
+            "notices_dropped",
+            "Contents that agents were not told of, for want of room, since the start",
+            self.notices_dropped.clone(),
+        );
+        all.register(
+            "holders_forgotten",
+            "Holders of clean contents that were forgotten since the start",
+            self.holders_forgotten.clone(),
         );
         all.register(
             "contents_poisoned",
@@ -454,6 +481,9 @@ impl Metrics {
         set(&self.cache_copy_lost, gauges.cache_copy_lost);
         set(&self.cache_copy_begun_anew, gauges.cache_copy_begun_anew);
         set(&self.cache_copy_unnoted, gauges.cache_copy_unnoted);
+        set(&self.holders_forgotten, gauges.holders_forgotten);
+        set(&self.notices_dropped, gauges.notices_dropped);
+        set(&self.notices_waiting, gauges.notices_waiting);
         set(&self.poisoned, gauges.poisoned);
         set(&memory(UseValue::fragments), gauges.fragment_bytes);
         set(&memory(UseValue::free), gauges.free_bytes);

@@ -430,7 +430,7 @@ impl Service {
 
     /// What is read of it at this moment.
     pub fn gauges<S: Close>(&self, agents: &Agents<S>) -> Gauges {
-        let copy = self.cache.copy_counts();
+        let (copy, retro) = (self.cache.copy_counts(), self.retro.counts());
         Gauges {
             agents: agents.count().into(),
             requests: agents.requests().into(),
@@ -449,6 +449,9 @@ impl Service {
             fragment_disk_bytes: self.fragments.bytes_on_disk(),
             free_bytes: self.budget.free_bytes(),
             rescans_left: self.rescans.left() as u64,
+            notices_waiting: retro.waiting as u64,
+            notices_dropped: retro.dropped,
+            holders_forgotten: retro.forgotten,
         }
     }
 

@@ -9,6 +9,7 @@ use palisade_protocol::notice::Notice;
 use palisade_protocol::verdict::VerdictKind;
 
 use crate::client::{Client, unique};
+use crate::measured::{read, sum};
 use crate::site::{PATIENCE, Site, marker, ndb, rule, wait_until};
 
 /// What is kept is not looked at unasked, and the brake, which counts holders, is off.
@@ -116,6 +117,32 @@ async fn an_agent_that_takes_no_notice_is_served_all_the_same() {
     assert_eq!(told, wanted);
     assert_eq!(deaf.kind(&unique(300)).await, VerdictKind::Clean);
     assert_eq!(deaf.kind(&contents[0]).await, VerdictKind::Malware);
+}
+
+/// A command's session is the same agent's, hears nothing, and must not take what the
+/// agent itself is to be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_takes_no_notices_takes_none_away() {
+    let known = marker();
+    let mut site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    site.settings = ASKED_FOR.to_owned() + "[metrics]\nlisten = '127.0.0.1:0'\n";
+    let daemon = site.start();
+    let identity = site.ca.agent("default");
+    let agent = Client::connect(&daemon, &identity).await;
+    assert_eq!(agent.kind(known.as_bytes()).await, VerdictKind::Clean);
+    agent.connection.close(0_u32.into(), b"");
+    let dir = site.directory("next", &[("rules.yar", &rule("Known", &known))]);
+    site.definitions_json(&["import", &dir]);
+
+    let command = Client::connect_deaf(&daemon, &identity).await;
+    let other = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(other.kind(known.as_bytes()).await, VerdictKind::Malware);
+    assert!(!is_told(&command).await);
+    let waiting = |daemon: &_| sum(&read(daemon), "palisade_svm_notices_waiting");
+    assert_eq!(waiting(&daemon), 1.0);
+    let agent = Client::connect(&daemon, &identity).await;
+    assert_eq!(notice(&agent).await, [ContentId::of(known.as_bytes())]);
+    assert_eq!(waiting(&daemon), 0.0);
 }
 
 /// With nothing remembered, nobody is told.
