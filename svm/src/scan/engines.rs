@@ -29,7 +29,9 @@ use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{EngineCommand, EngineProcess, SpawnError, StartError, WorkerHandle};
 
 use super::crew::{Crew, Reserve};
+use super::overlong::{self, Overlong};
 use super::poison::{MAX_REMEMBERED, Poison};
+use super::tally::End;
 use crate::engine::EngineKind;
 use crate::hash_lists::HashLists;
 
@@ -44,6 +46,7 @@ pub struct EngineSet {
     engines: Vec<Arc<Engine>>,
     lists: HashLists,
     poison: Mutex<Poison<PoisonKey>>,
+    overlong: Mutex<Overlong<PoisonKey, End>>,
 }
 
 /// Which content killed. Of a tenant: what another's contents do must not show.
@@ -69,6 +72,7 @@ impl EngineSet {
             engines,
             lists: HashLists::default(),
             poison: Mutex::new(Poison::new(MAX_REMEMBERED)),
+            overlong: Mutex::new(Overlong::new(overlong::MAX_REMEMBERED)),
         }
     }
 
@@ -86,6 +90,11 @@ impl EngineSet {
     /// What these definitions' engines remember of contents that kill.
     pub fn poison(&self) -> MutexGuard<'_, Poison<PoisonKey>> {
         self.poison.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is remembered of contents that took them too long.
+    pub fn overlong(&self) -> MutexGuard<'_, Overlong<PoisonKey, End>> {
+        self.overlong.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The generation's number.

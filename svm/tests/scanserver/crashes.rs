@@ -156,6 +156,8 @@ async fn a_killed_worker_costs_one_retry() {
         ),
         "{verdict:?}"
     );
+    // No content sends SIGKILL: whoever did, it is not held against this one.
+    assert!(!daemon.log.has("a content killed its worker twice"));
     assert_eq!(client.kind(b"another").await, VerdictKind::Clean);
     // A failure of the engine's own words kills nobody and is never stored: asked
     // again, it is tried again.
@@ -318,8 +320,11 @@ async fn a_scan_past_its_deadline_is_not_clean_and_not_stored() {
     site.plant(&["palisade-engine-yara"]);
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
-    for _ in 0..2 {
-        let result = client.scan(b"hang").await.result();
+    // It is not stored, and neither does it take a lane for as long at every open.
+    for sent in [1, 0] {
+        let scanned = client.scan(b"hang").await;
+        assert_eq!(scanned.fragments_sent, sent);
+        let result = scanned.result();
         assert_eq!(result.verdict, Verdict::NotScanned(NotScanned::TimedOut));
         assert_eq!(result.source, VerdictSource::Scanned);
     }
