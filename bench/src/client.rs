@@ -40,6 +40,7 @@ impl Client {
         let client = Self { connection };
         let hello = Hello {
             version: Text::cut("bench"),
+            notices: false,
         };
         match client.exchange(&ToSvm::Hello(hello)).await? {
             ToAgent::Welcome(_) => Ok(client),

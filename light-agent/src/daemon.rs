@@ -327,6 +327,7 @@ impl Parts {
         let choice = Choice {
             policy: settings.selection,
             spare: true,
+            notices: true,
         };
         let kept = keep(membership.identity.clone(), source, choice);
         let tenant = membership.identity.id().role.tenant().cloned();

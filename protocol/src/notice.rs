@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A notice is a hint to ask, and never a verdict: nothing may be done to a file for
-//! it alone. An agent that does not take notices loses nothing but time.
+//! it alone. An agent that does not take notices loses nothing but time. Only a session
+//! whose Hello says that it takes them is told.
 
 use serde::{Deserialize, Serialize};
 

@@ -126,6 +126,9 @@ impl Message for ToAgent {
 pub struct Hello {
     /// The agent's version, for logs and support.
     pub version: Text<64>,
+    /// It takes notices ([`crate::notice`]) on this session. A session of a command, which
+    /// is soon over and acts on none, does not: what is told there would be lost.
+    pub notices: bool,
 }
 
 /// What a Protection Server says of itself.

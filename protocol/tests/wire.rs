@@ -37,6 +37,7 @@ fn to_svm() -> Vec<ToSvm> {
     vec![
         ToSvm::Hello(scan::Hello {
             version: Text::cut("0.1.0"),
+            notices: true,
         }),
         ToSvm::Scan(scan::ScanRequest {
             content: ContentId([1; 32]),

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use palisade_protocol::ids::AgentId;
+use palisade_protocol::ids::{AgentId, TenantId};
 
 use crate::failure::Failure;
 use crate::settings::Limits;
@@ -39,6 +39,8 @@ impl<S> Clone for Agents<S> {
 #[derive(Debug)]
 struct Table<S> {
     agents: HashMap<AgentId, Agent<S>>,
+    /// Open requests of each tenant's agents; of those that have any.
+    tenants: HashMap<TenantId, u32>,
     sessions: u32,
     requests: u32,
     next: u64,
@@ -62,6 +64,7 @@ pub struct SessionPlace<S> {
 #[derive(Debug)]
 pub struct RequestPlace<S> {
     table: Arc<Mutex<Table<S>>>,
+    tenant: TenantId,
     agent: AgentId,
 }
 
@@ -74,6 +77,7 @@ impl<S: Close> Agents<S> {
     pub fn new(limits: Limits) -> Self {
         let table = Table {
             agents: HashMap::new(),
+            tenants: HashMap::new(),
             sessions: 0,
             requests: 0,
             next: 0,
@@ -136,10 +140,12 @@ impl<S: Close> Agents<S> {
     /// A place for a new request.
     ///
     /// # Errors
-    /// [`Failure::OverLimit`] for the agent's own bound, [`Failure::Queue`] for all.
-    pub fn request(&self, agent: AgentId) -> Result<RequestPlace<S>, Failure> {
+    /// [`Failure::OverLimit`] for the agent's own bound, [`Failure::Queue`] for its
+    /// tenant's and for all.
+    pub fn request(&self, tenant: &TenantId, agent: AgentId) -> Result<RequestPlace<S>, Failure> {
         let mut table = lock(&self.table);
-        if table.requests >= self.limits.requests {
+        let of_tenant = table.tenants.get(tenant).copied().unwrap_or(0);
+        if table.requests >= self.limits.requests || of_tenant >= self.limits.requests_per_tenant {
             return Err(Failure::Queue {
                 retry_after_ms: RETRY_AFTER_MS,
             });
@@ -151,8 +157,10 @@ impl<S: Close> Agents<S> {
         }
         known.requests += 1;
         table.requests += 1;
+        table.tenants.insert(tenant.clone(), of_tenant + 1);
         Ok(RequestPlace {
             table: Arc::clone(&self.table),
+            tenant: tenant.clone(),
             agent,
         })
     }
@@ -200,6 +208,12 @@ impl<S> Drop for RequestPlace<S> {
             agent.requests = agent.requests.saturating_sub(1);
         }
         table.requests = table.requests.saturating_sub(1);
+        if let Some(of_tenant) = table.tenants.get_mut(&self.tenant) {
+            *of_tenant = of_tenant.saturating_sub(1);
+            if *of_tenant == 0 {
+                table.tenants.remove(&self.tenant);
+            }
+        }
         table.forget_if_gone(self.agent);
     }
 }
@@ -222,7 +236,8 @@ mod tests {
         Agents::new(Limits {
             sessions: 3,
             sessions_per_agent: 2,
-            requests: 3,
+            requests: 4,
+            requests_per_tenant: 3,
             requests_per_agent: 2,
             ..Limits::default()
         })
@@ -269,18 +284,26 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_bounded_for_one_and_for_all() {
+    fn requests_are_bounded_for_an_agent_for_a_tenant_and_for_all() {
         let agents = agents();
-        let (a, b) = (AgentId::random(), AgentId::random());
-        let held = [agents.request(a).unwrap(), agents.request(a).unwrap()];
+        let [a, b, c, d] = [(); 4].map(|()| AgentId::random());
+        let [one, two]: [TenantId; 2] = ["one", "two"].map(|name| name.parse().unwrap());
+        let held = [
+            agents.request(&one, a).unwrap(),
+            agents.request(&one, a).unwrap(),
+        ];
         assert_eq!(
-            agents.request(a).unwrap_err(),
+            agents.request(&one, a).unwrap_err(),
             Failure::OverLimit { max: 2 }
         );
-        let _other = agents.request(b).unwrap();
-        assert!(matches!(agents.request(b), Err(Failure::Queue { .. })));
-        drop(held);
-        assert!(agents.request(b).is_ok());
+        let _other = agents.request(&one, b).unwrap();
+        let is_full = |asked: Result<_, Failure>| matches!(asked, Err(Failure::Queue { .. }));
+        assert!(is_full(agents.request(&one, c)), "as many as a tenant has");
+        let theirs = agents.request(&two, d).unwrap();
+        assert!(is_full(agents.request(&two, d)), "as many as there are");
+        drop((held, theirs));
+        assert!(agents.request(&one, c).is_ok());
         assert_eq!(agents.requests(), 1);
+        assert_eq!(lock(&agents.table).tenants.len(), 1);
     }
 }

@@ -2,16 +2,18 @@
 //!
 //! A content's whole size is taken before a byte of it is asked for, so that
 //! contents in the making cannot wait for each other; it is given back with the
-//! memory file. Contents that are kept when they were scanned ([`crate::fragments`]) hold
+//! memory file. One agent may hold half of it and one tenant three quarters, so that
+//! neither can leave the others without. Contents that are kept when they were scanned ([`crate::fragments`]) hold
 //! shares of the same budget, which are nobody's. Owns the counting; who waits for how
 //! long is named here too.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use palisade_protocol::ids::AgentId;
+use palisade_protocol::ids::{AgentId, TenantId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::failure::Failure;
@@ -31,8 +33,18 @@ pub struct Budget {
     /// Units that one agent may hold: half of all, so that two agents at the
     /// least can work, and always one content of the largest size.
     per_agent: u32,
-    held: Arc<Mutex<HashMap<AgentId, u32>>>,
+    /// Units that one tenant's agents may hold together: three quarters, and always one
+    /// content of the largest size.
+    per_tenant: u32,
+    held: Arc<Mutex<Held>>,
     waiting: Arc<AtomicUsize>,
+}
+
+/// Units that are held.
+#[derive(Debug, Default)]
+struct Held {
+    agents: HashMap<AgentId, u32>,
+    tenants: HashMap<TenantId, u32>,
 }
 
 /// A part of the budget, given back when dropped.
@@ -57,19 +69,25 @@ impl Share {
 
 #[derive(Debug)]
 struct AgentShare {
+    tenant: TenantId,
     agent: AgentId,
     units: u32,
-    held: Arc<Mutex<HashMap<AgentId, u32>>>,
+    held: Arc<Mutex<Held>>,
 }
 
 impl Drop for AgentShare {
     fn drop(&mut self) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = held.get_mut(&self.agent) {
-            *own = own.saturating_sub(self.units);
-            if *own == 0 {
-                held.remove(&self.agent);
-            }
+        give_back(&mut held.agents, &self.agent, self.units);
+        give_back(&mut held.tenants, &self.tenant, self.units);
+    }
+}
+
+fn give_back<K: Hash + Eq>(held: &mut HashMap<K, u32>, whose: &K, units: u32) {
+    if let Some(own) = held.get_mut(whose) {
+        *own = own.saturating_sub(units);
+        if *own == 0 {
+            held.remove(whose);
         }
     }
 }
@@ -86,6 +104,7 @@ impl Budget {
             units: Arc::new(Semaphore::new(total as usize)),
             total,
             per_agent: (total / 2).max(units(largest)),
+            per_tenant: (total / 4 * 3).max(units(largest)),
             held: Arc::default(),
             waiting: Arc::default(),
         }
@@ -95,12 +114,18 @@ impl Budget {
     ///
     /// # Errors
     /// [`Failure::Memory`].
-    pub async fn take(&self, agent: AgentId, bytes: u64) -> Result<Share, Failure> {
+    pub async fn take(
+        &self,
+        tenant: &TenantId,
+        agent: AgentId,
+        bytes: u64,
+    ) -> Result<Share, Failure> {
         let busy = Failure::Memory {
             retry_after_ms: RETRY_AFTER_MS,
         };
         let wanted = units(bytes);
-        let own = self.count(agent, wanted).ok_or_else(|| busy.clone())?;
+        let own = self.count(tenant, agent, wanted);
+        let own = own.ok_or_else(|| busy.clone())?;
         let _waiting = Waiting::new(&self.waiting);
         let units = Arc::clone(&self.units).acquire_many_owned(wanted);
         match tokio::time::timeout(WAIT, units).await {
@@ -126,14 +151,17 @@ impl Budget {
         })
     }
 
-    fn count(&self, agent: AgentId, units: u32) -> Option<AgentShare> {
+    fn count(&self, tenant: &TenantId, agent: AgentId, units: u32) -> Option<AgentShare> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = held.get(&agent).copied().unwrap_or(0);
-        let after = own
-            .checked_add(units)
-            .filter(|after| *after <= self.per_agent)?;
-        held.insert(agent, after);
+        let of_agent = held.agents.get(&agent).copied().unwrap_or(0);
+        let of_tenant = held.tenants.get(tenant).copied().unwrap_or(0);
+        let after = |own: u32, most: u32| own.checked_add(units).filter(|after| *after <= most);
+        let of_agent = after(of_agent, self.per_agent)?;
+        let of_tenant = after(of_tenant, self.per_tenant)?;
+        held.agents.insert(agent, of_agent);
+        held.tenants.insert(tenant.clone(), of_tenant);
         Some(AgentShare {
+            tenant: tenant.clone(),
             agent,
             units,
             held: Arc::clone(&self.held),
@@ -184,19 +212,29 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn tenant(name: &str) -> TenantId {
+        name.parse().unwrap()
+    }
+
+    fn is_nobodys(budget: &Budget) -> bool {
+        let held = budget.held.lock().unwrap();
+        held.agents.is_empty() && held.tenants.is_empty()
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_taken_comes_back_and_waiting_is_bounded() {
         let budget = Budget::new(4 * MIB, MIB);
         let (a, b, c) = (AgentId::random(), AgentId::random(), AgentId::random());
-        let first = budget.take(a, 2 * MIB).await.unwrap();
-        let second = budget.take(b, 2 * MIB).await.unwrap();
-        let busy = budget.take(c, MIB).await.unwrap_err();
+        let (one, two) = (tenant("one"), tenant("two"));
+        let first = budget.take(&one, a, 2 * MIB).await.unwrap();
+        let second = budget.take(&two, b, 2 * MIB).await.unwrap();
+        let busy = budget.take(&two, c, MIB).await.unwrap_err();
         assert!(matches!(busy, Failure::Memory { .. }));
         drop(first);
-        budget.take(c, MIB).await.unwrap();
+        budget.take(&two, c, MIB).await.unwrap();
         drop(second);
         assert_eq!(budget.free_bytes(), 4 * MIB);
-        assert!(budget.held.lock().unwrap().is_empty());
+        assert!(is_nobodys(&budget));
     }
 
     #[tokio::test(start_paused = true)]
@@ -204,10 +242,11 @@ mod tests {
         let budget = Budget::new(4 * MIB, MIB);
         let own = budget.spare(3 * MIB).unwrap();
         assert_eq!((own.bytes(), budget.free_bytes()), (3 * MIB, MIB));
-        assert!(budget.held.lock().unwrap().is_empty());
+        assert!(is_nobodys(&budget));
         assert!(budget.spare(2 * MIB).is_none());
         let (other, agent) = (budget.clone(), AgentId::random());
-        let waiting = tokio::spawn(async move { other.take(agent, 2 * MIB).await.is_ok() });
+        let one = tenant("one");
+        let waiting = tokio::spawn(async move { other.take(&one, agent, 2 * MIB).await.is_ok() });
         tokio::task::yield_now().await;
         assert!(budget.spare(1).is_none(), "a request waits");
         drop(own);
@@ -220,8 +259,25 @@ mod tests {
     async fn one_agent_cannot_take_it_all() {
         let budget = Budget::new(4 * MIB, MIB);
         let (a, b) = (AgentId::random(), AgentId::random());
-        let _held = budget.take(a, 2 * MIB).await.unwrap();
-        assert!(budget.take(a, 1).await.is_err());
-        assert!(budget.take(b, MIB).await.is_ok());
+        let one = tenant("one");
+        let _held = budget.take(&one, a, 2 * MIB).await.unwrap();
+        assert!(budget.take(&one, a, 1).await.is_err());
+        assert!(budget.take(&one, b, MIB).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_tenant_cannot_take_it_all() {
+        let budget = Budget::new(8 * MIB, MIB);
+        let (one, two) = (tenant("one"), tenant("two"));
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            let agent = AgentId::random();
+            held.push(budget.take(&one, agent, MIB).await.unwrap());
+        }
+        let busy = budget.take(&one, AgentId::random(), 1).await.unwrap_err();
+        assert!(matches!(busy, Failure::Memory { .. }));
+        held.push(budget.take(&two, AgentId::random(), 2 * MIB).await.unwrap());
+        drop(held);
+        assert!(is_nobodys(&budget));
     }
 }

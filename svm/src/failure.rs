@@ -11,6 +11,9 @@ use palisade_protocol::scan::{Refusal, RefusalCode, ToAgent};
 /// Shortest and longest wait that an agent is told, in milliseconds.
 const RETRY_MS: std::ops::RangeInclusive<u32> = 50..=60_000;
 
+/// What an agent is told to wait whose content another one sends, in milliseconds.
+const HANDED_OVER_RETRY_MS: u32 = 1000;
+
 /// Why a request ended without a verdict.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
@@ -26,6 +29,9 @@ pub enum Failure {
         /// Seconds that were waited.
         waited_s: u64,
     },
+    /// Another one sends the same content in its place, and has not come to an end.
+    #[error("another agent sends this content, being faster; ask again")]
+    HandedOver,
     /// The agent has as many requests open as it may.
     #[error("{max} requests are open, which is as many as one agent may have; wait for answers")]
     OverLimit {
@@ -63,6 +69,11 @@ impl Failure {
             Self::Protocol(_) | Self::Stalled { .. } => RefusalCode::Protocol,
             Self::OverLimit { .. } => RefusalCode::OverLimit,
             Self::NoEngine(_) | Self::Stopping => RefusalCode::Unavailable,
+            Self::HandedOver => {
+                return Some(ToAgent::Busy {
+                    retry_after_ms: HANDED_OVER_RETRY_MS,
+                });
+            }
             Self::Queue { retry_after_ms } | Self::Memory { retry_after_ms } => {
                 let retry_after_ms = (*retry_after_ms).clamp(*RETRY_MS.start(), *RETRY_MS.end());
                 return Some(ToAgent::Busy { retry_after_ms });

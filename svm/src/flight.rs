@@ -17,6 +17,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -52,6 +53,8 @@ struct Place<W, R> {
 #[derive(Debug)]
 struct Flight<W, R> {
     work: Arc<tokio::sync::Mutex<W>>,
+    /// Seats whose turn it could be.
+    waiting: Arc<AtomicUsize>,
     landed: watch::Sender<Option<R>>,
 }
 
@@ -83,6 +86,7 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
         let place = open.entry(key.clone()).or_insert_with(|| Place {
             flight: Arc::new(Flight {
                 work: Arc::default(),
+                waiting: Arc::default(),
                 landed: watch::Sender::new(None),
             }),
             seats: 0,
@@ -103,6 +107,7 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
         }
         let flight = Arc::new(Flight {
             work: Arc::default(),
+            waiting: Arc::default(),
             landed: watch::Sender::new(None),
         });
         // Nobody else has it yet.
@@ -134,6 +139,7 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
 impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
     /// Waits until the flight landed, or it is this one's turn to lead.
     pub async fn turn(&self) -> Turn<W, R> {
+        let _waiting = Waiting::new(&self.flight.waiting);
         let work = Arc::clone(&self.flight.work);
         tokio::select! {
             biased;
@@ -144,6 +150,11 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
                 None => Turn::Lead(work),
             },
         }
+    }
+
+    /// How many wait for their turn.
+    pub fn waiting(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.flight.waiting)
     }
 
     /// Waits until the flight landed.
@@ -190,6 +201,22 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
 
     fn result(&self) -> Option<R> {
         self.flight.landed.borrow().clone()
+    }
+}
+
+/// Counts a seat that waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -266,6 +293,7 @@ mod tests {
             }
         });
         tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(first.waiting().load(Ordering::Relaxed), 1);
         work.push(7);
         drop(work);
         drop(first);

@@ -19,7 +19,7 @@ use palisade_protocol::bounded::Text;
 use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::{AgentId, TenantId};
-use palisade_protocol::scan::{ALPN, ScanRequest, ToAgent, ToSvmRef, Welcome};
+use palisade_protocol::scan::{ALPN, Hello, ScanRequest, ToAgent, ToSvmRef, Welcome};
 use palisade_protocol::spiffe::{Role, SpiffeId};
 use palisade_protocol::tls::{self, Accept, Peer as TlsPeer};
 use palisade_protocol::trust::Trust;
@@ -209,11 +209,14 @@ async fn session(shared: &Arc<Shared>, connection: Connection, id: SpiffeId) {
         );
         return;
     };
-    if let Err(reason) = greet(shared, &connection).await {
-        tracing::info!(%agent, reason, "a session did not begin");
-        connection.close(VarInt::from_u32(code::NO_HELLO), reason.as_bytes());
-        return;
-    }
+    let takes_notices = match greet(shared, &connection).await {
+        Ok(hello) => hello.notices,
+        Err(reason) => {
+            tracing::info!(%agent, reason, "a session did not begin");
+            connection.close(VarInt::from_u32(code::NO_HELLO), reason.as_bytes());
+            return;
+        }
+    };
     tracing::debug!(%agent, %tenant, remote = %connection.remote_address(), "an agent is connected");
     let caller = Arc::new(caller(tenant, agent));
     let serving = async {
@@ -224,7 +227,10 @@ async fn session(shared: &Arc<Shared>, connection: Connection, id: SpiffeId) {
         }
     };
     let telling = async {
-        shared.service.retro.tell(agent, &connection).await;
+        if takes_notices {
+            let tenant = &caller.tenant;
+            shared.service.retro.tell(agent, tenant, &connection).await;
+        }
         std::future::pending().await
     };
     tokio::select! {
@@ -238,11 +244,11 @@ fn caller(tenant: TenantId, agent: AgentId) -> Caller {
     Caller { tenant, agent }
 }
 
-async fn greet(shared: &Shared, connection: &Connection) -> Result<(), &'static str> {
+async fn greet(shared: &Shared, connection: &Connection) -> Result<Hello, &'static str> {
     let greeting = async {
         let (send, receive) = connection.accept_bi().await.map_err(|_| "it ended")?;
         let mut peer = Peer::new(receive, send, HELLO);
-        let Ok(ToSvmRef::Hello(_)) = peer.next().await else {
+        let Ok(ToSvmRef::Hello(hello)) = peer.next().await else {
             return Err("a Hello is expected on the first stream");
         };
         let welcome = ToAgent::Welcome(Welcome {
@@ -256,7 +262,7 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<(), &'static 
             .await
             .map_err(|_| "it took no Welcome")?;
         let _ = peer.send.finish();
-        Ok(())
+        Ok(hello)
     };
     timeout(HELLO, greeting)
         .await
@@ -293,7 +299,7 @@ async fn serve(
     caller: &Caller,
     peer: &mut Peer<RecvStream, SendStream>,
 ) -> Result<ToAgent, Failure> {
-    let _place = shared.agents.request(caller.agent)?;
+    let _place = shared.agents.request(&caller.tenant, caller.agent)?;
     let first = peer.next().await?;
     if shared.draining.load(Ordering::Relaxed) {
         return Err(Failure::Stopping);
@@ -306,16 +312,15 @@ async fn serve(
             let served = shared.service.serve(caller, &request, peer);
             let mut result = served.instrument(span).await?;
             let service = &shared.service;
-            let generations = &result.generations;
             match &result.verdict {
                 Verdict::Clean => service.called_clean(caller.agent, &key(caller, &request)),
                 bad @ Verdict::Malware { .. } => {
-                    service.turned_bad(&caller.tenant, request.content, bad, generations);
+                    service.turned_bad(&caller.tenant, request.content, bad);
                 }
                 Verdict::Suspicious { .. } | Verdict::NotScanned(_) => {}
             }
             let (brake, now_ms) = (&service.brake, now_ms());
-            result.verdict = brake.judge(caller.agent, result.verdict, generations, now_ms);
+            result.verdict = brake.judge(&caller.tenant, caller.agent, result.verdict, now_ms);
             Ok(ToAgent::Verdict(result))
         }
         ToSvmRef::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),

@@ -56,6 +56,12 @@ pub struct Gauges {
     pub cache_entries: u64,
     /// Verdicts that the SharedCache dropped for lack of room.
     pub cache_evicted: u64,
+    /// Writes that the SharedCache's copy on disk did not get, since the start.
+    pub cache_copy_lost: u64,
+    /// How often that copy was begun anew.
+    pub cache_copy_begun_anew: u64,
+    /// Verdicts of which it could not be noted that they overrule it.
+    pub cache_copy_unnoted: u64,
     /// Contents that killed their workers twice, since the start.
     pub poisoned: u64,
     /// Bytes that are kept for their fragments.
@@ -66,6 +72,12 @@ pub struct Gauges {
     pub free_bytes: u64,
     /// Kept contents that new definitions have still to look at.
     pub rescans_left: u64,
+    /// Contents that agents were not told of, for want of room, since the start.
+    pub notices_dropped: u64,
+    /// Holders of clean contents that were forgotten, since the start.
+    pub holders_forgotten: u64,
+    /// Contents that agents are still to be told of.
+    pub notices_waiting: u64,
 }
 
 /// What was counted since the start, for people.
@@ -125,6 +137,12 @@ pub struct Metrics {
     aside: Gauge,
     cache_entries: Gauge,
     cache_evicted: Gauge,
+    cache_copy_lost: Gauge,
+    cache_copy_begun_anew: Gauge,
+    cache_copy_unnoted: Gauge,
+    holders_forgotten: Gauge,
+    notices_dropped: Gauge,
+    notices_waiting: Gauge,
     poisoned: Gauge,
     memory: Family<UseLabel, Gauge>,
     disk_bytes: Gauge,
@@ -157,6 +175,12 @@ impl Default for Metrics {
             aside: Gauge::default(),
             cache_entries: Gauge::default(),
             cache_evicted: Gauge::default(),
+            cache_copy_lost: Gauge::default(),
+            cache_copy_begun_anew: Gauge::default(),
+            cache_copy_unnoted: Gauge::default(),
+            holders_forgotten: Gauge::default(),
+            notices_dropped: Gauge::default(),
+            notices_waiting: Gauge::default(),
             poisoned: Gauge::default(),
             memory: Family::default(),
             disk_bytes: Gauge::default(),
@@ -266,6 +290,36 @@ impl Metrics {
             "cache_evicted",
             "Verdicts dropped for lack of room since the start",
             self.cache_evicted.clone(),
+        );
+        all.register(
+            "cache_copy_lost",
+            "Verdicts that the copy on disk did not get since the start",
+            self.cache_copy_lost.clone(),
+        );
+        all.register(
+            "cache_copy_begun_anew",
+            "How often the copy on disk was begun anew since the start",
+            self.cache_copy_begun_anew.clone(),
+        );
+        all.register(
+            "cache_copy_unnoted",
+            "Verdicts of which it could not be noted in time that they overrule the copy",
+            self.cache_copy_unnoted.clone(),
+        );
+        all.register(
+            "notices_waiting",
+            "Contents that agents are still to be told of",
+            self.notices_waiting.clone(),
+        );
+        all.register(
+            "notices_dropped",
+            "Contents that agents were not told of, for want of room, since the start",
+            self.notices_dropped.clone(),
+        );
+        all.register(
+            "holders_forgotten",
+            "Holders of clean contents that were forgotten since the start",
+            self.holders_forgotten.clone(),
         );
         all.register(
             "contents_poisoned",
@@ -424,6 +478,12 @@ impl Metrics {
         set(&self.aside, gauges.aside);
         set(&self.cache_entries, gauges.cache_entries);
         set(&self.cache_evicted, gauges.cache_evicted);
+        set(&self.cache_copy_lost, gauges.cache_copy_lost);
+        set(&self.cache_copy_begun_anew, gauges.cache_copy_begun_anew);
+        set(&self.cache_copy_unnoted, gauges.cache_copy_unnoted);
+        set(&self.holders_forgotten, gauges.holders_forgotten);
+        set(&self.notices_dropped, gauges.notices_dropped);
+        set(&self.notices_waiting, gauges.notices_waiting);
         set(&self.poisoned, gauges.poisoned);
         set(&memory(UseValue::fragments), gauges.fragment_bytes);
         set(&memory(UseValue::free), gauges.free_bytes);

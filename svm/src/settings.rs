@@ -306,6 +306,8 @@ pub struct Limits {
     pub sessions_per_agent: u32,
     /// Open requests of all agents.
     pub requests: u32,
+    /// Open requests of one tenant's agents.
+    pub requests_per_tenant: u32,
     /// Open requests of one agent.
     pub requests_per_agent: u32,
     /// Contents that wait for a worker.
@@ -316,6 +318,9 @@ pub struct Limits {
     pub queue_per_agent: u32,
     /// Seconds without the expected frame after which a sender is given up.
     pub stall_s: u32,
+    /// Milliseconds after which a sender that is silent, or slow, gives way to another one
+    /// that waits with the same content.
+    pub hand_over_ms: u32,
 }
 
 impl Default for Limits {
@@ -324,11 +329,13 @@ impl Default for Limits {
             sessions: 4096,
             sessions_per_agent: 4,
             requests: 8192,
+            requests_per_tenant: 6144,
             requests_per_agent: 64,
             queue: 1024,
             queue_per_tenant: 768,
             queue_per_agent: 64,
             stall_s: 5,
+            hand_over_ms: 1000,
         }
     }
 }
@@ -506,10 +513,15 @@ impl Settings {
             ("limits.sessions", self.limits.sessions),
             ("limits.sessions_per_agent", self.limits.sessions_per_agent),
             ("limits.requests", self.limits.requests),
+            (
+                "limits.requests_per_tenant",
+                self.limits.requests_per_tenant,
+            ),
             ("limits.queue", self.limits.queue),
             ("limits.queue_per_tenant", self.limits.queue_per_tenant),
             ("limits.queue_per_agent", self.limits.queue_per_agent),
             ("limits.stall_s", self.limits.stall_s),
+            ("limits.hand_over_ms", self.limits.hand_over_ms),
         ] {
             bound(value > 0, key, &value, "at least 1 is needed".to_owned())?;
         }
@@ -548,6 +560,7 @@ impl Settings {
             max_scan_bytes: self.scan.max_scan_size.0,
             max_verdict_age: Duration::from_secs(self.cache.max_verdict_age_s.into()),
             stall: self.limits.stall(),
+            hand_over: Duration::from_millis(self.limits.hand_over_ms.into()),
         }
     }
 

@@ -6,7 +6,9 @@
 //! STATE/site.json       the Integration Servers   (palisade_daemon::membership)
 //! STATE/definitions/…   generations               (crate::definitions::store)
 //! STATE/brake.json      signatures that are reported only (crate::brake)
+//! STATE/signatures/     since when each is in force (crate::brake::ledger)
 //! STATE/cache/          the SharedCache's copy    (crate::cache), may be lost
+//! STATE/cache.overruled what the copy must not say any more (crate::cache)
 //! STATE/fragments/      a file without a name     (crate::fragments::disk)
 //! RUN/control.sock      orders of this machine    (crate::local)
 //! RUN/scratch/          workers' temporary files, emptied at start and stop
@@ -139,6 +141,11 @@ impl State {
     /// Where it is kept which signatures are reported only.
     pub fn brake(&self) -> PathBuf {
         self.folders.state.join("brake.json")
+    }
+
+    /// Where it stands since when signatures are in force.
+    pub fn signatures(&self) -> PathBuf {
+        self.folders.state.join("signatures")
     }
 
     /// Removes what workers left.

@@ -127,6 +127,7 @@ impl Storm {
         let peer = Peer::dial(self.svm, identity).await;
         let hello = ToSvm::Hello(scan::Hello {
             version: Text::cut("storm"),
+            notices: true,
         });
         let mut bytes = frame::to_bytes(&hello).unwrap();
         mutate(rng, &mut bytes, &[]);

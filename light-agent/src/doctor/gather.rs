@@ -256,6 +256,7 @@ async fn svm(in_force: &InForce, membership: &Membership) -> Connection {
     let choice = Choice {
         policy: in_force.settings.selection,
         spare: false,
+        notices: false,
     };
     let mut link = keep(membership.identity.clone(), source, choice).state;
     let decided = |state: &LinkState| match state {

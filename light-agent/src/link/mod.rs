@@ -131,10 +131,14 @@ impl Link {
     ///
     /// # Errors
     /// The last address's [`LinkError`].
-    pub async fn connect(target: &Target, identity: &Identity) -> Result<Arc<Self>, LinkError> {
+    pub async fn connect(
+        target: &Target,
+        identity: &Identity,
+        notices: bool,
+    ) -> Result<Arc<Self>, LinkError> {
         let mut last = LinkError::Connect("it has no address".to_owned());
         for &address in &target.addresses {
-            let attempt = Self::open(target, address, identity);
+            let attempt = Self::open(target, address, identity, notices);
             match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
                 Ok(Ok(link)) => {
                     let link = Arc::new(link);
@@ -152,6 +156,7 @@ impl Link {
         target: &Target,
         address: SocketAddr,
         identity: &Identity,
+        notices: bool,
     ) -> Result<Self, LinkError> {
         let expect = target.id.map_or(Expect::AnySvm, Expect::Svm);
         let own = Own::Enrolled(identity.clone());
@@ -179,7 +184,7 @@ impl Link {
                 return Err(LinkError::Protocol("it has no identity".to_owned()));
             }
         };
-        let welcome = greet(&connection).await?;
+        let welcome = greet(&connection, notices).await?;
         let now = Instant::now();
         Ok(Self {
             id,
@@ -367,11 +372,12 @@ impl Drop for Open<'_> {
     }
 }
 
-async fn greet(connection: &quinn::Connection) -> Result<Welcome, LinkError> {
+async fn greet(connection: &quinn::Connection, notices: bool) -> Result<Welcome, LinkError> {
     let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
     let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
     let hello = Hello {
         version: Text::cut(crate::VERSION),
+        notices,
     };
     frame::write(&mut send, &ToSvm::Hello(hello)).await?;
     let _ = send.finish();

@@ -136,6 +136,7 @@ pub fn connect(
     let choice = Choice {
         policy: settings.selection,
         spare: false,
+        notices: false,
     };
     let link = keep(membership.identity.clone(), source, choice).state;
     if settings.svm.is_empty() {

@@ -270,9 +270,9 @@ impl Keeper {
     fn start(&mut self, target: Target, now: Instant) {
         self.tried_last = Some(now);
         self.trying.push(target.clone());
-        let identity = self.identity.clone();
+        let (identity, notices) = (self.identity.clone(), self.choice.notices);
         self.connecting.spawn(async move {
-            let outcome = Link::connect(&target, &identity).await;
+            let outcome = Link::connect(&target, &identity, notices).await;
             (target, outcome)
         });
     }

@@ -106,6 +106,8 @@ pub struct Choice {
     pub policy: Policy,
     /// Whether a second session stands by.
     pub spare: bool,
+    /// Whether what a Protection Server says unasked is heard.
+    pub notices: bool,
 }
 
 /// What the keeper says.

@@ -7,8 +7,17 @@
 //! down. Its price is that each Protection Server counts its own guests.
 //!
 //! ```text
-//!  Malware{signature} ──► policy ──► Malware, or Suspicious with the same name
+//!  definitions in force ──► signatures ──► ledger: since when each is in force
+//!                                             │
+//!  Malware{signature} ──────────────────► policy ──► Malware, or Suspicious, same name
 //! ```
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | [`signatures`] | names and what they stand for, out of files of definitions |
+//! | [`ledger`] | since when each is in force: a sorted file for each engine |
+//! | [`policy`] | when a signature turns report-only (pure) |
+//! | this | all of it under one lock, and what outlives a restart |
 //!
 //! A guest is hit when it is told of a signature, or when what it holds turns out to be
 //! malware by it ([`crate::retro`]): it is about to ask, and with many of them the brake
@@ -19,25 +28,24 @@
 //! of [`crate::retro`] keep what the engines said: a confirmation needs no new scan.
 //! What is braked and what was confirmed outlives a restart.
 
+pub mod ledger;
 pub mod policy;
+pub mod signatures;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palisade_protocol::bounded::List;
 use palisade_protocol::definitions::{BrakedSignature, MAX_BRAKED_SHOWN};
 use palisade_protocol::identity::write_atomic;
-use palisade_protocol::ids::AgentId;
-use palisade_protocol::verdict::{Generations, Verdict};
+use palisade_protocol::ids::{AgentId, TenantId};
+use palisade_protocol::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
-use policy::{Effect, Policy, Rule, Signature};
-
-/// Most engines whose definitions are known.
-const MAX_ENGINES: usize = 16;
-/// Most sets of definitions of one engine that are known: those that are kept, and some.
-const MAX_SETS: usize = 32;
+use ledger::{InForce, Known, Ledger, Terms};
+use policy::{Braked, Effect, Policy, Rule, Signature};
+use signatures::{Part, name_of};
 
 /// The brake. Clones share it.
 #[derive(Debug, Clone)]
@@ -46,6 +54,9 @@ pub struct Brake(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     file: PathBuf,
+    /// Where the ledgers are.
+    ledgers: PathBuf,
+    rule: Rule,
     state: Mutex<State>,
     /// Held while the file is written, so that the last one written is the newest.
     writing: Mutex<()>,
@@ -54,32 +65,23 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     policy: Policy,
-    /// When each engine's definitions came into force here for the first time, the
-    /// latest last.
-    engines: BTreeMap<String, Vec<Introduced>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Introduced {
-    #[serde(with = "hex::serde")]
-    fingerprint: [u8; 16],
-    at_ms: u64,
+    /// By the engines' names in verdicts.
+    engines: BTreeMap<&'static str, InForce>,
 }
 
 /// The file.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Kept {
-    engines: BTreeMap<String, Vec<Introduced>>,
-    braked: Vec<(Signature, u64)>,
+    braked: Vec<(Braked, u64)>,
     confirmed: Vec<Signature>,
 }
 
 impl Brake {
     /// A brake for signatures that hit more than `guests` guests, 0 for none; it knows
-    /// what the file of an earlier run holds. A file that cannot be used is no reason not
-    /// to scan.
-    pub fn open(file: &Path, guests: usize) -> Self {
+    /// what the file of an earlier run holds, and the ledgers in the other folder. What
+    /// cannot be used of it is no reason not to scan.
+    pub fn open(file: &Path, ledgers: &Path, guests: usize) -> Self {
         let kept = match std::fs::read(file) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 tracing::error!(file = %file.display(), %error, "damaged; braked signatures act again");
@@ -91,69 +93,86 @@ impl Brake {
                 Kept::default()
             }
         };
+        let rule = Rule::new(guests);
         Self(Arc::new(Shared {
             file: file.to_owned(),
+            ledgers: ledgers.to_owned(),
+            rule,
             state: Mutex::new(State {
-                policy: Policy::new(Rule::new(guests), kept.braked, kept.confirmed),
-                engines: kept.engines,
+                policy: Policy::new(rule, kept.braked, kept.confirmed),
+                engines: BTreeMap::new(),
             }),
             writing: Mutex::new(()),
         }))
     }
 
-    /// These definitions are in force from here on. Those that were before, as after a
-    /// rollback, are as old as they were then; and the first that there ever are count as
-    /// old: there is nothing that they could be new against. Blocks for a write.
-    pub fn in_force(&self, generations: &Generations, now_ms: u64) {
-        let mut state = self.lock();
-        let at_ms = if state.engines.is_empty() { 0 } else { now_ms };
-        let before = state.engines.clone();
-        for used in generations.iter() {
-            let room = state.engines.len() < MAX_ENGINES;
-            if !room && !state.engines.contains_key(used.engine.as_str()) {
-                continue;
-            }
-            let sets = state.engines.entry(used.engine.to_string()).or_default();
-            if sets.iter().all(|set| set.fingerprint != used.fingerprint) {
-                if sets.len() >= MAX_SETS {
-                    sets.remove(0);
+    /// These definitions are in force from here on. Signatures that were before, as after
+    /// a rollback, are as old as they were then; and the first that there ever are count
+    /// as old: there is nothing that they could be new against. Reads and writes as much as
+    /// there are signatures, and blocks for that.
+    ///
+    /// Where that fails, signatures count as old: a verdict acts in doubt, since whoever
+    /// could bring doubt about would otherwise switch verdicts off.
+    pub fn in_force(&self, parts: &[Part], now_ms: u64) {
+        if self.0.rule.guests == 0 {
+            return;
+        }
+        let seconds = |ms: u64| u32::try_from(ms / 1000).unwrap_or(u32::MAX);
+        let is_first =
+            std::fs::read_dir(&self.0.ledgers).map_or(true, |mut any| any.next().is_none());
+        let marked = self.lock().marked();
+        let terms = Terms {
+            now_s: seconds(now_ms),
+            new_for_s: seconds(self.0.rule.new_for_ms),
+            unknown_since_s: if is_first { 0 } else { seconds(now_ms) },
+            marked: &marked,
+        };
+        let mut engines = BTreeMap::new();
+        for part in parts {
+            let ledger = Ledger::of(&self.0.ledgers, part);
+            match ledger.bring_up_to_date(part, &terms) {
+                Ok(in_force) => {
+                    engines.insert(part.engine.name(), in_force);
                 }
-                sets.push(Introduced {
-                    fingerprint: used.fingerprint,
-                    at_ms,
-                });
+                Err(error) => {
+                    let engine = part.engine.name();
+                    tracing::error!(engine, %error, "its new signatures are not told from old ones, and are not braked");
+                }
             }
         }
-        let changed = state.engines != before;
-        drop(state);
-        if changed {
-            self.save();
-        }
+        self.lock().engines = engines;
     }
 
     /// The verdict that an agent is told.
     pub fn judge(
         &self,
+        tenant: &TenantId,
         guest: AgentId,
         verdict: Verdict,
-        generations: &Generations,
         now_ms: u64,
     ) -> Verdict {
         let Verdict::Malware { name, engine } = verdict else {
             return verdict;
         };
-        let signature = Signature { engine, name };
         let mut state = self.lock();
-        let introduced_ms = state.introduced(&signature, generations);
-        let effect = state.policy.hit(&signature, guest, introduced_ms, now_ms);
+        let known = state.engines.get(engine.as_str());
+        let known = known.map_or(LONG_KNOWN, |in_force| in_force.of(&name));
+        let signature = Signature {
+            engine,
+            name,
+            definition: known.definition,
+        };
+        let effect = state
+            .policy
+            .hit(&signature, tenant, guest, known.since_ms, now_ms);
         drop(state);
-        let Signature { engine, name } = signature;
+        let Signature { engine, name, .. } = signature;
         match effect {
             Effect::Act => return Verdict::Malware { name, engine },
             Effect::ReportOnly => {}
             Effect::Braked => {
                 tracing::error!(
-                    signature = %name, %engine,
+                    signature = %name, %engine, %tenant,
                     "a new signature hits many guests: it is reported only, until it is confirmed with `palisade-scanserver definitions confirm`"
                 );
                 let brake = self.clone();
@@ -174,13 +193,17 @@ impl Brake {
         confirmed
     }
 
-    /// What is braked.
+    /// What is braked, each signature once, for however many tenants.
     pub fn braked(&self) -> List<BrakedSignature, MAX_BRAKED_SHOWN> {
         let state = self.lock();
+        let mut shown: BTreeMap<&Signature, u64> = BTreeMap::new();
+        for ((_, signature), since_ms) in state.policy.braked() {
+            let since = shown.entry(signature).or_insert(since_ms);
+            *since = since_ms.min(*since);
+        }
         List::cut(
-            state
-                .policy
-                .braked()
+            shown
+                .into_iter()
                 .map(|(signature, since_ms)| BrakedSignature {
                     engine: signature.engine.clone(),
                     name: signature.name.clone(),
@@ -198,7 +221,6 @@ impl Brake {
         let state = self.lock();
         let braked = state.policy.braked();
         let kept = Kept {
-            engines: state.engines.clone(),
             braked: braked.map(|(one, since)| (one.clone(), since)).collect(),
             confirmed: state.policy.confirmed().cloned().collect(),
         };
@@ -218,108 +240,152 @@ impl Brake {
     }
 }
 
+/// What an engine's own findings are that no definitions name, and all findings where it is
+/// not known what is new.
+const LONG_KNOWN: Known = Known {
+    definition: 0,
+    since_ms: 0,
+};
+
 impl State {
-    /// When the definitions that gave a verdict came into force; long ago, if that is
-    /// not known.
-    fn introduced(&self, signature: &Signature, generations: &Generations) -> u64 {
-        let used = generations
-            .iter()
-            .find(|used| used.engine == signature.engine);
-        let sets = self.engines.get(signature.engine.as_str());
-        used.zip(sets)
-            .and_then(|(used, sets)| sets.iter().find(|set| set.fingerprint == used.fingerprint))
-            .map_or(0, |set| set.at_ms)
+    /// The names, hashed, of what is braked or confirmed: whether it is still the same has
+    /// to be known, however old it gets.
+    fn marked(&self) -> BTreeSet<u64> {
+        let braked = self.policy.braked().map(|((_, signature), _)| signature);
+        let all = braked.chain(self.policy.confirmed());
+        all.map(|signature| name_of(&signature.name)).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::EngineKind;
     use palisade_protocol::bounded::Text;
-    use palisade_protocol::verdict::{EngineGeneration, Generation, VerdictKind};
+    use palisade_protocol::verdict::VerdictKind;
 
     const DAY: u64 = 24 * 3600 * 1000;
     const NOW: u64 = 1000 * DAY;
 
-    fn generations(fingerprint: u8) -> Generations {
-        List::cut([EngineGeneration {
-            engine: Text::cut("yara-x"),
-            generation: Generation(1),
-            fingerprint: [fingerprint; 16],
-        }])
+    /// A brake in a folder, and rules that come into force.
+    struct Bench {
+        dir: tempfile::TempDir,
+        count: u8,
     }
 
-    fn hit(brake: &Brake, fingerprint: u8, now_ms: u64) -> VerdictKind {
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                dir: tempfile::tempdir().unwrap(),
+                count: 0,
+            }
+        }
+
+        fn file(&self) -> PathBuf {
+            self.dir.path().join("brake.json")
+        }
+
+        fn open(&self, guests: usize) -> Brake {
+            Brake::open(&self.file(), &self.dir.path().join("signatures"), guests)
+        }
+
+        fn define(&mut self, brake: &Brake, rules: &str, now_ms: u64) {
+            self.count += 1;
+            let folder = self.dir.path().join("rules");
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("some.yar"), rules).unwrap();
+            let part = Part {
+                engine: EngineKind::Yara,
+                fingerprint: [self.count; 16],
+                folder,
+            };
+            brake.in_force(&[part], now_ms);
+        }
+    }
+
+    const OLD: &str = "rule Old { condition: true } ";
+    const BAD: &str = "rule Bad { condition: true } ";
+    const EDITED: &str = "rule Bad { condition: filesize > 0 } ";
+
+    fn hit(brake: &Brake, name: &str, now_ms: u64) -> VerdictKind {
         let verdict = Verdict::Malware {
-            name: Text::cut("Bad"),
+            name: Text::cut(name),
             engine: Text::cut("yara-x"),
         };
-        let of = generations(fingerprint);
-        let judged = brake.judge(AgentId::random(), verdict, &of, now_ms);
+        let tenant = TenantId::default_tenant();
+        let judged = brake.judge(&tenant, AgentId::random(), verdict, now_ms);
         judged.kind()
     }
 
-    #[tokio::test]
-    async fn new_definitions_are_braked_and_first_ones_are_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("brake.json");
-        let brake = Brake::open(&file, 5);
-        brake.in_force(&generations(1), NOW);
+    fn acts(brake: &Brake, name: &str, now_ms: u64) {
         for _ in 0..20 {
-            assert_eq!(hit(&brake, 1, NOW), VerdictKind::Malware);
+            assert_eq!(hit(brake, name, now_ms), VerdictKind::Malware, "{name}");
         }
-        let brake = Brake::open(&file, 5);
-        brake.in_force(&generations(2), NOW);
-        let kinds: Vec<_> = (0..7).map(|_| hit(&brake, 2, NOW)).collect();
+    }
+
+    fn is_braked(brake: &Brake, name: &str, now_ms: u64) {
+        let kinds: Vec<_> = (0..7).map(|_| hit(brake, name, now_ms)).collect();
         assert_eq!(kinds[..5], [VerdictKind::Malware; 5]);
         assert_eq!(kinds[5..], [VerdictKind::Suspicious; 2]);
+    }
+
+    #[tokio::test]
+    async fn a_new_signature_is_braked_and_those_that_came_with_it_before_are_not() {
+        let mut bench = Bench::new();
+        let brake = bench.open(5);
+        bench.define(&brake, OLD, NOW);
+        acts(&brake, "Old", NOW);
+        bench.define(&brake, &[OLD, BAD].concat(), NOW + 1000);
+        acts(&brake, "Old", NOW + 1000);
+        is_braked(&brake, "Bad", NOW + 1000);
         // What it is written by may still be on its way.
-        while std::fs::read_to_string(&file).is_ok_and(|text| !text.contains("Bad")) {
+        while !std::fs::read_to_string(bench.file()).is_ok_and(|text| text.contains("Bad")) {
             tokio::task::yield_now().await;
         }
 
-        let brake = Brake::open(&file, 5);
-        brake.in_force(&generations(2), NOW + DAY);
-        assert_eq!(hit(&brake, 2, NOW + DAY), VerdictKind::Suspicious);
+        // However old it gets, until somebody confirms it.
+        let brake = bench.open(5);
+        bench.define(&brake, &[BAD, OLD].concat(), NOW + 3 * DAY);
+        assert_eq!(hit(&brake, "Bad", NOW + 3 * DAY), VerdictKind::Suspicious);
         assert_eq!(brake.braked()[0].name.as_str(), "Bad");
         assert!(!brake.confirm("Other") && brake.confirm("Bad"));
         assert!(brake.braked().is_empty());
-        let brake = Brake::open(&file, 5);
-        for _ in 0..20 {
-            assert_eq!(hit(&brake, 2, NOW + DAY), VerdictKind::Malware);
-        }
+        let brake = bench.open(5);
+        bench.define(&brake, &[BAD, OLD, " "].concat(), NOW + 3 * DAY);
+        acts(&brake, "Bad", NOW + 3 * DAY);
+
+        // Edited, it is another one, which nobody confirmed.
+        bench.define(&brake, &[EDITED, OLD].concat(), NOW + 4 * DAY);
+        is_braked(&brake, "Bad", NOW + 4 * DAY);
+        acts(&brake, "Old", NOW + 4 * DAY);
+        // And as it was, it is what was confirmed.
+        bench.define(&brake, &[BAD, OLD, "  "].concat(), NOW + 4 * DAY);
+        acts(&brake, "Bad", NOW + 4 * DAY);
     }
 
     #[tokio::test]
     async fn what_was_in_force_before_is_as_old_as_then() {
-        let dir = tempfile::tempdir().unwrap();
-        let brake = Brake::open(&dir.path().join("brake.json"), 5);
-        brake.in_force(&generations(1), NOW);
-        brake.in_force(&generations(2), NOW);
-        brake.in_force(&generations(1), NOW + 1);
-        for _ in 0..20 {
-            assert_eq!(
-                hit(&brake, 1, NOW + 1),
-                VerdictKind::Malware,
-                "rolled back to"
-            );
-        }
-        for n in 0..100 {
-            brake.in_force(&generations(n), NOW + 2);
-        }
-        assert_eq!(brake.lock().engines["yara-x"].len(), MAX_SETS);
+        let mut bench = Bench::new();
+        let brake = bench.open(5);
+        bench.define(&brake, &[OLD, BAD].concat(), NOW);
+        bench.define(&brake, &[OLD, EDITED].concat(), NOW + 1000);
+        bench.define(&brake, &[OLD, BAD, " "].concat(), NOW + 2000);
+        acts(&brake, "Bad", NOW + 2000);
     }
 
     #[tokio::test]
-    async fn a_damaged_file_and_a_brake_that_is_off_let_everything_act() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("brake.json");
-        std::fs::write(&file, "{").unwrap();
-        let brake = Brake::open(&file, 0);
-        brake.in_force(&generations(1), NOW);
-        brake.in_force(&generations(2), NOW);
-        for _ in 0..20 {
-            assert_eq!(hit(&brake, 2, NOW), VerdictKind::Malware);
-        }
+    async fn doubt_and_a_brake_that_is_off_let_everything_act() {
+        let mut bench = Bench::new();
+        std::fs::write(bench.file(), "{").unwrap();
+        let brake = bench.open(0);
+        bench.define(&brake, OLD, NOW);
+        bench.define(&brake, BAD, NOW + 1000);
+        acts(&brake, "Bad", NOW + 1000);
+        // Without a folder for its ledgers.
+        std::fs::write(bench.dir.path().join("signatures"), "").unwrap();
+        let brake = bench.open(5);
+        bench.define(&brake, OLD, NOW);
+        bench.define(&brake, BAD, NOW + 1000);
+        acts(&brake, "Bad", NOW + 1000);
     }
 }

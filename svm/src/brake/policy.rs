@@ -3,25 +3,34 @@
 //! ```text
 //!             a hit                    more than 5 guests in 10 minutes
 //!  unseen ───────────► watched (new) ────────────────────────────────► braked
-//!                         │ a day after its definitions came               │ confirm
+//!                         │ a day after it came into force                 │ confirm
 //!                         ▼                                                ▼
 //!                       acts, and is not counted                       confirmed: acts
 //! ```
 //!
-//! A signature is new for a day from the moment in which the definitions that first hit
-//! with it came into force here. What is old has shown that it is good, and what spreads
-//! with an old signature is an outbreak: it is never braked.
+//! A signature is new for a day from the moment in which it came into force here: it, and
+//! not the set that it came with, which is new every day. What is old has shown that it is
+//! good, and what spreads with an old signature is an outbreak: it is never braked. A
+//! signature is its name and what it says: one that was edited is another, and what was
+//! confirmed of it before counts no more.
+//!
+//! Guests are counted within their tenant, and a signature is braked for that tenant
+//! alone: what one tenant's guests hold must change no other's verdicts, and must not be
+//! learnt from them. What somebody confirms is confirmed for all.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use palisade_protocol::ids::AgentId;
+use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::verdict::{EngineName, SignatureName};
 use serde::{Deserialize, Serialize};
 
-/// Most signatures that are watched; the one whose last hit is oldest is dropped.
+/// Most signatures that are watched, each for a tenant; the one whose last hit is oldest is
+/// dropped.
 pub const MAX_WATCHED: usize = 4096;
-/// Most signatures that are kept as braked.
-pub const MAX_BRAKED: usize = 256;
+/// Most signatures that are kept as braked, each for a tenant.
+pub const MAX_BRAKED: usize = 1024;
+/// Most of them of one tenant.
+pub const MAX_BRAKED_PER_TENANT: usize = 256;
 /// Most signatures that are kept as confirmed.
 pub const MAX_CONFIRMED: usize = 1024;
 
@@ -47,14 +56,19 @@ impl Rule {
     }
 }
 
-/// A signature, as verdicts name it.
+/// A signature: as verdicts name it, and what it says.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Signature {
     /// Whose.
     pub engine: EngineName,
     /// Its name.
     pub name: SignatureName,
+    /// What it says, hashed.
+    pub definition: u64,
 }
+
+/// A signature, for a tenant.
+pub type Braked = (TenantId, Signature);
 
 /// What a hit comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +83,6 @@ pub enum Effect {
 
 #[derive(Debug)]
 struct Watched {
-    introduced_ms: u64,
     /// The last hit of each guest, as far as it is within the rule's time.
     guests: Vec<(AgentId, u64)>,
     last_ms: u64,
@@ -79,9 +92,9 @@ struct Watched {
 #[derive(Debug)]
 pub struct Policy {
     rule: Rule,
-    watched: HashMap<Signature, Watched>,
+    watched: HashMap<Braked, Watched>,
     /// With the moment in which each was braked, in milliseconds since 1970.
-    braked: BTreeMap<Signature, u64>,
+    braked: BTreeMap<Braked, u64>,
     confirmed: BTreeSet<Signature>,
 }
 
@@ -89,7 +102,7 @@ impl Policy {
     /// Nothing was seen yet, but what was braked or confirmed before.
     pub fn new(
         rule: Rule,
-        braked: impl IntoIterator<Item = (Signature, u64)>,
+        braked: impl IntoIterator<Item = (Braked, u64)>,
         confirmed: impl IntoIterator<Item = Signature>,
     ) -> Self {
         Self {
@@ -100,37 +113,34 @@ impl Policy {
         }
     }
 
-    /// A guest is hit by a signature of definitions that came into force at
-    /// `introduced_ms`.
+    /// A guest is hit by a signature that came into force at `since_ms`.
     pub fn hit(
         &mut self,
         signature: &Signature,
+        tenant: &TenantId,
         guest: AgentId,
-        introduced_ms: u64,
+        since_ms: u64,
         now_ms: u64,
     ) -> Effect {
         if self.rule.guests == 0 || self.confirmed.contains(signature) {
             return Effect::Act;
         }
-        if self.braked.contains_key(signature) {
+        let own = (tenant.clone(), signature.clone());
+        if self.braked.contains_key(&own) {
             return Effect::ReportOnly;
         }
-        if !self.watched.contains_key(signature) {
-            self.make_room();
-        }
-        let watched = self
-            .watched
-            .entry(signature.clone())
-            .or_insert_with(|| Watched {
-                introduced_ms,
-                guests: Vec::new(),
-                last_ms: now_ms,
-            });
-        watched.last_ms = watched.last_ms.max(now_ms);
-        if now_ms.saturating_sub(watched.introduced_ms) >= self.rule.new_for_ms {
-            watched.guests = Vec::new();
+        if now_ms.saturating_sub(since_ms) >= self.rule.new_for_ms {
+            self.watched.remove(&own);
             return Effect::Act;
         }
+        if !self.watched.contains_key(&own) {
+            self.make_room();
+        }
+        let watched = self.watched.entry(own.clone()).or_insert_with(|| Watched {
+            guests: Vec::new(),
+            last_ms: now_ms,
+        });
+        watched.last_ms = watched.last_ms.max(now_ms);
         let within = |(other, at): &(AgentId, u64)| {
             *other != guest && now_ms.saturating_sub(*at) < self.rule.within_ms
         };
@@ -139,40 +149,39 @@ impl Policy {
         if watched.guests.len() <= self.rule.guests {
             return Effect::Act;
         }
-        if self.braked.len() >= MAX_BRAKED {
+        let of_tenant = self.braked.keys().filter(|(braked, _)| braked == tenant);
+        if self.braked.len() >= MAX_BRAKED || of_tenant.count() >= MAX_BRAKED_PER_TENANT {
             // It stays watched, where its guests are as many as a bad set makes them.
             watched.guests.remove(0);
             return Effect::ReportOnly;
         }
-        self.watched.remove(signature);
-        self.braked.insert(signature.clone(), now_ms);
+        self.watched.remove(&own);
+        self.braked.insert(own, now_ms);
         Effect::Braked
     }
 
-    /// Somebody looked, and the signature is right: it acts from here on. Gives how many
-    /// of this name were braked.
+    /// Somebody looked, and the signature is right: it acts from here on, for all tenants.
+    /// Gives how many of this name were braked.
     pub fn confirm(&mut self, name: &str) -> usize {
-        let named: Vec<Signature> = self
+        let named: Vec<Braked> = self
             .braked
             .keys()
-            .filter(|signature| signature.name.as_str() == name)
+            .filter(|(_, signature)| signature.name.as_str() == name)
             .cloned()
             .collect();
-        for signature in &named {
-            self.braked.remove(signature);
+        for own in &named {
+            self.braked.remove(own);
             if self.confirmed.len() >= MAX_CONFIRMED {
                 self.confirmed.pop_first();
             }
-            self.confirmed.insert(signature.clone());
+            self.confirmed.insert(own.1.clone());
         }
         named.len()
     }
 
-    /// What is braked, and since when.
-    pub fn braked(&self) -> impl Iterator<Item = (&Signature, u64)> {
-        self.braked
-            .iter()
-            .map(|(signature, since)| (signature, *since))
+    /// What is braked, for whom, and since when.
+    pub fn braked(&self) -> impl Iterator<Item = (&Braked, u64)> {
+        self.braked.iter().map(|(own, since)| (own, *since))
     }
 
     /// What is confirmed.
@@ -188,7 +197,7 @@ impl Policy {
             .watched
             .iter()
             .min_by_key(|(_, watched)| watched.last_ms);
-        if let Some(oldest) = oldest.map(|(signature, _)| signature.clone()) {
+        if let Some(oldest) = oldest.map(|(own, _)| own.clone()) {
             self.watched.remove(&oldest);
         }
     }
@@ -207,6 +216,7 @@ mod tests {
         Signature {
             engine: Text::cut("yara-x"),
             name: Text::cut(name),
+            definition: 1,
         }
     }
 
@@ -218,25 +228,42 @@ mod tests {
         Policy::new(Rule::new(5), [], [])
     }
 
+    fn tenant(name: &str) -> TenantId {
+        name.parse().unwrap()
+    }
+
+    impl Policy {
+        fn hits(&mut self, signature: &Signature, n: u8, since_ms: u64, now_ms: u64) -> Effect {
+            self.hit(signature, &tenant("a"), guest(n), since_ms, now_ms)
+        }
+    }
+
     #[test]
     fn the_sixth_guest_within_ten_minutes_brakes_until_somebody_confirms() {
         let (mut policy, bad) = (policy(), signature("Bad"));
         for n in 0..5 {
-            assert_eq!(policy.hit(&bad, guest(n), 0, MINUTE), Effect::Act);
+            assert_eq!(policy.hits(&bad, n, 0, MINUTE), Effect::Act);
             // Again the same guest.
-            assert_eq!(policy.hit(&bad, guest(n), 0, MINUTE), Effect::Act);
+            assert_eq!(policy.hits(&bad, n, 0, MINUTE), Effect::Act);
         }
-        assert_eq!(policy.hit(&bad, guest(5), 0, 2 * MINUTE), Effect::Braked);
-        assert_eq!(policy.hit(&bad, guest(0), 0, 50 * HOUR), Effect::ReportOnly);
-        assert_eq!(
-            policy.hit(&signature("Other"), guest(9), 0, MINUTE),
-            Effect::Act
-        );
+        assert_eq!(policy.hits(&bad, 5, 0, 2 * MINUTE), Effect::Braked);
+        assert_eq!(policy.hits(&bad, 0, 0, 50 * HOUR), Effect::ReportOnly);
+        assert_eq!(policy.hits(&signature("Other"), 9, 0, MINUTE), Effect::Act);
         assert_eq!(policy.confirm("Nothing"), 0);
         assert_eq!(policy.confirm("Bad"), 1);
         for n in 0..9 {
-            assert_eq!(policy.hit(&bad, guest(n), 0, 3 * MINUTE), Effect::Act);
+            assert_eq!(policy.hits(&bad, n, 0, 3 * MINUTE), Effect::Act);
         }
+        // Another of that name is not confirmed.
+        let edited = Signature {
+            definition: 2,
+            ..bad
+        };
+        let effects: Vec<_> = (0..6)
+            .map(|n| policy.hits(&edited, n, 0, 3 * MINUTE))
+            .collect();
+        assert_eq!(effects[..5], [Effect::Act; 5]);
+        assert_eq!(effects[5], Effect::Braked);
     }
 
     #[test]
@@ -244,36 +271,52 @@ mod tests {
         let (mut policy, slow, old) = (policy(), signature("Slow"), signature("Old"));
         for n in 0..50 {
             let now_ms = u64::from(n) * 2 * MINUTE;
-            assert_eq!(policy.hit(&slow, guest(n), 0, now_ms), Effect::Act);
+            assert_eq!(policy.hits(&slow, n, 0, now_ms), Effect::Act);
             let later = 24 * HOUR + u64::from(n);
-            assert_eq!(policy.hit(&old, guest(n), 0, later), Effect::Act);
+            assert_eq!(policy.hits(&old, n, 0, later), Effect::Act);
         }
-        // What hit first with older definitions is as old as those.
+        assert!(policy.watched.keys().all(|(_, one)| *one != old));
+    }
+
+    #[test]
+    fn what_one_tenant_holds_changes_no_other_tenants_verdicts() {
+        let (mut policy, bad) = (policy(), signature("Bad"));
+        let (a, b) = (tenant("a"), tenant("b"));
+        for n in 0..20 {
+            policy.hit(&bad, &a, guest(n), 0, MINUTE);
+        }
         assert_eq!(
-            policy.hit(&old, guest(99), 24 * HOUR, 25 * HOUR),
-            Effect::Act
+            policy.hit(&bad, &a, guest(0), 0, MINUTE),
+            Effect::ReportOnly
         );
-        for n in 0..50 {
-            assert_eq!(
-                policy.hit(&old, guest(n), 24 * HOUR, 25 * HOUR),
-                Effect::Act
-            );
+        for n in 100..105 {
+            assert_eq!(policy.hit(&bad, &b, guest(n), 0, MINUTE), Effect::Act);
         }
+        assert_eq!(policy.hit(&bad, &b, guest(105), 0, MINUTE), Effect::Braked);
+        assert_eq!(policy.confirm("Bad"), 2);
+        assert_eq!(policy.confirmed().count(), 1);
+        assert_eq!(policy.hit(&bad, &a, guest(0), 0, MINUTE), Effect::Act);
     }
 
     #[test]
     fn everything_is_bounded() {
         let mut policy = policy();
         for n in 0..MAX_WATCHED + 100 {
-            policy.hit(&signature(&n.to_string()), guest(0), 0, n as u64);
+            policy.hits(&signature(&n.to_string()), 0, 0, n as u64);
         }
         assert_eq!(policy.watched.len(), MAX_WATCHED);
-        for n in 0..MAX_BRAKED + 10 {
-            let bad = signature(&format!("bad{n}"));
-            for g in 0..6 {
-                policy.hit(&bad, guest(g), 0, MINUTE);
+        for own in 0..6 {
+            let own = tenant(&format!("tenant-{own}"));
+            for n in 0..MAX_BRAKED_PER_TENANT + 10 {
+                let bad = signature(&format!("bad{n}"));
+                for g in 0..6 {
+                    policy.hit(&bad, &own, guest(g), 0, MINUTE);
+                }
+                let effect = policy.hit(&bad, &own, guest(6), 0, MINUTE);
+                assert_ne!(effect, Effect::Act, "{n}");
             }
-            assert_ne!(policy.hit(&bad, guest(6), 0, MINUTE), Effect::Act, "{n}");
+            let braked = policy.braked.keys().filter(|(of, _)| *of == own);
+            assert!(braked.count() <= MAX_BRAKED_PER_TENANT);
         }
         assert_eq!(policy.braked.len(), MAX_BRAKED);
         assert!(policy.watched.len() <= MAX_WATCHED);
@@ -301,7 +344,7 @@ mod tests {
                     .filter(|(_, at)| now_ms - at < rule.within_ms)
                     .map(|(g, _)| *g)
                     .collect();
-                let effect = policy.hit(&bad, guest(g), introduced_ms, now_ms);
+                let effect = policy.hits(&bad, g, introduced_ms, now_ms);
                 let wanted = if braked {
                     Effect::ReportOnly
                 } else if is_new && recent.len() > rule.guests {

@@ -9,8 +9,10 @@
 //! [`crate::request`] alone).
 //!
 //! Memory decides; [`persist`] keeps a copy that outlives a restart, and may be
-//! lost at any time.
+//! lost at any time; [`overruled`] sees to it that no clean verdict comes back from there
+//! that was overruled since.
 
+mod overruled;
 mod persist;
 pub mod recheck;
 
@@ -79,6 +81,18 @@ pub struct Found {
     pub entry: Entry,
     /// Earlier definitions than those in force gave it.
     pub older: bool,
+}
+
+/// What the copy on disk went through since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CopyCounts {
+    /// Writes that it did not get: the disk is behind, or fails.
+    pub lost: u64,
+    /// How often another copy was begun, because the one before failed.
+    pub begun_anew: u64,
+    /// Verdicts other than clean of which it could not be noted in time that they overrule
+    /// it.
+    pub unnoted: u64,
 }
 
 /// Milliseconds since 1970, for [`Entry::scanned_ms`].
@@ -173,6 +187,21 @@ impl SharedCache {
     /// Entries that were dropped for lack of room since the start.
     pub fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a content's clean verdict on disk, if there is one, counts no more. To be
+    /// called before a verdict other than clean is stored and given; waits for the disk a
+    /// bounded time.
+    pub async fn overrule(&self, key: &Key) {
+        if let Some(store) = &self.store {
+            store.overrule(key).await;
+        }
+    }
+
+    /// What the copy on disk went through; nothing, where there is none.
+    pub fn copy_counts(&self) -> CopyCounts {
+        let store = self.store.as_ref();
+        store.map(Store::counts).unwrap_or_default()
     }
 
     /// Stores the verdict of a complete scan of verified bytes.

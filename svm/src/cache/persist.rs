@@ -2,24 +2,36 @@
 //!
 //! ```text
 //! put ──try_send──► bounded channel ──► one thread ──► batches ──► sled
+//!                                          │  ▲
+//!                         it fails ────────┘  └── begun anew, after a while
 //! ```
 //!
 //! sled keeps what was written through a killed process, and may lose it or
 //! refuse to open (by a panic, even) after a power cut. So: opening happens on a
 //! thread of its own, guarded and timed; a database that does not open is renamed
 //! out of the way; each value carries a checksum over key and value, and one that
-//! does not fit is dropped. A lost copy costs scans, never a wrong verdict.
+//! does not fit is dropped. A write that is lost costs a scan, and is counted: that a
+//! clean verdict is overruled stands elsewhere before anybody is told ([`overruled`]), and
+//! what it is said of is dropped at the start.
 //!
-//! **Invariant:** nobody waits for the disk. A full channel loses the write.
+//! A database that fails is set aside, and another one begun: at once, and then less and
+//! less often.
+//!
+//! **Invariant:** nobody waits for the database. A full channel loses the write.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
 
 use palisade_protocol::codec;
+use palisade_protocol::verdict::VerdictKind;
 
-use super::{Entry, Key};
+use super::overruled::{self, Overruled, note_of};
+use super::{CopyCounts, Entry, Key};
 
 /// Writes that may wait.
 const QUEUE: usize = 8192;
@@ -39,6 +51,8 @@ const LOCKED_POLL: Duration = Duration::from_millis(20);
 const CLOSE_WITHIN: Duration = Duration::from_secs(3);
 /// How often a full queue is looked at meanwhile.
 const CLOSE_POLL: Duration = Duration::from_millis(10);
+/// First and longest wait before a database that failed is begun anew.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
 /// sled's own page cache, in bytes: the copy is read once, at the start.
 const PAGE_CACHE_BYTES: u64 = 16 << 20;
 /// Bytes of the checksum before each value.
@@ -51,25 +65,78 @@ const FORMAT: &[u8] = b"palisade-shared-cache 2";
 const FORMAT_KEY: &[u8] = b"format";
 
 enum Write {
-    Put(Vec<u8>, Vec<u8>),
+    Put {
+        key: Vec<u8>,
+        sealed: Vec<u8>,
+        /// It was noted that it overrules what the copy may hold.
+        noted: bool,
+    },
     Remove(Vec<u8>),
     Close(SyncSender<()>),
+}
+
+/// How the copy fares.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    lost: AtomicU64,
+    begun_anew: AtomicU64,
+    unnoted: AtomicU64,
+    /// The folder is another copy's from here on: the database is to be opened anew.
+    renew: AtomicBool,
+    /// The next batch fails: for tests.
+    #[cfg(test)]
+    fails: AtomicBool,
+}
+
+impl Health {
+    /// It could not be noted that a verdict overrules the copy.
+    pub(super) fn unnoted(&self) {
+        self.unnoted.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The copy was set aside under the writer's hands.
+    pub(super) fn renew(&self) {
+        self.renew.store(true, Ordering::Relaxed);
+    }
+
+    fn counts(&self) -> CopyCounts {
+        CopyCounts {
+            lost: self.lost.load(Ordering::Relaxed),
+            begun_anew: self.begun_anew.load(Ordering::Relaxed),
+            unnoted: self.unnoted.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// The handle to the writing thread. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     writes: SyncSender<Write>,
+    overruled: Overruled,
+    health: Arc<Health>,
 }
 
 impl Store {
+    /// Notes that a content's clean verdict, if the copy holds one, counts no more: to be
+    /// called before its verdict is given.
+    pub(super) async fn overrule(&self, key: &Key) {
+        if let Ok(key) = codec::encode(key) {
+            self.overruled.note(&key).await;
+        }
+    }
+
+    pub(super) fn counts(&self) -> CopyCounts {
+        self.health.counts()
+    }
+
     pub(super) fn insert(&self, key: &Key, entry: &Entry) {
         let (Ok(key), Ok(value)) = (codec::encode(key), codec::encode(entry)) else {
             return;
         };
         let mut sealed = checksum(&key, &value).to_vec();
         sealed.extend_from_slice(&value);
-        self.send(Write::Put(key, sealed));
+        let noted = entry.verdict.kind() != VerdictKind::Clean;
+        self.send(Write::Put { key, sealed, noted });
     }
 
     pub(super) fn remove(&self, key: &Key) {
@@ -94,6 +161,7 @@ impl Store {
 
     fn send(&self, write: Write) {
         if self.writes.try_send(write).is_err() {
+            self.health.lost.fetch_add(1, Ordering::Relaxed);
             tracing::debug!("the SharedCache's copy on disk lags: a write is left out");
         }
     }
@@ -120,21 +188,20 @@ pub(super) fn open(folder: &Path, entries: u64) -> (Option<Store>, Kept) {
         Err(reason) => {
             let aside = set_aside(folder);
             tracing::warn!(
-                folder = %folder.display(), %reason, set_aside = %aside,
+                folder = %folder.display(), %reason, set_aside = ?aside,
                 "the SharedCache on disk is damaged; it was set aside, and the cache starts empty"
             );
-            guarded_open(folder, entries)
+            aside
+                .and_then(|_| overruled::end_of(folder))
+                .map_err(|error| error.to_string())
+                .and_then(|()| guarded_open(folder, entries))
         }
     };
     match opened {
         Ok((database, kept)) => {
             tracing::info!(entries = kept.len(), "the SharedCache was read from disk");
-            let (writes, queue) = sync_channel(QUEUE);
-            let thread = std::thread::Builder::new()
-                .name("cache-writer".to_owned())
-                .spawn(move || write_all(database, &queue));
-            match thread {
-                Ok(_) => (Some(Store { writes }), kept),
+            match start(folder, database) {
+                Ok(store) => (Some(store), kept),
                 Err(error) => {
                     tracing::warn!(%error, "the SharedCache stays in memory alone");
                     (None, kept)
@@ -149,6 +216,26 @@ pub(super) fn open(folder: &Path, entries: u64) -> (Option<Store>, Kept) {
             (None, Vec::new())
         }
     }
+}
+
+fn start(folder: &Path, database: sled::Db) -> io::Result<Store> {
+    let health = Arc::<Health>::default();
+    let overruled = Overruled::start(folder, Arc::clone(&health))?;
+    let (writes, queue) = sync_channel(QUEUE);
+    let writer = Writer {
+        folder: folder.to_owned(),
+        queue,
+        overruled: overruled.clone(),
+        health: Arc::clone(&health),
+    };
+    std::thread::Builder::new()
+        .name("cache-writer".to_owned())
+        .spawn(move || writer.run(database))?;
+    Ok(Store {
+        writes,
+        overruled,
+        health,
+    })
 }
 
 fn guarded_open(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
@@ -190,6 +277,7 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
         }
         _ => return Err("it has an unknown format".to_owned()),
     }
+    let overruled = overruled::read(folder)?;
     let mut kept = Vec::new();
     let mut dropped: u64 = 0;
     for pair in database.iter() {
@@ -197,8 +285,9 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
         if key == FORMAT_KEY {
             continue;
         }
+        let counts = overruled.is_empty() || !overruled.contains(&note_of(&key));
         match unseal(&key, &sealed) {
-            Some(pair) if (kept.len() as u64) < entries => kept.push(pair),
+            Some(pair) if counts && (kept.len() as u64) < entries => kept.push(pair),
             _ => {
                 dropped += 1;
                 database.remove(&key).map_err(|error| error.to_string())?;
@@ -208,8 +297,12 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
     if dropped > 0 {
         tracing::warn!(
             dropped,
-            "entries of the SharedCache were unusable or too many"
+            "entries of the SharedCache were unusable, overruled or too many"
         );
+    }
+    if !overruled.is_empty() {
+        database.flush().map_err(|error| error.to_string())?;
+        overruled::end_of(folder).map_err(|error| error.to_string())?;
     }
     Ok((database, kept))
 }
@@ -243,66 +336,161 @@ fn unseal(key: &[u8], sealed: &[u8]) -> Option<(Key, Entry)> {
     Some((codec::decode(key).ok()?, codec::decode(value).ok()?))
 }
 
-/// Renames what is there; one such folder is kept, for whoever wants to know.
-fn set_aside(folder: &Path) -> String {
+/// Renames what is there; one such folder is kept, for whoever wants to know. Gives where
+/// it is.
+pub(super) fn set_aside(folder: &Path) -> io::Result<PathBuf> {
     let aside: PathBuf = folder.with_extension("damaged");
     let _ = std::fs::remove_dir_all(&aside);
     match std::fs::rename(folder, &aside) {
-        Ok(()) => aside.display().to_string(),
-        Err(error) => format!("not possible: {error}"),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(aside),
     }
 }
 
-fn write_all(database: sled::Db, queue: &Receiver<Write>) {
-    let ended = catch_unwind(AssertUnwindSafe(|| write_batches(&database, queue)));
-    // Closed means that another may open it.
-    drop(database);
-    let reason = match ended {
-        Ok(Ok(closing)) => {
-            if let Some(done) = closing {
-                let _ = done.send(());
-            }
-            return;
-        }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "the database panicked".to_owned(),
-    };
-    tracing::warn!(reason, "the SharedCache is no longer kept on disk");
+/// The writing thread.
+struct Writer {
+    folder: PathBuf,
+    queue: Receiver<Write>,
+    overruled: Overruled,
+    health: Arc<Health>,
 }
 
-fn write_batches(
-    database: &sled::Db,
-    queue: &Receiver<Write>,
-) -> sled::Result<Option<SyncSender<()>>> {
-    while let Ok(first) = queue.recv() {
-        let deadline = Instant::now() + GATHER;
-        let mut batch = sled::Batch::default();
-        let mut closing = None;
-        let mut next = Some(first);
-        let mut count = 0;
-        while let Some(write) = next.take() {
-            match write {
-                Write::Put(key, value) => batch.insert(key, value),
-                Write::Remove(key) => batch.remove(key),
-                Write::Close(done) => {
-                    closing = Some(done);
-                    break;
+/// Why the writer is done with a database.
+enum Ended {
+    /// Nobody writes any more; who waits for that, if anybody does.
+    Closed(Option<SyncSender<()>>),
+    /// It was set aside.
+    Renew,
+}
+
+impl Writer {
+    fn run(self, database: sled::Db) {
+        let mut database = Some(database);
+        let mut wait = RETRY.0;
+        loop {
+            let ended = match database.take() {
+                // The closure owns it: closed means that another may open it.
+                Some(database) => {
+                    let ended = catch_unwind(AssertUnwindSafe(|| self.write_batches(&database)));
+                    drop(database);
+                    ended.unwrap_or_else(|_| Err("the database panicked".to_owned()))
+                }
+                None => Err("it is still not to be had".to_owned()),
+            };
+            match ended {
+                Ok(Ended::Closed(closing)) => {
+                    if let Some(done) = closing {
+                        let _ = done.send(());
+                    }
+                    return;
+                }
+                Ok(Ended::Renew) => wait = RETRY.0,
+                Err(reason) => {
+                    let again_s = wait.as_secs();
+                    tracing::warn!(
+                        reason,
+                        again_s,
+                        "the SharedCache's copy on disk fails; it is begun anew"
+                    );
+                    if let Some(closing) = self.rest(wait) {
+                        let _ = closing.map(|done| done.send(()));
+                        return;
+                    }
+                    wait = (wait * 2).min(RETRY.1);
                 }
             }
-            count += 1;
-            if count < BATCH {
-                next = queue
-                    .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-                    .ok();
+            // Nothing is known of what it holds, unless that was taken away already.
+            let away = self.health.renew.swap(false, Ordering::Relaxed);
+            let aside = match away {
+                true => Ok(()),
+                false => set_aside(&self.folder).map(drop),
+            };
+            let opened = aside.map_err(|error| error.to_string());
+            match opened.and_then(|()| guarded_open(&self.folder, 0)) {
+                Ok((fresh, _)) => {
+                    self.health.begun_anew.fetch_add(1, Ordering::Relaxed);
+                    database = Some(fresh);
+                }
+                Err(reason) => tracing::debug!(reason, "the SharedCache has no copy on disk"),
             }
+        }
+    }
+
+    /// Waits, and loses what is written meanwhile; the end, if that comes.
+    fn rest(&self, wait: Duration) -> Option<Option<SyncSender<()>>> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.queue.recv_timeout(left) {
+                Ok(Write::Close(done)) => return Some(Some(done)),
+                Ok(_) => {
+                    self.health.lost.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(RecvTimeoutError::Timeout) => return None,
+                Err(RecvTimeoutError::Disconnected) => return Some(None),
+            }
+        }
+    }
+
+    fn write_batches(&self, database: &sled::Db) -> Result<Ended, String> {
+        while let Ok(first) = self.queue.recv() {
+            let deadline = Instant::now() + GATHER;
+            let mut batch = sled::Batch::default();
+            let mut closing = None;
+            let mut next = Some(first);
+            let (mut count, mut overruling) = (0_usize, 0);
+            while let Some(write) = next.take() {
+                match write {
+                    Write::Put { key, sealed, noted } => {
+                        overruling += usize::from(noted);
+                        batch.insert(key, sealed);
+                    }
+                    Write::Remove(key) => batch.remove(key),
+                    Write::Close(done) => {
+                        closing = Some(done);
+                        break;
+                    }
+                }
+                count += 1;
+                if count < BATCH {
+                    next = self
+                        .queue
+                        .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+                        .ok();
+                }
+            }
+            if self.health.renew.load(Ordering::Relaxed) {
+                self.health.lost.fetch_add(count as u64, Ordering::Relaxed);
+                if closing.is_some() {
+                    return Ok(Ended::Closed(closing));
+                }
+                return Ok(Ended::Renew);
+            }
+            let written = self.write(database, batch);
+            if let Err(error) = written {
+                self.health.lost.fetch_add(count as u64, Ordering::Relaxed);
+                if closing.is_some() {
+                    return Ok(Ended::Closed(closing));
+                }
+                return Err(error.to_string());
+            }
+            self.overruled.written(overruling);
+            if closing.is_some() {
+                return Ok(Ended::Closed(closing));
+            }
+        }
+        Ok(Ended::Closed(None))
+    }
+
+    fn write(&self, database: &sled::Db, batch: sled::Batch) -> sled::Result<()> {
+        #[cfg(test)]
+        if self.health.fails.load(Ordering::Relaxed) {
+            return Err(sled::Error::Unsupported("the disk fails".to_owned()));
         }
         database.apply_batch(batch)?;
         database.flush()?;
-        if closing.is_some() {
-            return Ok(closing);
-        }
+        Ok(())
     }
-    Ok(None)
 }
 
 #[cfg(test)]
@@ -387,6 +575,127 @@ mod tests {
                 "{damage}"
             );
         }
+    }
+
+    fn malware(fingerprint: u8) -> Entry {
+        Entry {
+            verdict: palisade_protocol::verdict::Verdict::Malware {
+                name: palisade_protocol::bounded::Text::cut("Bad"),
+                engine: palisade_protocol::bounded::Text::cut("yara-x"),
+            },
+            ..entry(fingerprint)
+        }
+    }
+
+    fn waited_for(what: &str, done: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !done() {
+            assert!(Instant::now() < deadline, "never: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// A folder as a killed process left it: the one that is open is not looked at.
+    fn copied(folder: &Path) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = folder.parent().unwrap();
+        let done = std::process::Command::new("cp")
+            .arg("-a")
+            .arg(parent.join("."))
+            .arg(dir.path())
+            .status();
+        assert!(done.unwrap().success());
+        dir
+    }
+
+    fn is_known(folder: &Path) -> bool {
+        let cache = SharedCache::open(folder, 10);
+        let known = cache.last(&key(b"a")).is_some();
+        cache.close();
+        known
+    }
+
+    #[tokio::test]
+    async fn a_clean_verdict_that_was_overruled_does_not_come_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        let notes = folder.with_extension("overruled");
+        let cache = SharedCache::open(&folder, 10);
+        cache.put(key(b"a"), entry(1));
+        cache.close();
+        drop(cache);
+        assert!(is_known(&folder));
+
+        let cache = SharedCache::open(&folder, 10);
+        // The disk takes no batch from here on; notes it takes.
+        let health = Arc::clone(&cache.store.as_ref().unwrap().health);
+        health.fails.store(true, Ordering::Relaxed);
+        cache.overrule(&key(b"a")).await;
+        let killed_now = copied(&folder);
+        assert!(!is_known(&killed_now.path().join("cache")));
+        cache.put(key(b"a"), malware(2));
+        waited_for("a write is lost", || cache.copy_counts().lost > 0);
+        let killed_later = copied(&folder);
+        assert!(!is_known(&killed_later.path().join("cache")));
+
+        // And when the disk is well again, it is kept as before.
+        health.fails.store(false, Ordering::Relaxed);
+        waited_for("the copy is begun anew", || {
+            cache.copy_counts().begun_anew > 0
+        });
+        cache.overrule(&key(b"b")).await;
+        cache.put(key(b"b"), malware(2));
+        cache.put(key(b"a"), entry(2));
+        cache.close();
+        drop(cache);
+        let cache = SharedCache::open(&folder, 10);
+        assert_eq!(
+            cache.last(&key(b"b")).map(|entry| entry.verdict),
+            None,
+            "it was still noted, for the copy before"
+        );
+        assert!(!notes.exists());
+        assert_eq!(cache.copy_counts(), CopyCounts::default());
+    }
+
+    #[tokio::test]
+    async fn notes_end_when_their_verdicts_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        let notes = folder.with_extension("overruled");
+        let cache = SharedCache::open(&folder, 10);
+        for content in [b"a", b"b"] {
+            cache.overrule(&key(content)).await;
+            assert!(notes.exists());
+            cache.put(key(content), malware(1));
+        }
+        waited_for("the notes are gone", || !notes.exists());
+        cache.close();
+        drop(cache);
+        let cache = SharedCache::open(&folder, 10);
+        assert_eq!(cache.last(&key(b"b")), Some(malware(1)));
+    }
+
+    #[tokio::test]
+    async fn where_nothing_can_be_noted_the_copy_is_out_of_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("cache");
+        let cache = SharedCache::open(&folder, 10);
+        cache.put(key(b"a"), entry(1));
+        cache.close();
+        drop(cache);
+        let cache = SharedCache::open(&folder, 10);
+        // Writes find no space there.
+        std::os::unix::fs::symlink("/dev/full", folder.with_extension("overruled")).unwrap();
+        cache.overrule(&key(b"a")).await;
+        assert!(!folder.exists());
+        // It goes on with another one.
+        cache.put(key(b"b"), entry(1));
+        waited_for("the copy is begun anew", || {
+            cache.copy_counts().begun_anew > 0
+        });
+        let killed = copied(&folder);
+        assert!(!is_known(&killed.path().join("cache")));
     }
 
     #[test]

@@ -132,7 +132,7 @@ pub fn definitions(common: &Common, arguments: &Arguments) -> anyhow::Result<()>
             };
             let mut keeper = Keeper::open(&settings, &file, state.folders())?;
             let guests = settings.retroactive.brake_guests as usize;
-            let brake = Brake::open(&state.brake(), guests);
+            let brake = Brake::open(&state.brake(), &state.signatures(), guests);
             (false, alone(&mut keeper, &brake, arguments.verb.order()?)?)
         }
         Err(error) => return Err(error.into()),

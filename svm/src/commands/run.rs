@@ -79,8 +79,12 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     };
     let metrics = Arc::new(Metrics::default());
     let (scanner, lanes) = scanner(settings, Arc::clone(&metrics), started)?;
-    let brake = Brake::open(&state.brake(), settings.retroactive.brake_guests as usize);
-    brake.in_force(&scanner.generations(), now_ms());
+    let guests = settings.retroactive.brake_guests as usize;
+    let brake = Brake::open(&state.brake(), &state.signatures(), guests);
+    let (known, parts) = (brake.clone(), keeper.parts());
+    tokio::task::spawn_blocking(move || known.in_force(&parts, now_ms()))
+        .await
+        .context("the signatures in force")?;
     let (desk, clerk) = Desk::new(keeper, scanner.clone(), brake.clone());
 
     let cache = cache(settings, state);

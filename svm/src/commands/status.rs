@@ -93,6 +93,13 @@ fn text(status: &Status) -> String {
             ),
         ),
         (
+            "notices",
+            format!(
+                "{} wait, {} dropped, {} holders forgotten",
+                now.notices_waiting, now.notices_dropped, now.holders_forgotten
+            ),
+        ),
+        (
             "content",
             format!(
                 "{} bytes received, {} bytes not sent",

@@ -248,7 +248,7 @@ impl Clerk {
             let activated = matches!(done, Ok(Change::Activated(_)));
             let said = done.as_ref().map(Change::said).map_err(ToString::to_string);
             if let Ok(Change::Activated(set)) = done {
-                brakes.in_force(set.generations(), now_ms());
+                brakes.in_force(&keeper.parts(), now_ms());
                 // Waits for the end of engines that nobody uses any more.
                 scans.activate(set);
             }

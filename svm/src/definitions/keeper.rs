@@ -3,6 +3,7 @@
 //! One owner drives it, on a thread that may block: a step takes seconds. A step that
 //! fails leaves what is active, on disk and in memory, as it was.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -16,9 +17,10 @@ use palisade_worker::client::StartError;
 
 use super::DefinitionsError;
 use super::check::Check;
-use super::manifest::Manifest;
+use super::manifest::{EngineManifest, Manifest};
 use super::source::Listing;
 use super::store::{Copy, Store};
+use crate::brake::signatures::Part;
 use crate::cache::now_ms;
 use crate::engine::{EngineKind, Place};
 use crate::hash_lists::HashLists;
@@ -34,6 +36,10 @@ const SETTLE: Duration = Duration::from_millis(500);
 const MAX_LOOKS: usize = 20;
 /// So often a copy is made anew because the source changed meanwhile.
 const MAX_COPIES: usize = 3;
+
+/// What makes of engines' words a verdict is this program, and its engine programs of the
+/// same package.
+const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What a step came to.
 #[derive(Debug)]
@@ -63,6 +69,8 @@ pub struct Keeper {
     running: Weak<EngineSet>,
     /// What the source held at the last look, good or bad.
     seen: Option<Listing>,
+    /// The version of each engine, as it said when it was loaded last.
+    versions: BTreeMap<EngineKind, String>,
 }
 
 impl Keeper {
@@ -99,6 +107,7 @@ impl Keeper {
             check: Check::new(settings),
             running: Weak::new(),
             seen: None,
+            versions: BTreeMap::new(),
         })
     }
 
@@ -272,7 +281,7 @@ impl Keeper {
         let entry = |manifest: Manifest| GenerationEntry {
             generation: manifest.generation,
             standing: self.store.standing(&manifest),
-            engines: self.generations(&manifest),
+            engines: self.generations(&manifest, &self.versions),
             origin: Text::cut(&manifest.origin.to_string_lossy()),
             added_ms: manifest.added_ms,
             bytes: manifest.bytes,
@@ -287,18 +296,40 @@ impl Keeper {
         }
     }
 
+    /// Where the definitions in force are, engine by engine.
+    pub fn parts(&self) -> Vec<Part> {
+        let Some(active) = &self.active else {
+            return Vec::new();
+        };
+        let part = |of: &EngineManifest| Part {
+            engine: of.engine,
+            fingerprint: of.fingerprint,
+            folder: self.store.engine_folder(active.generation, of.engine),
+        };
+        active.engines.iter().map(part).collect()
+    }
+
     fn is_active(&self, number: u64) -> bool {
         let active = self.active.as_ref();
         active.is_some_and(|active| active.generation == number)
     }
 
-    /// What verdicts say of a generation: its definitions, and what the engines are told
+    /// What verdicts say of a generation: its definitions; the programs that read them,
+    /// since another version may find what this one did not; and what the engines are told
     /// here, since a verdict by other limits is another verdict.
-    fn generations(&self, manifest: &Manifest) -> Generations {
-        List::cut(manifest.engines.iter().map(|part| EngineGeneration {
-            engine: Text::cut(part.engine.name()),
-            generation: Generation(part.generation),
-            fingerprint: configured(part.fingerprint, &part.engine.settings(&self.place)),
+    fn generations(
+        &self,
+        manifest: &Manifest,
+        versions: &BTreeMap<EngineKind, String>,
+    ) -> Generations {
+        List::cut(manifest.engines.iter().map(|part| {
+            let version = versions.get(&part.engine).map_or("", String::as_str);
+            let settings = part.engine.settings(&self.place);
+            EngineGeneration {
+                engine: Text::cut(part.engine.name()),
+                generation: Generation(part.generation),
+                fingerprint: configured(part.fingerprint, version, &settings),
+            }
         }))
     }
 
@@ -420,7 +451,9 @@ impl Keeper {
                 }
             });
         }
-        let generations = self.generations(manifest);
+        let version = |engine: &Arc<Engine>| (engine.kind(), engine.version().to_owned());
+        let versions = engines.iter().map(version).collect();
+        let generations = self.generations(manifest, &versions);
         let set = EngineSet::new(manifest.generation, generations, engines);
         Ok(Arc::new(set.with_lists(lists)))
     }
@@ -433,22 +466,23 @@ impl Keeper {
             if let Some(command) = engine.kind().command(&folder, &self.place) {
                 engine.moved(command);
             }
+            let version = engine.version().to_owned();
+            self.versions.insert(engine.kind(), version);
         }
         self.running = Arc::downgrade(set);
         self.active = Some(manifest);
     }
 }
 
-/// The fingerprint of definitions with what their engine is told.
-fn configured(definitions: [u8; 16], settings: &[String]) -> [u8; 16] {
-    if settings.is_empty() {
-        return definitions;
-    }
+/// The fingerprint of definitions with this program's version, their engine's, and what it
+/// is told.
+fn configured(definitions: [u8; 16], version: &str, settings: &[String]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&definitions);
-    for setting in settings {
-        hasher.update(&(setting.len() as u64).to_le_bytes());
-        hasher.update(setting.as_bytes());
+    let told = settings.iter().map(String::as_str);
+    for part in [OWN_VERSION, version].into_iter().chain(told) {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
     }
     let mut bytes = [0; 16];
     hasher.finalize_xof().fill(&mut bytes);
@@ -486,4 +520,24 @@ fn named_as_in_source(error: DefinitionsError, copy: &Copy, listing: &Listing) -
         detail = detail.replace(&stored, &file.path.display().to_string());
     }
     DefinitionsError::Engine { engine, detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_definitions_versions_and_settings_are_other_fingerprints() {
+        let settings = |settings: &[&str]| settings.iter().map(|&one| one.to_owned()).collect();
+        let of = |definitions, version: &str, told: Vec<String>| {
+            configured([definitions; 16], version, &told)
+        };
+        let base = of(1, "1.4.2", settings(&["a=1", "b=2"]));
+        assert_eq!(base, of(1, "1.4.2", settings(&["a=1", "b=2"])));
+        assert_ne!(base, of(2, "1.4.2", settings(&["a=1", "b=2"])));
+        assert_ne!(base, of(1, "1.4.3", settings(&["a=1", "b=2"])));
+        assert_ne!(base, of(1, "1.4.2", settings(&["a=1", "b=3"])));
+        assert_ne!(base, of(1, "1.4.2", settings(&["a=1b=2"])));
+        assert_ne!(of(1, "", Vec::new()), [1; 16], "our own version counts");
+    }
 }

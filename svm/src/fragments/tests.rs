@@ -57,7 +57,10 @@ impl Part {
     }
 
     async fn keep(&self, owner: &str, bytes: &[u8]) {
-        let taken = self.budget.take(AgentId::random(), bytes.len() as u64);
+        let tenant = key(owner, bytes).tenant;
+        let taken = self
+            .budget
+            .take(&tenant, AgentId::random(), bytes.len() as u64);
         let share = taken.await.unwrap();
         let sealed = SealedContent::from_bytes(bytes).unwrap();
         let outline = outline(bytes);
@@ -356,9 +359,10 @@ fn the_thread_writes_and_ends_with_its_store() {
         .unwrap();
     let bytes = content(&[1, 2, 3], 100);
     let budget = Budget::new(64 << 20, 64 << 20);
-    let share = runtime.block_on(budget.take(AgentId::random(), bytes.len() as u64));
-    let sealed = SealedContent::from_bytes(&bytes).unwrap();
     let key = key("a", &bytes);
+    let taken = budget.take(&key.tenant, AgentId::random(), bytes.len() as u64);
+    let share = runtime.block_on(taken);
+    let sealed = SealedContent::from_bytes(&bytes).unwrap();
     store.keep(&key, true, outline(&bytes), sealed, share.unwrap());
     wait_until(|| disk.bytes() == bytes.len() as u64);
     assert_eq!(store.bytes_on_disk(), bytes.len() as u64);

@@ -94,6 +94,8 @@ pub enum Reason {
     protocol,
     /// The sender was too slow.
     stalled,
+    /// Another one sent the same content in its place.
+    handed_over,
     /// The peer was gone.
     gone,
     /// No engine could scan.
@@ -103,13 +105,14 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::queue,
         Self::memory,
         Self::limit,
         Self::mismatch,
         Self::protocol,
         Self::stalled,
+        Self::handed_over,
         Self::gone,
         Self::no_engine,
         Self::stopping,
@@ -125,6 +128,7 @@ impl From<&Failure> for Reason {
             Failure::Mismatch(_) => Self::mismatch,
             Failure::Protocol(_) => Self::protocol,
             Failure::Stalled { .. } => Self::stalled,
+            Failure::HandedOver => Self::handed_over,
             Failure::PeerGone => Self::gone,
             Failure::NoEngine(_) => Self::no_engine,
             Failure::Stopping => Self::stopping,

@@ -80,12 +80,14 @@ impl Service {
                 generations: landed.generations.clone(),
                 scanned_ms: cache::now_ms(),
             };
+            if landed.verdict.kind() != VerdictKind::Clean {
+                self.cache.overrule(key).await;
+            }
             self.cache.put(key.clone(), entry);
         }
         if landed.verdict.kind() == VerdictKind::Malware {
             tracing::info!(content = %key.content, tenant = %key.tenant, verdict = ?landed.verdict, "malware");
-            let (verdict, generations) = (&landed.verdict, &landed.generations);
-            self.turned_bad(&key.tenant, key.content, verdict, generations);
+            self.turned_bad(&key.tenant, key.content, &landed.verdict);
         }
         Ok((landed, bytes))
     }
@@ -93,17 +95,10 @@ impl Service {
     /// A content is malware: its holders are told. Each is a guest that the signature
     /// hits, whether or not it asks: the brake counts them before the first is told, so
     /// that a bad signature is braked before it blocks what many have.
-    pub fn turned_bad(
-        &self,
-        tenant: &TenantId,
-        content: ContentId,
-        verdict: &Verdict,
-        generations: &Generations,
-    ) {
+    pub fn turned_bad(&self, tenant: &TenantId, content: ContentId, verdict: &Verdict) {
         let now_ms = cache::now_ms();
         self.retro.turned_bad(tenant, content, |holder| {
-            self.brake
-                .judge(holder, verdict.clone(), generations, now_ms);
+            self.brake.judge(tenant, holder, verdict.clone(), now_ms);
         });
     }
 
@@ -115,8 +110,7 @@ impl Service {
         if let Some(entry) = self.cache.last(key)
             && entry.verdict.kind() == VerdictKind::Malware
         {
-            let (verdict, generations) = (&entry.verdict, &entry.generations);
-            self.turned_bad(&key.tenant, key.content, verdict, generations);
+            self.turned_bad(&key.tenant, key.content, &entry.verdict);
         }
     }
 

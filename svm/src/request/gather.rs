@@ -1,20 +1,24 @@
 //! Reading a content from a peer that may lie, stall or leave.
 //!
 //! ```text
-//! begin ─► read_outline ─► fill ─► read_fragments ─► finish
-//! memory   chaining values   known   Need, Fragment*   sealed
-//!          against the id    pieces  until none lacks
+//! read_outline ─► begin ─► fill ─► read_fragments ─► finish
+//! chaining values  memory   known   Need, Fragment*   sealed
+//! against the id            pieces  until none lacks
 //! ```
 //!
 //! What one peer leaves unfinished, the next goes on with: each fragment was
-//! verified on its own. A round asks for at most [`ROUND_FRAGMENTS`], and has to be
-//! answered at [`MIN_RATE`] or better, each frame within the stall time.
+//! verified on its own. The outline as a whole, and each round of at most
+//! [`ROUND_FRAGMENTS`], has to come at [`MIN_RATE`] or better, each frame within the stall
+//! time. And while another peer waits that could send the same, whoever is silent, or
+//! slower than [`HAND_OVER_RATE`], gives way to it ([`Failure::HandedOver`]).
 //!
 //! [`fill`] copies what is known.
 
 mod fill;
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use palisade_protocol::bounded::List;
@@ -35,8 +39,62 @@ use crate::failure::Failure;
 const ROUND_FRAGMENTS: usize = 32;
 /// Slowest sender that is put up with, in bytes a second.
 const MIN_RATE: u64 = 256 * 1024;
+/// Slowest sender that is put up with while another one waits, in bytes a second.
+const HAND_OVER_RATE: u64 = 1 << 20;
+/// How often it is looked whether another one waits.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(100);
+/// Bytes of a chaining value.
+const VALUE_BYTES: usize = 32;
 /// Milliseconds until it is worth asking again when the kernel has no memory.
 const NO_MEMORY_RETRY_MS: u32 = 2_000;
+
+/// Who else could send the same content.
+#[derive(Debug, Clone)]
+pub struct Others {
+    /// How many wait.
+    pub waiting: Arc<AtomicUsize>,
+    /// How long they are kept waiting by one that is silent or slow.
+    pub patience: Duration,
+}
+
+/// Frames that are expected together, since when, and how many bytes came.
+#[derive(Debug)]
+struct Round {
+    since: Instant,
+    last: Instant,
+    bytes: u64,
+    deadline: Instant,
+    within: Duration,
+}
+
+impl Round {
+    fn of(bytes: u64, stall: Duration) -> Self {
+        let now = Instant::now();
+        let within = stall + Duration::from_millis(bytes * 1000 / MIN_RATE);
+        Self {
+            since: now,
+            last: now,
+            bytes: 0,
+            deadline: now + within,
+            within,
+        }
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.last = Instant::now();
+        self.bytes += bytes as u64;
+    }
+
+    /// Whether somebody else had better send the rest.
+    fn holds_up(&self, others: &Others) -> bool {
+        if others.waiting.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let (since, silent) = (self.since.elapsed(), self.last.elapsed());
+        let due = since.as_millis() * u128::from(HAND_OVER_RATE) / 1000;
+        silent >= others.patience || (since >= others.patience && u128::from(self.bytes) < due)
+    }
+}
 
 /// The two halves of a stream, and how long a frame may take.
 #[derive(Debug)]
@@ -45,6 +103,8 @@ pub struct Peer<R, W> {
     pub send: W,
     /// Time without the expected frame after which the sender is given up.
     pub stall: Duration,
+    /// Who else could send the same; nobody, until somebody says so.
+    pub others: Option<Others>,
     receive: R,
     /// The last frame's body; at most one frame large.
     buffer: Vec<u8>,
@@ -56,8 +116,31 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Peer<R, W> {
         Self {
             send,
             stall,
+            others: None,
             receive,
             buffer: Vec::new(),
+        }
+    }
+
+    /// Reads the next frame of a round.
+    async fn next_of(&mut self, round: &Round) -> Result<ToSvmRef<'_>, Failure> {
+        let others = self.others.clone();
+        let next = timeout_at(round.deadline, self.next());
+        let late = Failure::Stalled {
+            waited_s: round.within.as_secs(),
+        };
+        let Some(others) = others else {
+            return next.await.map_err(|_| late)?;
+        };
+        let held_up = async {
+            while !round.holds_up(&others) {
+                tokio::time::sleep(HAND_OVER_LOOK).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            next = next => next.map_err(|_| late)?,
+            () = held_up => Err(Failure::HandedOver),
         }
     }
 
@@ -126,7 +209,20 @@ pub struct Gathered {
     pub share: Share,
 }
 
+/// Bytes of a content's outline, which are held before its own memory is taken.
+pub fn outline_bytes(size: u64) -> u64 {
+    match has_outline(size) {
+        true => size.div_ceil(FRAGMENT_BYTES) * VALUE_BYTES as u64,
+        false => 0,
+    }
+}
+
 impl Gathering {
+    /// Whether memory was taken.
+    pub fn has_begun(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// Takes memory, unless an earlier leader did.
     ///
     /// # Errors
@@ -166,12 +262,16 @@ impl Gathering {
             0
         };
         let mut values = Vec::with_capacity(want);
+        let mut round = Round::of(outline_bytes(size), peer.stall);
         while values.len() < want {
-            match peer.next().await? {
+            match peer.next_of(&round).await? {
                 ToSvmRef::Outline(part) if part.is_empty() => {
                     return Err(Failure::Protocol("an Outline without values".to_owned()));
                 }
-                ToSvmRef::Outline(part) => values.extend_from_slice(&part),
+                ToSvmRef::Outline(part) => {
+                    round.came(part.len() * VALUE_BYTES);
+                    values.extend_from_slice(&part);
+                }
                 _ => return Err(Failure::Protocol("an Outline is expected".to_owned())),
             }
         }
@@ -185,33 +285,31 @@ impl Gathering {
         self.outline.as_ref()
     }
 
-    /// Asks for what lacks, until nothing does; gives how many bytes came.
+    /// Asks for what lacks, until nothing does; counts the bytes that came, whatever it
+    /// ends in.
     ///
     /// # Errors
     /// [`Failure::Mismatch`] for bytes of another content, [`Failure::Protocol`]
     /// for a fragment that was not asked for, and the stream's.
-    pub async fn read_fragments<R, W>(&mut self, peer: &mut Peer<R, W>) -> Result<u64, Failure>
+    pub async fn read_fragments<R, W>(
+        &mut self,
+        peer: &mut Peer<R, W>,
+        received: &mut u64,
+    ) -> Result<(), Failure>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let mut received = 0;
         loop {
             let (need, mut count) = ranges(&self.held);
             if count == 0 {
-                return Ok(received);
+                return Ok(());
             }
-            let bytes = count as u64 * FRAGMENT_BYTES;
-            let within = peer.stall + Duration::from_secs(bytes / MIN_RATE);
-            let deadline = Instant::now() + within;
             peer.tell(&ToAgent::Need(List::cut(need.iter().copied())))
                 .await?;
+            let mut round = Round::of(count as u64 * FRAGMENT_BYTES, peer.stall);
             while count > 0 {
-                let frame = timeout_at(deadline, peer.next()).await;
-                let frame = frame.map_err(|_| Failure::Stalled {
-                    waited_s: within.as_secs(),
-                })??;
-                let ToSvmRef::Fragment(fragment) = frame else {
+                let ToSvmRef::Fragment(fragment) = peer.next_of(&round).await? else {
                     return Err(Failure::Protocol("a Fragment is expected".to_owned()));
                 };
                 if !need.iter().any(|range| holds(range, fragment.index)) {
@@ -221,7 +319,8 @@ impl Gathering {
                     )));
                 }
                 self.keep(fragment)?;
-                received += fragment.bytes.len() as u64;
+                round.came(fragment.bytes.len());
+                *received += fragment.bytes.len() as u64;
                 count -= 1;
             }
         }
@@ -313,7 +412,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use palisade_protocol::content::OutlineBuilder;
-    use palisade_protocol::ids::AgentId;
+    use palisade_protocol::ids::{AgentId, TenantId};
     use palisade_protocol::scan::Fragment;
     use proptest::prelude::*;
     use tokio::io::{DuplexStream, ReadHalf, WriteHalf, duplex, split};
@@ -359,17 +458,20 @@ mod tests {
         });
         let (receive, send) = split(ours);
         let mut peer: Half = Peer::new(receive, send, STALL);
-        let budget = Budget::new(1 << 30, 1 << 30);
         let size = content.size();
-        gathering
-            .begin(size, || budget.take(AgentId::random(), size))
-            .await?;
         gathering
             .read_outline(content.id(), size, &mut peer)
             .await?;
-        gathering.read_fragments(&mut peer).await?;
+        begin(gathering, size).await;
+        gathering.read_fragments(&mut peer, &mut 0).await?;
         drain.abort();
         Ok(gathering.finish()?.bytes.to_vec().unwrap())
+    }
+
+    async fn begin(gathering: &mut Gathering, size: u64) {
+        let (budget, tenant) = (Budget::new(1 << 30, 1 << 30), TenantId::default_tenant());
+        let begun = gathering.begin(size, || budget.take(&tenant, AgentId::random(), size));
+        begun.await.unwrap();
     }
 
     fn values(outline: &Outline) -> ToSvm {
@@ -511,19 +613,84 @@ mod tests {
         });
         let (receive, send) = split(ours);
         let mut peer: Half = Peer::new(receive, send, STALL);
-        let budget = Budget::new(1 << 30, 1 << 30);
         let mut gathering = Gathering::default();
-        gathering
-            .begin(9_000_000, || budget.take(AgentId::random(), 9_000_000))
-            .await
-            .unwrap();
         gathering
             .read_outline(outline.id(), outline.size(), &mut peer)
             .await
             .unwrap();
-        let failure = gathering.read_fragments(&mut peer).await.unwrap_err();
+        begin(&mut gathering, 9_000_000).await;
+        let failure = gathering
+            .read_fragments(&mut peer, &mut 0)
+            .await
+            .unwrap_err();
         assert!(matches!(failure, Failure::Stalled { .. }), "{failure}");
         drip.abort();
+    }
+
+    /// A stream on which these frames come, one in so many milliseconds.
+    fn dripping(frames: Vec<ToSvm>, every_ms: u64) -> Half {
+        let (ours, theirs) = duplex(16 << 20);
+        tokio::spawn(async move {
+            let (_receive, mut send) = split(theirs);
+            for frame in frames {
+                tokio::time::sleep(Duration::from_millis(every_ms)).await;
+                let _ = frame::write(&mut send, &frame).await;
+            }
+            std::future::pending::<()>().await;
+        });
+        let (receive, send) = split(ours);
+        Peer::new(receive, send, STALL)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drip_of_outlines_is_given_up() {
+        let outline = outline(&content(20 << 20));
+        let one = |value: &[u8; 32]| ToSvm::Outline(List::cut([*value]));
+        let frames: Vec<ToSvm> = outline.chaining_values().iter().map(one).collect();
+        assert!(frames.len() > 70);
+        // Each within the stall time.
+        let mut peer = dripping(frames, 2000);
+        let (start, mut gathering) = (Instant::now(), Gathering::default());
+        let read = gathering.read_outline(outline.id(), outline.size(), &mut peer);
+        let failure = read.await.unwrap_err();
+        assert!(matches!(failure, Failure::Stalled { .. }), "{failure}");
+        assert!(start.elapsed() < STALL + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_or_silent_gives_way_to_one_that_waits() {
+        let bytes = content(2_000_000);
+        let outline = outline(&bytes);
+        let patience = Duration::from_secs(1);
+        // A frame in these milliseconds, how many wait, and whether it gives way.
+        for (every_ms, waiting, gives_way) in [
+            (600, 1, true),
+            (100, 1, false),
+            (600, 0, false),
+            (4000, 1, true),
+            (4000, 0, false),
+        ] {
+            let frames = (0..8).map(|index| fragment(&bytes, index)).collect();
+            let mut peer = dripping(frames, every_ms);
+            peer.others = Some(Others {
+                waiting: Arc::new(AtomicUsize::new(waiting)),
+                patience,
+            });
+            let mut gathering = Gathering {
+                outline: Some(outline.clone()),
+                ..Gathering::default()
+            };
+            begin(&mut gathering, outline.size()).await;
+            let start = Instant::now();
+            let read = gathering.read_fragments(&mut peer, &mut 0).await;
+            let gave_way = matches!(read, Err(Failure::HandedOver));
+            assert_eq!(gave_way, gives_way, "{every_ms} {waiting}: {read:?}");
+            if gave_way {
+                assert!(start.elapsed() < 2 * patience, "{every_ms}");
+                let kept = gathering.held.iter().filter(|held| **held).count();
+                assert_eq!(kept, if every_ms == 600 { 1 } else { 0 });
+            }
+        }
     }
 
     proptest! {

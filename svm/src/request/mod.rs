@@ -7,8 +7,8 @@
 //!  flight ──another leads──► its result (Coalesced), or lead when it fails
 //!      │ lead
 //!      ▼
-//!  admission ─► memory ─► outline ─► fragments ─► sealed ──► scan ─► cache ─► land
-//!     Busy       Busy     Refused     Refused        │                  │
+//!  admission ─► outline ─► memory ─► fragments ─► sealed ──► scan ─► cache ─► land
+//!     Busy      Refused     Busy      Refused        │                  │
 //!                                      ▲             │                  └► fragment store
 //!                       fragment store ┘             └ from here on it goes on
 //!                                                      without the peer
@@ -56,7 +56,7 @@ use crate::retro::rescan::Rescans;
 use crate::scan::{Asker, Job, Scanner};
 
 pub use again::Again;
-use gather::Gathered;
+use gather::{Gathered, Others};
 pub use gather::{Gathering, Peer};
 
 /// What one flight is about.
@@ -88,6 +88,8 @@ pub struct Bounds {
     pub max_verdict_age: Duration,
     /// Time without the expected frame after which a sender is given up.
     pub stall: Duration,
+    /// How long a sender that is silent or slow keeps another one waiting.
+    pub hand_over: Duration,
 }
 
 type Table = Flights<FlightKey, Gathering, Result<Landed, Failure>>;
@@ -231,23 +233,42 @@ impl Service {
             generations,
         });
         match seat.turn().await {
-            Turn::Landed(landed) => {
-                let landed = landed?;
-                self.metrics.answered(Source::coalesced);
-                self.metrics.saved(SavedBy::flight, key.size);
-                Ok(self.result(landed, VerdictSource::Coalesced))
-            }
+            Turn::Landed(landed) => self.coalesced(landed?, key.size),
             Turn::Lead(work) => {
                 // A flight may have landed between the look and the seat.
                 if let Some(known) = self.known(&key, 0) {
                     return Ok(self.cached(known, &key));
                 }
-                self.lead(&seat, work, &asker, key, peer).await?;
-                let landed = seat.landed().await?;
-                self.metrics.answered(Source::scanned);
-                Ok(self.result(landed, VerdictSource::Scanned))
+                peer.others = Some(Others {
+                    waiting: seat.waiting(),
+                    patience: self.bounds.hand_over,
+                });
+                let bytes = key.size;
+                match self.lead(&seat, work, &asker, key, peer).await {
+                    Err(Failure::HandedOver) => self.follow(&seat, bytes).await,
+                    Err(failure) => Err(failure),
+                    Ok(()) => {
+                        let landed = seat.landed().await?;
+                        self.metrics.answered(Source::scanned);
+                        Ok(self.result(landed, VerdictSource::Scanned))
+                    }
+                }
             }
         }
+    }
+
+    /// Another one sends what this one was too slow for: its verdict is this one's, too, if
+    /// it comes soon. Whatever is left of the sender's frames, it cannot lead again.
+    async fn follow(&self, seat: &OwnSeat, bytes: u64) -> Result<ScanResult, Failure> {
+        let landed = tokio::time::timeout(self.bounds.stall, seat.landed());
+        let landed = landed.await.map_err(|_| Failure::HandedOver)??;
+        self.coalesced(landed, bytes)
+    }
+
+    fn coalesced(&self, landed: Landed, bytes: u64) -> Result<ScanResult, Failure> {
+        self.metrics.answered(Source::coalesced);
+        self.metrics.saved(SavedBy::flight, bytes);
+        Ok(self.result(landed, VerdictSource::Coalesced))
     }
 
     /// Answers a batch from the SharedCache alone. A verdict that should be re-checked
@@ -339,9 +360,9 @@ impl Service {
     }
 
     /// Memory for a content; what is kept for its fragments makes room.
-    async fn memory(&self, agent: AgentId, bytes: u64) -> Result<Share, Failure> {
+    async fn memory(&self, asker: &Asker, bytes: u64) -> Result<Share, Failure> {
         self.fragments.make_room(self.budget.lacking(bytes));
-        self.budget.take(agent, bytes).await
+        self.budget.take(&asker.tenant, asker.agent, bytes).await
     }
 
     /// Gathers the content and hands it to the engines.
@@ -358,16 +379,25 @@ impl Service {
         W: AsyncWrite + Unpin,
     {
         self.scanner.check(asker)?;
-        work.begin(key.size, || self.memory(asker.agent, key.size))
-            .await?;
+        // A claim costs nothing: until its chaining values fit the content id, memory is
+        // taken for them alone.
+        let claimed = match gather::outline_bytes(key.size) {
+            bytes if bytes > 0 && !work.has_begun() => Some(self.memory(asker, bytes).await?),
+            _ => None,
+        };
         work.read_outline(key.content, key.size, peer).await?;
+        drop(claimed);
+        work.begin(key.size, || self.memory(asker, key.size))
+            .await?;
         if let Some(outline) = work.outline() {
             let pieces = self.fragments.find(&key.tenant, outline);
             let copied = work.fill(pieces).await?;
             self.metrics.saved(SavedBy::fragments, copied);
         }
-        let received = work.read_fragments(peer).await?;
+        let mut received = 0;
+        let read = work.read_fragments(peer, &mut received).await;
         self.metrics.received(received);
+        read?;
         let Gathered {
             bytes,
             outline,
@@ -400,6 +430,7 @@ impl Service {
 
     /// What is read of it at this moment.
     pub fn gauges<S: Close>(&self, agents: &Agents<S>) -> Gauges {
+        let (copy, retro) = (self.cache.copy_counts(), self.retro.counts());
         Gauges {
             agents: agents.count().into(),
             requests: agents.requests().into(),
@@ -410,11 +441,17 @@ impl Service {
             aside: self.scanner.aside() as u64,
             cache_entries: self.cache.len(),
             cache_evicted: self.cache.evicted(),
+            cache_copy_lost: copy.lost,
+            cache_copy_begun_anew: copy.begun_anew,
+            cache_copy_unnoted: copy.unnoted,
             poisoned: self.scanner.poisoned(),
             fragment_bytes: self.fragments.bytes(),
             fragment_disk_bytes: self.fragments.bytes_on_disk(),
             free_bytes: self.budget.free_bytes(),
             rescans_left: self.rescans.left() as u64,
+            notices_waiting: retro.waiting as u64,
+            notices_dropped: retro.dropped,
+            holders_forgotten: retro.forgotten,
         }
     }
 

@@ -6,7 +6,9 @@
 //! ```
 //!
 //! The least recently seen content is forgotten first, and of a content with many
-//! holders the one that was seen first. **Invariant:** no agent is named for a tenant
+//! holders the one that was seen first. A hypervisor has some fifty guests, all of which
+//! may hold the same; most contents are held by few, so that all holders together are
+//! bounded by an average. **Invariant:** no agent is named for a tenant
 //! that is not its own: a tenant learns nothing of what another has.
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,7 +17,9 @@ use palisade_protocol::content::ContentId;
 use palisade_protocol::ids::{AgentId, TenantId};
 
 /// Most agents that are remembered for one content.
-pub const MAX_HOLDERS: usize = 32;
+pub const MAX_HOLDERS: usize = 256;
+/// Most agents that are remembered for all contents, for each of those: 512 bytes.
+pub const MEAN_HOLDERS: usize = 32;
 
 /// A tenant and a content, hashed together: equal for equal ones alone, and short.
 type Key = [u8; 16];
@@ -46,6 +50,8 @@ pub struct Holders {
     /// Contents by when they were seen last.
     order: BTreeMap<u64, Key>,
     count: u64,
+    /// Agents of all contents.
+    holders: usize,
     forgotten: u64,
 }
 
@@ -57,6 +63,7 @@ impl Holders {
             held: HashMap::new(),
             order: BTreeMap::new(),
             count: 0,
+            holders: 0,
             forgotten: 0,
         }
     }
@@ -87,8 +94,13 @@ impl Holders {
             held.agents.remove(0);
             held.forgotten += 1;
             self.forgotten += 1;
+            self.holders -= 1;
         }
         held.agents.push(agent);
+        self.holders += 1;
+        while self.holders > self.max_contents.saturating_mul(MEAN_HOLDERS) && self.held.len() > 1 {
+            self.forget_one();
+        }
     }
 
     /// A content is malware: who is to be told, once.
@@ -97,6 +109,7 @@ impl Holders {
             return Told::default();
         };
         self.order.remove(&held.seen);
+        self.holders -= held.agents.len();
         Told {
             holders: held.agents,
             forgotten: held.forgotten,
@@ -119,6 +132,7 @@ impl Holders {
         };
         if let Some(held) = self.held.remove(&key) {
             self.forgotten += held.agents.len() as u64;
+            self.holders -= held.agents.len();
         }
     }
 }
@@ -139,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    fn agent(n: u8) -> AgentId {
+    fn agent(n: u16) -> AgentId {
         AgentId(uuid::Uuid::from_u128(n.into()))
     }
 
@@ -154,12 +168,13 @@ mod tests {
     #[test]
     fn the_oldest_of_too_many_holders_is_forgotten_and_counted() {
         let mut holders = Holders::new(10);
-        for n in 0..40 {
+        for n in 0..264 {
             holders.saw(agent(n), &tenant(0), content(1));
         }
         let told = holders.turned_bad(&tenant(0), content(1));
-        assert_eq!(told.holders, (8..40).map(agent).collect::<Vec<_>>());
+        assert_eq!(told.holders, (8..264).map(agent).collect::<Vec<_>>());
         assert_eq!((told.forgotten, holders.forgotten()), (8, 8));
+        assert_eq!(holders.holders, 0);
         assert_eq!(holders.turned_bad(&tenant(0), content(1)), Told::default());
     }
 
@@ -179,14 +194,30 @@ mod tests {
         assert_eq!(none.contents(), 0);
     }
 
+    /// Fifty guests of one image hold what it is made of, and all of them are told.
+    #[test]
+    fn every_guest_of_a_host_is_told_and_all_holders_are_bounded() {
+        let mut holders = Holders::new(100);
+        for n in 0..100 {
+            for guest in 0..50 {
+                holders.saw(agent(guest), &tenant(0), content(n));
+            }
+            assert!(holders.holders <= 100 * MEAN_HOLDERS);
+        }
+        assert_eq!(holders.contents(), 64);
+        assert_eq!(holders.forgotten(), 36 * 50);
+        let told = holders.turned_bad(&tenant(0), content(99));
+        assert_eq!((told.holders.len(), told.forgotten), (50, 0));
+    }
+
     #[derive(Debug, Clone, Copy)]
     enum Step {
-        Saw(u8, u8, u8),
+        Saw(u16, u8, u8),
         Bad(u8, u8),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let saw = (0..40_u8, 0..2_u8, 0..6_u8).prop_map(|(a, t, c)| Step::Saw(a, t, c));
+        let saw = (0..40_u16, 0..2_u8, 0..6_u8).prop_map(|(a, t, c)| Step::Saw(a, t, c));
         let bad = (0..2_u8, 0..6_u8).prop_map(|(t, c)| Step::Bad(t, c));
         prop::collection::vec(prop_oneof![9 => saw, 1 => bad], 0..400)
     }
@@ -219,6 +250,9 @@ mod tests {
                 prop_assert!(holders.contents() <= max);
                 prop_assert_eq!(holders.order.len(), holders.held.len());
                 prop_assert!(holders.held.values().all(|held| held.agents.len() <= MAX_HOLDERS));
+                let sum = holders.held.values().map(|held| held.agents.len()).sum::<usize>();
+                prop_assert_eq!(sum, holders.holders);
+                prop_assert!(holders.holders <= max * MEAN_HOLDERS || holders.contents() == 1);
             }
             prop_assert!(known - told <= holders.forgotten());
         }

@@ -17,7 +17,8 @@
 //! | [`rescan`] | contents that are kept are scanned anew by new definitions, unasked |
 //! | this | both under their locks, and waking whoever tells |
 //!
-//! A notice is no verdict: the agent looks the content up, hashes its file again, and
+//! Only sessions are told that take notices: a command's, of the same agent, would lose
+//! them. A notice is no verdict: the agent looks the content up, hashes its file again, and
 //! asks ([`palisade_protocol::notice`]). All of it is in memory, bounded, and gone with
 //! the process; what was forgotten is counted.
 
@@ -95,7 +96,7 @@ impl Retro {
         told.holders.iter().copied().for_each(first);
         let mut pending = lock(&self.0.pending);
         for agent in told.holders {
-            pending.add(agent, content);
+            pending.add(agent, tenant, content);
         }
         drop(pending);
         self.0.more.send_modify(|count| *count += 1);
@@ -117,15 +118,15 @@ impl Retro {
 
     /// Tells an agent what it is to know, on its session, until that ends or takes no
     /// more. What it did not take waits for its next session.
-    pub async fn tell(&self, agent: AgentId, connection: &Connection) {
+    pub async fn tell(&self, agent: AgentId, tenant: &TenantId, connection: &Connection) {
         let mut more = self.0.more.subscribe();
         loop {
             more.mark_unchanged();
-            while let Some(notice) = self.take(agent) {
+            while let Some(notice) = self.take(agent, tenant) {
                 if !matches!(timeout(TELL, send(connection, &notice)).await, Ok(Ok(()))) {
                     let mut pending = lock(&self.0.pending);
                     for content in notice.contents.into_vec() {
-                        pending.add(agent, content);
+                        pending.add(agent, tenant, content);
                     }
                     tracing::debug!(%agent, "it takes no notices");
                     return;
@@ -136,8 +137,8 @@ impl Retro {
         }
     }
 
-    fn take(&self, agent: AgentId) -> Option<Notice> {
-        lock(&self.0.pending).take(agent)
+    fn take(&self, agent: AgentId, tenant: &TenantId) -> Option<Notice> {
+        lock(&self.0.pending).take(agent, tenant)
     }
 }
 

@@ -29,7 +29,9 @@ use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{EngineCommand, EngineProcess, SpawnError, StartError, WorkerHandle};
 
 use super::crew::{Crew, Reserve};
+use super::overlong::{self, Overlong};
 use super::poison::{MAX_REMEMBERED, Poison};
+use super::tally::End;
 use crate::engine::EngineKind;
 use crate::hash_lists::HashLists;
 
@@ -44,6 +46,7 @@ pub struct EngineSet {
     engines: Vec<Arc<Engine>>,
     lists: HashLists,
     poison: Mutex<Poison<PoisonKey>>,
+    overlong: Mutex<Overlong<PoisonKey, End>>,
 }
 
 /// Which content killed. Of a tenant: what another's contents do must not show.
@@ -69,6 +72,7 @@ impl EngineSet {
             engines,
             lists: HashLists::default(),
             poison: Mutex::new(Poison::new(MAX_REMEMBERED)),
+            overlong: Mutex::new(Overlong::new(overlong::MAX_REMEMBERED)),
         }
     }
 
@@ -86,6 +90,11 @@ impl EngineSet {
     /// What these definitions' engines remember of contents that kill.
     pub fn poison(&self) -> MutexGuard<'_, Poison<PoisonKey>> {
         self.poison.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is remembered of contents that took them too long.
+    pub fn overlong(&self) -> MutexGuard<'_, Overlong<PoisonKey, End>> {
+        self.overlong.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The generation's number.
@@ -132,6 +141,8 @@ impl Drop for EngineSet {
 pub struct Engine {
     kind: EngineKind,
     fingerprint: [u8; 16],
+    /// The engine's own version, as its program said when it loaded them.
+    version: String,
     /// Sets that it belongs to.
     users: AtomicUsize,
     command: Mutex<EngineCommand>,
@@ -171,10 +182,11 @@ impl Engine {
         command: EngineCommand,
         reserve: Reserve,
     ) -> Result<Arc<Self>, StartError> {
-        let crew = proven(kind, &command, reserve)?;
+        let (crew, version) = proven(kind, &command, reserve)?;
         Ok(Arc::new(Self {
             kind,
             fingerprint,
+            version,
             users: AtomicUsize::new(0),
             command: Mutex::new(command),
             reserve,
@@ -191,6 +203,11 @@ impl Engine {
     /// Of the definitions that it loaded.
     pub fn fingerprint(&self) -> [u8; 16] {
         self.fingerprint
+    }
+
+    /// The version of the engine that gives its verdicts.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// The same definitions are in another place from here on: a restart of the
@@ -339,7 +356,13 @@ impl Engine {
     }
 }
 
-fn proven(kind: EngineKind, command: &EngineCommand, reserve: Reserve) -> Result<Crew, StartError> {
+/// Starts the process and sees a worker of it find its canary; gives the engine's version,
+/// too.
+fn proven(
+    kind: EngineKind,
+    command: &EngineCommand,
+    reserve: Reserve,
+) -> Result<(Crew, String), StartError> {
     let (process, loaded) = EngineProcess::start(command)?;
     for warning in &loaded.warnings {
         tracing::warn!(engine = kind.name(), %warning, "definitions");
@@ -366,10 +389,11 @@ fn proven(kind: EngineKind, command: &EngineCommand, reserve: Reserve) -> Result
         pid = process.pid(),
         "engine loaded"
     );
-    Crew::start(process, worker, reserve).map_err(|source| StartError::Program {
+    let crew = Crew::start(process, worker, reserve).map_err(|source| StartError::Program {
         program: program(),
         source,
-    })
+    })?;
+    Ok((crew, loaded.engine_version.to_string()))
 }
 
 /// Starts an engine again, until it is up or nobody needs it any more.
@@ -384,7 +408,17 @@ fn restart(kind: EngineKind, engine: &Weak<Engine>) {
         }
         let command = strong.command().clone();
         match proven(kind, &command, strong.reserve) {
-            Ok(crew) => {
+            Ok((crew, version)) => {
+                if version != strong.version {
+                    // Its verdicts count as the version's before, which at the next start
+                    // are older ones, and are given again.
+                    tracing::warn!(
+                        engine = kind.name(),
+                        before = strong.version,
+                        version,
+                        "its program was replaced while it ran"
+                    );
+                }
                 let mut state = strong.lock();
                 if matches!(*state, State::Down) {
                     *state = State::Up(Arc::new(crew));

@@ -13,8 +13,9 @@
 //! worker's own bounds, and nothing is kept here.
 //!
 //! A worker that dies is replaced by one that is forked then, and the content tried once
-//! more: a death may be another's fault (memory, an administrator), but two are the
-//! content's, and remembered.
+//! more: a death may be another's fault, but two are the content's, and remembered. A
+//! SIGKILL that is none of ours is never the content's: the kernel was out of memory, or
+//! an administrator did it, and no content can do it from within the sandbox.
 //!
 //! A scan that is stopped to give way ([`Stop`]) has no verdict, unless one was decided:
 //! its content goes back to the queue. The workers that are killed for it are nobody's
@@ -24,10 +25,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use palisade_protocol::verdict::Generations;
+use nix::sys::signal::Signal;
+use palisade_protocol::verdict::{Generations, NotScanned, Verdict};
 use palisade_worker::client::{
     Member, Outcome, ScanDone, ScanOptions as WorkerOptions, SealedContent, WorkerError,
-    WorkerHandle,
+    WorkerExit, WorkerHandle,
 };
 
 use crate::admission::{Start, Ticket};
@@ -40,7 +42,7 @@ use super::engines::{Engine, EngineSet, NoWorker, PoisonKey};
 use super::pool;
 use super::rerun::Task;
 use super::stop::Stop;
-use super::tally::Tally;
+use super::tally::{End, Tally};
 use super::{Done, Job, Shared, Waiting, rerun};
 
 /// How often a content is given to an engine whose worker died of it.
@@ -242,8 +244,12 @@ impl Lane {
         if stop.is_stopped() && !tally.is_decided() {
             return Scanned::GaveWay(bytes);
         }
+        let end = tally.end();
+        if let (Some(set), Ok(end)) = (&self.set, &end) {
+            remember(set, subject, end);
+        }
         Scanned::Done(Box::new(Done {
-            end: tally.end(),
+            end,
             generations: self
                 .set
                 .as_ref()
@@ -343,7 +349,8 @@ impl Lane {
                         "a worker was lost in a scan"
                     );
                     let detail = format!("{}: {error}", engine.name());
-                    if step.set.poison().killed(step.subject, &detail) {
+                    let is_its_own = !is_anothers(&error);
+                    if is_its_own && step.set.poison().killed(step.subject, &detail) {
                         let poisoned = self.bounds.poisoned.fetch_add(1, Ordering::Relaxed) + 1;
                         tracing::error!(
                             %content, tenant = %step.subject.tenant, engine = engine.name(),
@@ -387,6 +394,25 @@ impl Lane {
         if pool::is_fit(done, worker.scans(), self.bounds.recycle_after) {
             step.engine().give_back(step.subject.tenant.clone(), worker);
         }
+    }
+}
+
+/// Whether somebody else killed the worker.
+fn is_anothers(error: &WorkerError) -> bool {
+    let exit = match error {
+        WorkerError::Died { exit } => exit.as_ref(),
+        _ => None,
+    };
+    matches!(exit, Some(WorkerExit::Signal(signal)) if *signal == Signal::SIGKILL as i32)
+}
+
+/// What takes too long is left alone for a while.
+fn remember(set: &EngineSet, subject: &PoisonKey, end: &End) {
+    let mut overlong = set.overlong();
+    if end.verdict == Verdict::NotScanned(NotScanned::TimedOut) {
+        overlong.took_too_long(subject, end.clone(), Instant::now());
+    } else {
+        overlong.was_done(subject);
     }
 }
 

@@ -15,6 +15,7 @@
 //! | [`warden`], [`stop`] | long scans give way: when it is time, and how |
 //! | [`rerun`] | which engines a content needs (pure) |
 //! | [`poison`] | contents that killed twice (pure) |
+//! | [`overlong`] | contents that took too long, and are left alone for a while (pure) |
 //! | [`tally`] | from what engines say to one verdict (pure) |
 //! | [`trial`] | scans with a set that is not in force, to check it |
 //! | this | the queue's driver, the active set, and the load |
@@ -25,6 +26,7 @@
 pub mod crew;
 pub mod engines;
 mod lane;
+pub mod overlong;
 pub mod poison;
 pub mod pool;
 mod rerun;
@@ -366,7 +368,7 @@ impl Scanner {
     }
 
     /// What is known of a content that killed its worker twice with the definitions
-    /// in force: it need not be sent.
+    /// in force, or took too long a while ago: it need not be sent.
     pub fn known_poison(
         &self,
         tenant: &TenantId,
@@ -379,8 +381,12 @@ impl Scanner {
             options,
         };
         let active = self.shared.active();
+        let set = active.as_ref()?;
+        if let Some(end) = set.overlong().of(&key, Instant::now()) {
+            return Some(end.clone());
+        }
         let mut tally = tally::Tally::new();
-        tally.poisoned(active.as_ref()?.poison().of(&key)?);
+        tally.poisoned(set.poison().of(&key)?);
         tally.end().ok()
     }
 

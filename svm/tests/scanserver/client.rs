@@ -84,11 +84,21 @@ pub async fn dial_from(
 
 impl Client {
     pub async fn connect(daemon: &Daemon, identity: &Identity) -> Self {
+        Self::connect_as(daemon, identity, true).await
+    }
+
+    /// Connects as a command does, which takes no notices.
+    pub async fn connect_deaf(daemon: &Daemon, identity: &Identity) -> Self {
+        Self::connect_as(daemon, identity, false).await
+    }
+
+    async fn connect_as(daemon: &Daemon, identity: &Identity, notices: bool) -> Self {
         let (endpoint, connection) = dial(daemon.address, identity).await.unwrap();
         let mut stream = Stream::open(&connection).await;
         stream
             .say(&ToSvm::Hello(Hello {
                 version: Text::cut("test"),
+                notices,
             }))
             .await;
         let ToAgent::Welcome(welcome) = stream.hear().await else {

@@ -2,10 +2,11 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use palisade_protocol::scan::VerdictSource;
+use palisade_protocol::content::ContentId;
+use palisade_protocol::scan::{ToSvm, VerdictSource};
 use palisade_protocol::verdict::{NotScanned, Verdict, VerdictKind};
 
-use crate::client::{Client, fragment, unique};
+use crate::client::{Client, fragment, request, unique};
 use crate::site::{Site, is_gone, marker, rule, wait_until};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,6 +44,47 @@ async fn the_cache_outlives_a_kill() {
             (result.verdict.kind(), result.source),
             (kind, VerdictSource::SharedCache)
         );
+    }
+}
+
+/// Between a malware verdict and the moment in which the copy on disk has it, the daemon is
+/// killed: the clean verdict of earlier definitions, which stands there, is not served.
+/// The same where the disk has no room to note that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_brings_no_clean_verdict_back_that_was_overruled() {
+    for full in [false, true] {
+        let known = marker();
+        let mut site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+        site.settings = "[retroactive]\nrescan = false\n".to_owned();
+        let identity = site.ca.agent("default");
+        let bytes = known.clone().into_bytes();
+        let mut daemon = site.start();
+        let client = Client::connect(&daemon, &identity).await;
+        assert_eq!(client.kind(&bytes).await, VerdictKind::Clean);
+        daemon.signal(Signal::SIGTERM);
+        daemon.wait();
+
+        let daemon = site.start();
+        let client = Client::connect(&daemon, &identity).await;
+        assert_eq!(client.source(&bytes).await, VerdictSource::SharedCache);
+        site.define("rules.yar", &rule("Known", &known));
+        site.definitions_json(&["refresh"]);
+        if full {
+            let notes = site.state().join("cache.overruled");
+            std::os::unix::fs::symlink("/dev/full", notes).unwrap();
+        }
+        assert_eq!(client.kind(&bytes).await, VerdictKind::Malware);
+        daemon.signal(Signal::SIGKILL);
+        drop(daemon);
+
+        let daemon = site.start();
+        let client = Client::connect(&daemon, &identity).await;
+        let mut asked = request(ContentId::of(&bytes), bytes.len() as u64);
+        asked.max_age_s = 86_400;
+        let mut stream = client.stream().await;
+        stream.say(&ToSvm::Scan(asked)).await;
+        let result = stream.finish(&bytes).await.result();
+        assert_eq!(result.verdict.kind(), VerdictKind::Malware, "{result:?}");
     }
 }
 
@@ -114,6 +156,8 @@ async fn a_killed_worker_costs_one_retry() {
         ),
         "{verdict:?}"
     );
+    // No content sends SIGKILL: whoever did, it is not held against this one.
+    assert!(!daemon.log.has("a content killed its worker twice"));
     assert_eq!(client.kind(b"another").await, VerdictKind::Clean);
     // A failure of the engine's own words kills nobody and is never stored: asked
     // again, it is tried again.
@@ -276,8 +320,11 @@ async fn a_scan_past_its_deadline_is_not_clean_and_not_stored() {
     site.plant(&["palisade-engine-yara"]);
     let daemon = site.start();
     let client = Client::connect(&daemon, &site.ca.agent("default")).await;
-    for _ in 0..2 {
-        let result = client.scan(b"hang").await.result();
+    // It is not stored, and neither does it take a lane for as long at every open.
+    for sent in [1, 0] {
+        let scanned = client.scan(b"hang").await;
+        assert_eq!(scanned.fragments_sent, sent);
+        let result = scanned.result();
         assert_eq!(result.verdict, Verdict::NotScanned(NotScanned::TimedOut));
         assert_eq!(result.source, VerdictSource::Scanned);
     }

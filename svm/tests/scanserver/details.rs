@@ -278,3 +278,29 @@ async fn a_requests_options_act_in_the_engines() {
         );
     }
 }
+
+/// What one engine never unpacked, the other never saw: a clean verdict from then says
+/// nothing about it, although that other one is as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_were_not_unpacked_before_are_scanned_by_all() {
+    let known = marker();
+    let mut site = Site::new(&[("rules.yar", &rule("Known", &known))]);
+    let text = known.repeat(20);
+    let Some(packed) = packed("tar", &["czf"], &[("a.txt", text.as_bytes())]) else {
+        return;
+    };
+    let identity = site.ca.agent("default");
+    site.settings = "[engines.clamav]\nscan_archive = false\n".to_owned();
+    let mut daemon = site.start();
+    let client = Client::connect(&daemon, &identity).await;
+    assert_eq!(client.kind(&packed).await, VerdictKind::Clean);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+
+    site.settings.clear();
+    let daemon = site.start();
+    let client = Client::connect(&daemon, &identity).await;
+    let result = client.scan(&packed).await.result();
+    assert_eq!(result.verdict.kind(), VerdictKind::Malware, "{result:?}");
+    assert_eq!(result.details.engine.as_deref(), Some("yara-x"));
+}

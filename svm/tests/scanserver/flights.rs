@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use palisade_protocol::scan::VerdictSource;
+use palisade_protocol::bounded::List;
+use palisade_protocol::scan::{ToSvm, VerdictSource};
 use palisade_protocol::verdict::VerdictKind;
 
-use crate::client::{Client, fragment, indices, unique};
+use crate::client::{Client, fragment, indices, outline, request, unique};
 use crate::site::{Site, marker, rule};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,7 +64,7 @@ async fn leader_and_follower(
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_leader_disconnects_a_follower_sends_the_rest() {
     let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
-    site.settings = "[limits]\nstall_s = 60\n".to_owned();
+    site.settings = "[limits]\nstall_s = 60\nhand_over_ms = 60000\n".to_owned();
     let daemon = site.start();
     let bytes = unique(700_000);
     let ((leader, _leading), (_follower, mut following)) =
@@ -84,7 +85,7 @@ async fn when_the_leader_disconnects_a_follower_sends_the_rest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_leader_stalls_a_follower_sends_the_rest() {
     let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
-    site.settings = "[limits]\nstall_s = 2\n".to_owned();
+    site.settings = "[limits]\nstall_s = 2\nhand_over_ms = 60000\n".to_owned();
     let daemon = site.start();
     let bytes = unique(700_000);
     let ((_leader, leading), (_follower, following)) =
@@ -94,10 +95,39 @@ async fn when_the_leader_stalls_a_follower_sends_the_rest() {
     leading.finish(&bytes).await.refusal();
 }
 
+/// A guest that sends nothing, or hardly anything, keeps no other one waiting; what it sent
+/// is kept, and the verdict is its own, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_leader_gives_way_to_a_follower() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[limits]\nstall_s = 60\nhand_over_ms = 1000\n".to_owned();
+    let daemon = site.start();
+    let bytes = unique(700_000);
+    let ((_leader, leading), (_follower, following)) =
+        leader_and_follower(&site, &daemon, &bytes).await;
+    let scanned = following.finish(&bytes).await;
+    assert_eq!(scanned.fragments_sent, 2);
+    assert_eq!(scanned.result().verdict.kind(), VerdictKind::Clean);
+    let result = leading.finish(&bytes).await.result();
+    assert_eq!(result.source, VerdictSource::Coalesced);
+    // The same of one that says what its content is, value by value.
+    let bytes = unique(2_000_000);
+    let dripping = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let mut drip = dripping.stream().await;
+    let outline = outline(&bytes);
+    drip.say(&ToSvm::Scan(request(outline.id(), outline.size())))
+        .await;
+    let first = outline.chaining_values()[..1].to_vec();
+    drip.say(&ToSvm::Outline(List::cut(first))).await;
+    let other = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(other.kind(&bytes).await, VerdictKind::Clean);
+    assert_eq!(daemon.scans(2), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn when_the_leader_lies_a_follower_is_not_harmed() {
     let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
-    site.settings = "[limits]\nstall_s = 60\n".to_owned();
+    site.settings = "[limits]\nstall_s = 60\nhand_over_ms = 60000\n".to_owned();
     let daemon = site.start();
     let bytes = unique(700_000);
     let ((_leader, mut leading), (_follower, following)) =

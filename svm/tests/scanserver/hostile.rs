@@ -309,33 +309,68 @@ async fn an_agent_has_so_many_requests_open_and_no_more() {
     panic!("an abandoned request keeps its place");
 }
 
+/// Connects an agent that takes memory for a content of this size, and sends nothing.
+async fn hold(site: &Site, daemon: &Daemon, tenant: &str, size: usize) -> (Client, Stream) {
+    let client = Client::connect(daemon, &site.ca.agent(tenant)).await;
+    let mut stream = client.begin(&unique(size)).await;
+    stream.need().await;
+    (client, stream)
+}
+
+/// Whatever one tenant's agents hold, another's are served; and if all is held, it is said.
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_for_content_is_bounded_and_busy_is_said() {
     let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
     site.settings =
         "[scan]\nmax_scan_size = '4 MiB'\nmemory = '8 MiB'\n[limits]\nstall_s = 60\n".to_owned();
     let daemon = site.start();
-    let mut held = Vec::new();
-    for _ in 0..2 {
-        let client = Client::connect(&daemon, &site.ca.agent("default")).await;
-        let mut stream = client.begin(&unique(4 << 20)).await;
-        stream.need().await;
-        held.push((client, stream));
-    }
-    let third = Client::connect(&daemon, &site.ca.agent("default")).await;
-    let bytes = unique(4 << 20);
-    let ToAgent::Busy { retry_after_ms } = third.scan(&bytes).await.answer else {
-        panic!("not busy")
+    let [large, small] = [4 << 20, 1 << 20];
+    let first = hold(&site, &daemon, "one", large).await;
+    let _second = hold(&site, &daemon, "one", small).await;
+    let _third = hold(&site, &daemon, "one", small).await;
+    let busy = async |tenant: &str, bytes: &[u8]| {
+        let client = Client::connect(&daemon, &site.ca.agent(tenant)).await;
+        match client.scan(bytes).await.answer {
+            ToAgent::Busy { retry_after_ms } => retry_after_ms > 0,
+            ToAgent::Verdict(_) => false,
+            other => panic!("{other:?}"),
+        }
     };
-    assert!(retry_after_ms > 0);
-    let (client, _) = held.pop().unwrap();
+    let bytes = unique(small);
+    assert!(busy("one", &bytes).await, "three quarters are one tenant's");
+    assert!(!busy("two", &bytes).await);
+    let _fourth = hold(&site, &daemon, "two", 2 * small).await;
+    let bytes = unique(small);
+    assert!(busy("two", &bytes).await, "all of it is held");
+    let (client, _stream) = first;
     client.connection.close(0_u32.into(), b"");
     for _ in 0..20 {
-        if matches!(third.scan(&bytes).await.answer, ToAgent::Verdict(_)) {
+        if !busy("one", &bytes).await {
             return;
         }
     }
     panic!("the memory of a client that left stays taken");
+}
+
+/// A claim takes no memory before its chaining values fit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_alone_takes_no_memory() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings =
+        "[scan]\nmax_scan_size = '4 MiB'\nmemory = '4 MiB'\n[limits]\nstall_s = 60\n".to_owned();
+    let daemon = site.start();
+    let mut claims = Vec::new();
+    for _ in 0..8 {
+        let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+        let bytes = unique(3 << 20);
+        let mut stream = client.stream().await;
+        let claim = request(outline(&bytes).id(), bytes.len() as u64);
+        stream.say(&ToSvm::Scan(claim)).await;
+        assert!(stream.hear_soon(Duration::from_millis(50)).await.is_none());
+        claims.push((client, stream));
+    }
+    let honest = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(honest.kind(&unique(3 << 20)).await, VerdictKind::Clean);
 }
 
 #[tokio::test(flavor = "multi_thread")]

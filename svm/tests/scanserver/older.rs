@@ -169,16 +169,44 @@ async fn only_the_engine_that_changed_scans_again() {
             })
             .collect()
     };
+    daemon.scans(1);
     assert_eq!(ran(0), ["libclamav", "yara-x"]);
 
     let clam = crate::site::marker();
     change(&site, &daemon, "some.ndb", &ndb("Other", &clam));
     let skip = daemon.log.lines().len();
     assert_eq!(ask(&client, &bytes, 0).await.source, VerdictSource::Scanned);
+    daemon.scans(2);
     assert_eq!(ran(skip), ["libclamav"]);
     // The one that ran finds what it should.
     assert_eq!(
         ask(&client, clam.as_bytes(), 0).await.verdict.kind(),
         VerdictKind::Malware
     );
+}
+
+/// Another engine may find what the one before did not, in what it called clean.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_of_another_version_of_the_engine_is_an_older_one() {
+    let mut site = site_of(&[("rules.yar", &rule("Some", &marker()))]);
+    site.plant(&["palisade-engine-clamav", "palisade-engine-yara"]);
+    let version = site.dir.path().join("helpers/version");
+    let identity = site.ca.agent("default");
+    let bytes = unique(100);
+    for (said, source) in [
+        ("1.0", VerdictSource::Scanned),
+        ("1.0", VerdictSource::SharedCache),
+        ("1.1", VerdictSource::Scanned),
+        ("1.1", VerdictSource::SharedCache),
+    ] {
+        std::fs::write(&version, said).unwrap();
+        let mut daemon = site.start();
+        let client = Client::connect(&daemon, &identity).await;
+        if (said, source) == ("1.1", VerdictSource::Scanned) {
+            assert!(ask(&client, &bytes, DAY_S).await.older);
+        }
+        assert_eq!(ask(&client, &bytes, 0).await.source, source, "{said}");
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.wait().code(), Some(0));
+    }
 }

@@ -9,7 +9,8 @@ use palisade_protocol::notice::Notice;
 use palisade_protocol::verdict::VerdictKind;
 
 use crate::client::{Client, unique};
-use crate::site::{PATIENCE, Site, marker, rule, wait_until};
+use crate::measured::{read, sum};
+use crate::site::{PATIENCE, Site, marker, ndb, rule, wait_until};
 
 /// What is kept is not looked at unasked, and the brake, which counts holders, is off.
 const ASKED_FOR: &str = "[retroactive]\nrescan = false\nbrake_guests = 0\n";
@@ -118,6 +119,32 @@ async fn an_agent_that_takes_no_notice_is_served_all_the_same() {
     assert_eq!(deaf.kind(&contents[0]).await, VerdictKind::Malware);
 }
 
+/// A command's session is the same agent's, hears nothing, and must not take what the
+/// agent itself is to be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_takes_no_notices_takes_none_away() {
+    let known = marker();
+    let mut site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    site.settings = ASKED_FOR.to_owned() + "[metrics]\nlisten = '127.0.0.1:0'\n";
+    let daemon = site.start();
+    let identity = site.ca.agent("default");
+    let agent = Client::connect(&daemon, &identity).await;
+    assert_eq!(agent.kind(known.as_bytes()).await, VerdictKind::Clean);
+    agent.connection.close(0_u32.into(), b"");
+    let dir = site.directory("next", &[("rules.yar", &rule("Known", &known))]);
+    site.definitions_json(&["import", &dir]);
+
+    let command = Client::connect_deaf(&daemon, &identity).await;
+    let other = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(other.kind(known.as_bytes()).await, VerdictKind::Malware);
+    assert!(!is_told(&command).await);
+    let waiting = |daemon: &_| sum(&read(daemon), "palisade_svm_notices_waiting");
+    assert_eq!(waiting(&daemon), 1.0);
+    let agent = Client::connect(&daemon, &identity).await;
+    assert_eq!(notice(&agent).await, [ContentId::of(known.as_bytes())]);
+    assert_eq!(waiting(&daemon), 0.0);
+}
+
 /// With nothing remembered, nobody is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn it_can_be_switched_off() {
@@ -194,6 +221,74 @@ async fn an_outbreak_of_what_is_known_is_not_braked() {
     site.define("rules.yar", &rule("New", &new));
     site.definitions_json(&["refresh"]);
     hit(&daemon, &site, &new).await;
+}
+
+/// New is a signature, not the set that it comes with: sets are new every day, and what
+/// spreads with an old signature is to be stopped on that day, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_old_signature_in_new_definitions_is_not_braked() {
+    let [yara, clam, packed] = [marker(), marker(), marker()];
+    let mut site = Site::new(&[
+        ("rules.yar", &rule("Old", &yara)),
+        ("some.ndb", &ndb("Old.Line", &clam)),
+        (
+            "some.ldb",
+            &format!(
+                "Old.Logic;Engine:51-255,Target:0;0;{}\n",
+                hex::encode(&packed)
+            ),
+        ),
+    ]);
+    let daemon = site.start();
+    site.define(
+        "rules.yar",
+        &(rule("Other", &marker()) + &rule("Old", &yara)),
+    );
+    site.define(
+        "some.ndb",
+        &(ndb("A.New.Line", &marker()) + &ndb("Old.Line", &clam)),
+    );
+    site.definitions_json(&["refresh"]);
+    for known in [&yara, &clam, &packed] {
+        hit(&daemon, &site, known).await;
+    }
+    // Nor does another setting make one new.
+    drop(daemon);
+    site.settings = "[engines.clamav]\nmax_recursion = 16\n".to_owned();
+    let daemon = site.start();
+    for known in [&yara, &clam] {
+        hit(&daemon, &site, known).await;
+    }
+    // What was edited is new, whatever it is called.
+    let edited = marker();
+    site.define("some.ndb", &ndb("Old.Line", &edited));
+    site.definitions_json(&["refresh"]);
+    let mut kinds = Vec::new();
+    for _ in 0..8 {
+        let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+        kinds.push(client.kind(edited.as_bytes()).await);
+    }
+    assert_eq!(kinds[..5], [VerdictKind::Malware; 5]);
+    assert_eq!(kinds[5..], [VerdictKind::Suspicious; 3]);
+}
+
+/// Guests of one tenant must not switch a signature off for another, nor be learnt of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signature_is_braked_for_the_tenant_whose_guests_it_hits() {
+    let new = marker();
+    let site = Site::new(&[("rules.yar", &rule("Old", &marker()))]);
+    let daemon = site.start();
+    site.define("rules.yar", &rule("New", &new));
+    site.definitions_json(&["refresh"]);
+    let ask = async |tenant: &str| {
+        let client = Client::connect(&daemon, &site.ca.agent(tenant)).await;
+        client.kind(new.as_bytes()).await
+    };
+    for n in 0..8 {
+        let kind = ask("tenant-a").await;
+        assert_eq!(kind == VerdictKind::Suspicious, n >= 5, "{n}");
+    }
+    assert_eq!(ask("tenant-b").await, VerdictKind::Malware);
 }
 
 /// Eight guests are all blocked.

@@ -136,7 +136,8 @@ impl Site {
         self.dir.path().join("var/scanserver")
     }
 
-    /// Puts the planted engine in the place of the engine programs named.
+    /// Puts the planted engine in the place of the engine programs named. Its version is
+    /// what the file `version` beside them holds when it is started.
     pub fn plant(&mut self, programs: &[&str]) {
         let helpers = self.dir.path().join("helpers");
         std::fs::create_dir_all(&helpers).unwrap();
@@ -146,8 +147,10 @@ impl Site {
                 let planted = beside("palisade-planted-engine");
                 let script = format!(
                     "#!/bin/sh\nwhile [ $# -gt 0 ]; do\n  [ \"$1\" = --scratch ] && scratch=$2\n  \
-                     shift 2\ndone\nexec {} --scratch \"$scratch\"\n",
-                    planted.display()
+                     shift 2\ndone\nexec {} --scratch \"$scratch\" \
+                     --says-version \"$(cat {}/version 2>/dev/null)\"\n",
+                    planted.display(),
+                    helpers.display()
                 );
                 std::fs::write(&to, script).unwrap();
                 std::fs::set_permissions(&to, PermissionsExt::from_mode(0o755)).unwrap();

@@ -45,14 +45,14 @@ async fn partial_crashed_overdue_and_cancelled_scans_store_nothing() {
     }
 
     // Sent whole, and cancelled while the engine works: the scan goes on, and fails.
-    let mut stream = client.begin(b"hang").await;
+    let mut stream = client.begin(b"hang once more").await;
     stream.need().await;
-    stream.say(&fragment(b"hang", 0)).await;
+    stream.say(&fragment(b"hang once more", 0)).await;
     stream.receive.stop(1_u32.into()).unwrap();
     drop(stream);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(
-        client.verdict(b"hang").await,
+        client.verdict(b"hang once more").await,
         Verdict::NotScanned(NotScanned::TimedOut)
     );
     assert_eq!(entries(&daemon), 0.0);

@@ -4,7 +4,7 @@
 //! Content is a command: `clean`, `find NAME`, `crash`, `hang …`, `spin`, `exit N`,
 //! `sleep MILLISECONDS …`, `members N SIZE`, `error`, `limit`, `pid`, `fds`,
 //! `grow BYTES`, `lie KIND REQUEST`, `escape ATTEMPT TARGET…`. `--load fail|exit|hang|threads` and `--canary miss|late`
-//! misbehave earlier; `--early "ATTEMPT TARGET…"` makes an attempt in the warm-up,
+//! misbehave earlier; `--says-version V` names another version; `--early "ATTEMPT TARGET…"` makes an attempt in the warm-up,
 //! when all of the sandbox but seccomp is there.
 //!
 //! `attempts` lists what `escape` knows; `attempt NAME TARGET…` makes one attempt
@@ -120,6 +120,7 @@ fn load(
     how: &str,
     canary: &str,
     early: &str,
+    version: &str,
 ) -> Result<LoadReport<Planted>, Vec<DefinitionProblem>> {
     match how {
         "fail" => {
@@ -139,7 +140,7 @@ fn load(
             early: early.to_owned(),
             scans: 0,
         },
-        version: "0".to_owned(),
+        version: version.to_owned(),
         signatures: 1,
         warnings: Vec::new(),
     })
@@ -163,7 +164,7 @@ fn main() -> ExitCode {
     }
     let parsed = Args::parse(
         std::env::args_os().skip(1),
-        &["--load", "--canary", "--early"],
+        &["--load", "--canary", "--early", "--says-version"],
     )
     .and_then(|args| Ok((args.settings()?, args)));
     let (mut settings, args): (zygote::Settings, Args) = match parsed {
@@ -177,7 +178,12 @@ fn main() -> ExitCode {
     };
     settings.confinement.groups = &[Group::Files];
     zygote::run("planted", &settings, || {
-        load(text("--load"), text("--canary"), text("--early"))
+        load(
+            text("--load"),
+            text("--canary"),
+            text("--early"),
+            text("--says-version"),
+        )
     })
 }
 

@@ -37,6 +37,7 @@ impl Peer {
         let peer = Self::dial(svm, identity).await;
         let hello = ToSvm::Hello(Hello {
             version: Text::cut("test"),
+            notices: true,
         });
         let mut stream = peer.open().await.expect("a new session takes a stream");
         stream.say(&hello).await;

@@ -13,7 +13,10 @@ fn large(bytes: u64) -> FragmentStore {
 }
 
 async fn keep_as(store: &FragmentStore, budget: &Budget, key: &Key, clean: bool, bytes: &[u8]) {
-    let share = budget.take(AgentId::random(), key.size).await.unwrap();
+    let share = budget
+        .take(&key.tenant, AgentId::random(), key.size)
+        .await
+        .unwrap();
     let sealed = SealedContent::from_bytes(bytes).unwrap();
     store.keep(key, clean, outline(bytes), sealed, share);
 }

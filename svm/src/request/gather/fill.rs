@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use crate::budget::Budget;
     use crate::fragments::Kept;
-    use palisade_protocol::ids::AgentId;
+    use palisade_protocol::ids::{AgentId, TenantId};
     use palisade_worker::client::SealedContent;
     use std::sync::Arc;
 
@@ -134,7 +134,8 @@ mod tests {
     async fn begun() -> Gathering {
         let budget = Budget::new(SIZE, SIZE);
         let mut gathering = Gathering::default();
-        let begun = gathering.begin(SIZE, || budget.take(AgentId::random(), SIZE));
+        let tenant = TenantId::default_tenant();
+        let begun = gathering.begin(SIZE, || budget.take(&tenant, AgentId::random(), SIZE));
         begun.await.unwrap();
         gathering
     }
