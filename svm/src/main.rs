@@ -46,10 +46,6 @@ enum Command {
     Definitions(commands::definitions::Arguments),
 }
 
-/// The C library's gives pages back between small requests, and takes them again.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start(cli.common.log_format, "info");
