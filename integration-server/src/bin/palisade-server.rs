@@ -10,7 +10,7 @@ use palisade_integration_server::api::{self, auth};
 use palisade_integration_server::failure;
 use palisade_integration_server::server::{Server, lock};
 use palisade_integration_server::settings::Settings;
-use palisade_integration_server::store::backup;
+use palisade_integration_server::store::{Opening, backup};
 use palisade_integration_server::time::now_ms;
 
 /// The Integration Server of a Palisade site
@@ -88,7 +88,7 @@ fn main() -> ExitCode {
 async fn new_admin_token(settings: Settings, common: Common) -> anyhow::Result<()> {
     let state = settings.state(&common);
     let place = settings.place(&state).map_err(anyhow::Error::msg)?;
-    let store = place.open().await?;
+    let store = place.open_to(Opening::Look).await?;
     auth::new_admin_token(store.as_ref(), &state, now_ms()).await?;
     println!("{}", auth::admin_token_file(&state).display());
     store.close().await;
@@ -99,18 +99,19 @@ async fn rotate_key(settings: Settings, common: Common, reseal: bool) -> anyhow:
     let state = settings.state(&common);
     let _lock = lock(&state)?;
     let place = settings.place(&state).map_err(anyhow::Error::msg)?;
-    let rows = place.rotate(reseal).await?;
+    place.rotate().await?;
     let file = place.master.path();
     println!(
         "The database is sealed with a new master key: {}",
         file.display()
     );
+    println!(
+        "Keep a copy of it apart from the database, and put it where other servers of this database read theirs. Keep the one before, too, as long as there are backups of its time."
+    );
     if reseal {
+        let rows = place.reseal().await?;
         println!("Rows that were sealed anew: {rows}");
     }
-    println!(
-        "Keep a copy of it apart from the database, and put it where other servers of this database read theirs."
-    );
     Ok(())
 }
 
@@ -146,7 +147,7 @@ async fn restore(settings: Settings, common: Common, file: PathBuf) -> anyhow::R
 async fn check(settings: Settings, common: Common) -> anyhow::Result<bool> {
     let state = settings.state(&common);
     let place = settings.place(&state).map_err(anyhow::Error::msg)?;
-    let store = place.open().await?;
+    let store = place.open_to(Opening::Look).await?;
     let problems = store.check().await?;
     store.close().await;
     for problem in &problems {

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::seal::master::{BadMaster, backup_key};
 use super::seal::{Key, Seals};
-use super::{Place, Result, StoreError};
+use super::{Opening, Place, Result, StoreError};
 
 /// The schema that this version writes and reads.
 pub const SCHEMA: i64 = 7;
@@ -94,9 +94,10 @@ enum Frame {
 /// # Errors
 /// [`StoreError`]; the file is then not there.
 pub async fn write(place: &Place, ca: &Path, file: &Path, now_ms: u64) -> Result<u64> {
-    let master = place.master.read()?.0;
-    let master = master.ok_or_else(|| BadMaster::Missing(place.master.path()))?;
-    let store = place.open().await?;
+    let store = place.open_to(Opening::Look).await?;
+    // After that: it opens the store's keys, or the store would not be open.
+    let in_force = || place.master.read().map(|(key, _)| key);
+    let master = in_force()?.ok_or_else(|| BadMaster::Missing(place.master.path()))?;
     let header = Header {
         form: FORM.to_owned(),
         id: Uuid::new_v4(),
@@ -105,13 +106,24 @@ pub async fn write(place: &Place, ca: &Path, file: &Path, now_ms: u64) -> Result
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let header = serde_json::to_string(&header).map_err(|error| bad(file, error))?;
-    let partial = file.with_extension("partial");
+    let mut partial = file.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    if file.exists() {
+        return Err(bad(file, "it is there already; a backup is a new file"));
+    }
     let out = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(&partial)
-        .map_err(|error| bad(&partial, error))?;
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => bad(
+                &partial,
+                "another backup to it is under way, or was ended before its end: then remove it",
+            ),
+            _ => bad(&partial, error),
+        })?;
     let mut writer = Writer {
         file: file.to_owned(),
         out: BufWriter::new(out),
@@ -120,24 +132,43 @@ pub async fn write(place: &Place, ca: &Path, file: &Path, now_ms: u64) -> Result
     };
     let written = async {
         writer.line(&header)?;
-        let ca = Frame::Ca(ca_files(ca)?);
-        writer.frame(&ca, false)?;
+        let files = ca_files(ca)?;
+        if files.len() != CA_FILES.len() {
+            return Err(bad(
+                ca,
+                "the certificate authority's files are not all there; run it where the server does, with its settings",
+            ));
+        }
+        writer.frame(&Frame::Ca(files), false)?;
         store.export(&mut writer).await?;
         let end = Frame::End(writer.rows);
         writer.frame(&end, true)?;
         writer.out.flush().map_err(|error| bad(file, error))?;
         let synced = writer.out.get_ref().sync_all();
-        synced.map_err(|error| bad(file, error))
+        synced.map_err(|error| bad(file, error))?;
+        match in_force()?.is_some_and(|now| now.bytes() == master.bytes()) {
+            true => Ok(()),
+            false => Err(bad(
+                file,
+                "the master key was changed meanwhile; make the backup again",
+            )),
+        }
     }
     .await;
     store.close().await;
-    let done =
-        written.and_then(|()| std::fs::rename(&partial, file).map_err(|error| bad(file, error)));
-    if done.is_err() {
-        // What is not whole is no backup.
-        let _ = std::fs::remove_file(&partial);
-    }
-    done.map(|()| writer.rows)
+    // A name that somebody else has given meanwhile is not taken away.
+    let named = || std::fs::hard_link(&partial, file).map_err(|error| bad(file, error));
+    let done = written.and_then(|()| named());
+    // What is not whole is no backup, and what is has its name.
+    let _ = std::fs::remove_file(&partial);
+    done?;
+    let folder = file
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))
+        .and_then(|folder| folder.sync_all())
+        .map_err(|error| bad(file, error))?;
+    Ok(writer.rows)
 }
 
 /// Restores a backup into an empty store, and the CA into a folder that has none.
@@ -176,8 +207,8 @@ pub async fn restore(place: &Place, ca: &Path, file: &Path) -> Result<u64> {
         (Frame::Ca(files), false) => reader.files = files,
         _ => return Err(bad(file, "its frames are in no order")),
     }
-    let store = place.open().await?;
-    let done = store.import(&mut reader).await;
+    let store = place.open_to(Opening::Alone).await?;
+    let done = store.import(&mut reader, &master).await;
     store.close().await;
     done.map(|()| reader.rows)
 }

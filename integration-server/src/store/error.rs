@@ -141,6 +141,14 @@ pub enum StoreError {
     /// The master key cannot be used.
     #[error(transparent)]
     Master(#[from] super::seal::master::BadMaster),
+    /// Others have it open.
+    #[error("the database {database} is in use: {detail}")]
+    InUse {
+        /// Which.
+        database: String,
+        /// What helps.
+        detail: &'static str,
+    },
     /// There is something already.
     #[error(
         "the database is not empty (table {0}); a backup is restored into a new one, and nothing was changed"

@@ -39,7 +39,7 @@ use crate::inventory::HostRecord;
 use crate::secret::Hash;
 use backup::{RowSink, RowSource};
 pub use error::StoreError;
-pub use place::{Database, Place};
+pub use place::{Database, Opening, Place};
 pub use records::{
     AgentRecord, ApiToken, DetectionPage, DetectionRecord, JoinTokenRecord, Joined,
     MaintenanceRecord, NewComponent, Spent, SvmRecord,
@@ -197,7 +197,7 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn export(&self, sink: &mut dyn RowSink) -> Result<()>;
     /// Puts rows into a store that has none: all of them, or nothing. It is opened anew
     /// afterwards.
-    async fn import(&self, source: &mut dyn RowSource) -> Result<()>;
+    async fn import(&self, source: &mut dyn RowSource, master: &Key) -> Result<()>;
     /// Looks at everything, and says what is wrong.
     async fn check(&self) -> Result<Vec<String>>;
 

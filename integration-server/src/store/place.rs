@@ -12,6 +12,18 @@ use super::{Result, Store, StoreError};
 /// What a service manager hands over for this purpose, in `$CREDENTIALS_DIRECTORY`.
 const PASSWORD_CREDENTIAL: &str = "database-password";
 
+/// What a store is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// To serve from: its schema is brought up to this version's.
+    Serve,
+    /// To look at, while others may serve from it: it must be as this version has it, and
+    /// nothing of it is brought up to date.
+    Look,
+    /// To change what others rely on: nobody else may have it open.
+    Alone,
+}
+
 /// Where the store is, and where its master key.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -36,38 +48,58 @@ impl Place {
     /// # Errors
     /// [`StoreError`] naming the database and the remedy.
     pub async fn open(&self) -> Result<Arc<dyn Store>> {
+        self.open_to(Opening::Serve).await
+    }
+
+    /// Opens the store there for a purpose.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and that the purpose does not allow it now.
+    pub async fn open_to(&self, purpose: Opening) -> Result<Arc<dyn Store>> {
         Ok(match &self.database {
-            Database::File(path) => Arc::new(SqliteStore::open(path, &self.master).await?),
+            Database::File(path) => Arc::new(SqliteStore::open(path, &self.master, purpose).await?),
             Database::Postgres(address, file) => {
                 let address = Address::clone(address);
-                let address = match file.clone().or_else(|| credential(PASSWORD_CREDENTIAL)) {
-                    Some(file) => address
-                        .with_password_file(&file)
+                // Who may read a credential is systemd's matter.
+                let file = file.clone().map(|file| (file, true));
+                let file = file.or_else(|| Some((credential(PASSWORD_CREDENTIAL)?, false)));
+                let address = match file {
+                    Some((file, private)) => address
+                        .with_password_file(&file, private)
                         .map_err(StoreError::Password)?,
                     None => address,
                 };
-                Arc::new(PostgresStore::open(&address, &self.master).await?)
+                Arc::new(PostgresStore::open(&address, &self.master, purpose).await?)
             }
         })
     }
 }
 
 impl Place {
-    /// A new master key, in steps of which each leaves a store that opens; with `reseal`
-    /// also a new data key. Says how many rows were sealed anew.
+    /// A new master key, in steps of which each leaves a store that opens.
     ///
     /// # Errors
     /// [`StoreError`]; whatever was reached, the next start goes on with.
-    pub async fn rotate(&self, reseal: bool) -> Result<u64> {
-        let store = self.open().await?;
+    pub async fn rotate(&self) -> Result<()> {
+        let store = self.open_to(Opening::Alone).await?;
         let key = Key::random().map_err(BadMaster::from)?;
         self.master.prepare(&key)?;
         store.rewrap(&key).await?;
         self.master.finish()?;
-        let rows = match reseal {
-            true => store.reseal(&key).await?,
-            false => 0,
-        };
+        store.close().await;
+        Ok(())
+    }
+
+    /// A new data key under the master key: every value is sealed anew. Says how many rows
+    /// there were.
+    ///
+    /// # Errors
+    /// [`StoreError`]; all of it was done, or nothing.
+    pub async fn reseal(&self) -> Result<u64> {
+        let store = self.open_to(Opening::Alone).await?;
+        let master = self.master.read()?.0;
+        let master = master.ok_or_else(|| BadMaster::Missing(self.master.path()))?;
+        let rows = store.reseal(&master).await?;
         store.close().await;
         Ok(rows)
     }

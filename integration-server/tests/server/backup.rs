@@ -4,7 +4,7 @@
 use palisade_integration_server::store::backup;
 use palisade_integration_server::store::seal::Key;
 use palisade_integration_server::store::seal::master::Source;
-use palisade_integration_server::store::{Place, Store};
+use palisade_integration_server::store::{Opening, Place, Store};
 use palisade_protocol::ids::AgentId;
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use tempfile::TempDir;
@@ -103,6 +103,8 @@ async fn goes_over(from: &Kind, to: &Kind) {
     assert_eq!(key.metadata().unwrap().permissions().mode() & 0o777, 0o600);
 
     // Not twice, and not over anything.
+    other.close().await;
+    drop(other);
     let error = backup::restore(&target, restored.path(), &file)
         .await
         .unwrap_err();
@@ -226,4 +228,56 @@ async fn a_check_names_what_is_wrong() {
             "{change}: {problems:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_backup_takes_no_name_away_and_wants_the_whole_authority() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, ca) = (dir.path().join("palisade.1"), authority());
+    let place = file_place(&dir.path().join("palisade.db"));
+    place.open().await.unwrap().close().await;
+    let refused = async |says: &str| {
+        let error = backup::write(&place, ca.path(), &file, 1).await;
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    std::fs::write(&file, "somebody's").unwrap();
+    refused("is there already").await;
+    assert_eq!(std::fs::read(&file).unwrap(), b"somebody's");
+    std::fs::remove_file(&file).unwrap();
+    let partial = dir.path().join("palisade.1.partial");
+    std::fs::write(&partial, "begun").unwrap();
+    refused("then remove it").await;
+    std::fs::remove_file(&partial).unwrap();
+    std::fs::remove_file(ca.path().join("issuing.key")).unwrap();
+    refused("not all there").await;
+    assert!(!file.exists() && !partial.exists());
+    std::fs::write(ca.path().join("issuing.key"), "key").unwrap();
+    backup::write(&place, ca.path(), &file, 1).await.unwrap();
+    assert!(file.exists() && !partial.exists());
+}
+
+/// Commands that look bring nothing up to date: a server of another version may run on it.
+#[tokio::test]
+async fn who_looks_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("palisade.db");
+    let place = file_place(&path);
+    let refused = async || {
+        let opened = place.open_to(Opening::Look).await;
+        opened.map(drop).unwrap_err().to_string()
+    };
+    refused().await;
+    assert!(!path.exists());
+    place.open().await.unwrap().close().await;
+    place.open_to(Opening::Look).await.unwrap().close().await;
+    let url = format!("sqlite:{}", path.display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = 7")
+        .execute(&mut db)
+        .await
+        .unwrap();
+    db.close().await.unwrap();
+    let error = refused().await;
+    assert!(error.contains("another version"), "{error}");
 }

@@ -276,7 +276,8 @@ async fn a_rotation_that_ends_after_any_step_leaves_a_store_that_opens() {
             std::fs::write(&file, after).unwrap();
         }
         // And it can be done again, whole.
-        place.rotate(true).await.unwrap();
+        place.rotate().await.unwrap();
+        place.reseal().await.unwrap();
         reads(&place, agent, &markers[0]).await;
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use palisade_integration_server::store::postgres::{Address, CALL};
-use palisade_integration_server::store::{Database, Place, Spent, Store};
+use palisade_integration_server::store::{Database, Opening, Place, Spent, Store};
 use palisade_protocol::control::Component;
 use palisade_protocol::ids::AgentId;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -374,4 +374,29 @@ async fn what_one_server_acknowledged_another_one_has() {
     assert!(one.revoke_agent(agent, 5).await.unwrap());
     assert!(!other.revoke_agent(agent, 5).await.unwrap());
     assert_eq!(other.join_token(Uuid::new_v4()).await.unwrap(), None);
+}
+
+/// Keys are changed and all rows restored by who is alone with the database.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_changes_what_others_rely_on_is_alone() {
+    let Some(postgres) = Postgres::start("who_changes_what_others_rely_on_is_alone") else {
+        return;
+    };
+    let place = postgres.place().await;
+    let server = open(&place).await;
+    let refused = async |purpose| {
+        let opened = place.open_to(purpose).await;
+        let error = opened.map(drop).unwrap_err().to_string();
+        assert!(error.contains("is in use"), "{error}");
+    };
+    refused(Opening::Alone).await;
+    let looking = place.open_to(Opening::Look).await.unwrap();
+    drop(server);
+    refused(Opening::Alone).await;
+    drop(looking);
+    let alone = place.open_to(Opening::Alone).await.unwrap();
+    for purpose in [Opening::Serve, Opening::Look, Opening::Alone] {
+        refused(purpose).await;
+    }
+    drop(alone);
 }

@@ -96,7 +96,13 @@ fn a_rotation_that_is_killed_leaves_a_database_that_opens() {
         std::thread::sleep(STEP * u32::try_from(kill).unwrap());
         rotating.kill().unwrap();
         rotating.wait().unwrap();
-        fine(dir, &["check"]);
+        let (code, text) = run(dir, &["check"]);
+        if code != Some(0) {
+            // Ended just before its last step: whoever only looks does not do that.
+            assert!(text.contains("has not ended"), "{text}");
+            fine(dir, &["rotate-key"]);
+            fine(dir, &["check"]);
+        }
     }
     fine(dir, &["rotate-key", "--reseal"]);
     fine(dir, &["check"]);

@@ -80,11 +80,12 @@ impl Address {
         })
     }
 
-    /// The same with the password that a file holds, which others may not read.
+    /// The same with the password that a file holds, which others may not read if it is to
+    /// be `private`.
     ///
     /// # Errors
     /// What is wrong with the file, and what helps.
-    pub fn with_password_file(self, path: &Path) -> Result<Self, String> {
+    pub fn with_password_file(self, path: &Path, private: bool) -> Result<Self, String> {
         use std::io::Read as _;
         use std::os::unix::fs::PermissionsExt as _;
         let named = path.display();
@@ -95,7 +96,7 @@ impl Address {
             .map_err(|error| format!("the password file {named} cannot be read: {error}"))?
             .permissions()
             .mode();
-        if mode & 0o077 != 0 {
+        if private && mode & 0o077 != 0 {
             return Err(format!(
                 "the password file {named} can be read by others; run: chmod 600 {named}"
             ));
@@ -207,17 +208,17 @@ mod tests {
         std::fs::write(&file, "secret\n").unwrap();
         let address = || Address::parse("postgres://u@db:1/p").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let open = address().with_password_file(&file).unwrap_err();
+        let open = address().with_password_file(&file, true).unwrap_err();
         assert!(open.contains("chmod 600"), "{open}");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        let with = address().with_password_file(&file).unwrap();
+        let with = address().with_password_file(&file, true).unwrap();
         assert_eq!(
             format!("{with} {with:?}"),
             "postgres://u@db:1/p postgres://u@db:1/p"
         );
         assert!(
             address()
-                .with_password_file(&dir.path().join("none"))
+                .with_password_file(&dir.path().join("none"), true)
                 .is_err()
         );
     }

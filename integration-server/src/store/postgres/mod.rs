@@ -1,7 +1,8 @@
 //! The backend that several servers share: one PostgreSQL database.
 //!
 //! ```text
-//!   open ─► one connection, alone by an advisory lock: keys, migrations ─► pool
+//!   open ─► held: one connection by which others know that it is in use
+//!        ─► one connection, alone by an advisory lock: keys, migrations ─► pool
 //!   call ─► pool (ACQUIRE) ─► statements ─► within CALL, or `TooSlow`
 //!   server gone ─► `Unreachable`; back ─► the next call connects anew
 //! ```
@@ -15,10 +16,12 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`address`] | `postgres://…`: what is accepted, TLS by default, where the password is |
+//! | `held` | who has the database open, to serve or alone |
 //! | `errors` | SQLSTATE → what it means and what helps: one table |
 
 pub mod address;
 mod errors;
+mod held;
 // Compiled for SQLite, too: that is what it is written for.
 #[allow(clippy::duplicate_mod)]
 #[path = "../sql/mod.rs"]
@@ -32,8 +35,9 @@ use sqlx::{Connection as _, PgPool, Postgres, Transaction};
 
 use super::seal::Seals;
 use super::seal::master::Source;
-use super::{Alone, Result, StoreError};
+use super::{Alone, Opening, Result, StoreError};
 pub use address::Address;
+use held::Held;
 
 type Backend = PostgresStore;
 type Db = Postgres;
@@ -75,6 +79,9 @@ const SWEEP: &[&str] = &[
     "VACUUM FULL detections",
     "VACUUM FULL quarantine_keys",
     "VACUUM FULL maintenance_grants",
+    "VACUUM FULL hosts",
+    "VACUUM FULL domains",
+    "VACUUM FULL data_keys",
 ];
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations/postgres");
@@ -84,6 +91,7 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations/postgr
 pub struct PostgresStore {
     name: String,
     seals: Arc<Seals>,
+    held: Arc<Held>,
     // The same pool twice: any connection reads and writes.
     writer: PgPool,
     readers: PgPool,
@@ -101,9 +109,10 @@ impl PostgresStore {
     ///
     /// # Errors
     /// [`StoreError`] naming the database and the remedy.
-    pub async fn open(address: &Address, master: &Source) -> Result<Self> {
+    pub async fn open(address: &Address, master: &Source, purpose: Opening) -> Result<Self> {
         let name = address.to_string();
         let at = |error| errors::of_sqlx(&name, "open the database", error);
+        let held = Held::take(address, &name, purpose).await?;
         let connecting = PgConnection::connect_with(address.options());
         let mut connection = match tokio::time::timeout(ACQUIRE, connecting).await {
             Ok(connected) => connected.map_err(at)?,
@@ -117,7 +126,14 @@ impl PostgresStore {
                 .execute(&mut connection)
                 .await
                 .map_err(at)?;
-            sql::keys::prepare(&mut connection, &MIGRATIONS, master, &name, at).await
+            match purpose {
+                Opening::Look => {
+                    sql::keys::look(&mut connection, &MIGRATIONS, master, &name, at).await
+                }
+                Opening::Serve | Opening::Alone => {
+                    sql::keys::prepare(&mut connection, &MIGRATIONS, master, &name, at).await
+                }
+            }
         };
         let seals = match tokio::time::timeout(MIGRATE, preparing).await {
             Ok(prepared) => prepared?,
@@ -156,6 +172,7 @@ impl PostgresStore {
         Ok(Self {
             name,
             seals: Arc::new(seals),
+            held: Arc::new(held),
             writer: pool.clone(),
             readers: pool,
         })
@@ -201,6 +218,11 @@ impl PostgresStore {
             Ok(done) => done,
             Err(_) => Err(errors::silent(&self.name, CALL)),
         }
+    }
+
+    /// Others may have the database alone.
+    fn release(&self) {
+        self.held.end();
     }
 
     fn failed(&self, operation: &'static str, error: sqlx::Error) -> StoreError {

@@ -35,6 +35,11 @@ pub enum BadMaster {
         "the master key {0} is not the one that the database is sealed with; put the right key there: nothing was changed"
     )]
     Wrong(String),
+    /// A rotation has begun, and not ended.
+    #[error(
+        "a rotation of the master key {0} has not ended; start palisade-server, which ends it, or run palisade-server rotate-key again"
+    )]
+    Rotating(PathBuf),
     /// Others can read it.
     #[error("the master key {0} can be read by others; run: chmod 600 {0}")]
     Open(PathBuf),

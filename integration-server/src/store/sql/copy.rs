@@ -3,10 +3,12 @@
 
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::keys::page;
+use super::keys::{self, page};
 use super::{Backend, Connection, Row, row};
 use crate::store::backup::{RowSink, RowSource, Value};
+use crate::store::seal::Key;
 use crate::store::seal::catalog::{INVENTORY, TABLES, Table};
+use crate::store::seal::master::BadMaster;
 use crate::store::shape::{Kind, REFERENCES, SHAPES, Shape};
 use crate::store::{Result, StoreError};
 
@@ -92,7 +94,8 @@ fn values(shape: &Shape, found: &Row) -> sqlx::Result<Vec<Value>> {
 }
 
 /// Puts rows into a store that has none: all of them, or nothing.
-pub async fn import(store: &Backend, source: &mut dyn RowSource) -> Result<()> {
+/// `master` must open the keys that come with them.
+pub async fn import(store: &Backend, source: &mut dyn RowSource, master: &Key) -> Result<()> {
     let at = |error| store.failed("restore all rows", error);
     let mut transaction = store.begin().await.map_err(at)?;
     for table in ["join_tokens", "api_tokens", "hosts", "meta"] {
@@ -122,6 +125,12 @@ pub async fn import(store: &Backend, source: &mut dyn RowSource) -> Result<()> {
         .execute(&mut *transaction)
         .await
         .map_err(at)?;
+    if !keys::are_opened_by(&mut transaction, master)
+        .await
+        .map_err(at)?
+    {
+        return Err(BadMaster::Wrong("in place".to_owned()).into());
+    }
     // What belongs to the rows and is not among them is there first.
     source.before_commit()?;
     transaction.commit().await.map_err(at)

@@ -31,6 +31,54 @@ const BATCH: i64 = 500;
 /// Marks, in `meta`, that what was plain may still be in free pages.
 const UNSWEPT: &str = "unswept";
 
+/// Gives the keys of a database that is as this version has it, and changes nothing.
+pub async fn look(
+    connection: &mut Connection,
+    migrations: &Migrator,
+    source: &Source,
+    database: &str,
+    at: impl Fn(sqlx::Error) -> StoreError,
+) -> Result<Seals> {
+    let other = |detail: &str| StoreError::Schema {
+        database: database.to_owned(),
+        detail: detail.to_owned(),
+    };
+    if !is_there(connection, super::HAS_KEYS).await.map_err(&at)? {
+        return Err(other(
+            "no server of this version has started with it yet; start palisade-server first",
+        ));
+    }
+    let has: Option<i64> = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(&at)?;
+    let wants = migrations.iter().map(|migration| migration.version).max();
+    if has != wants {
+        return Err(other("it is of another version than this command"));
+    }
+    known(connection, source, false, &at)
+        .await?
+        .ok_or_else(|| other("it has no keys yet; start palisade-server first"))
+}
+
+/// Whether a master key opens all data keys that are there.
+pub async fn are_opened_by(connection: &mut Connection, master: &Key) -> sqlx::Result<bool> {
+    let rows = sqlx::query("SELECT id, purpose, wrapped FROM data_keys")
+        .fetch_all(connection)
+        .await?;
+    let mut wrapped = Vec::new();
+    for found in &rows {
+        let number = u32::try_from(found.try_get::<i64, _>("id")?);
+        let number = number.map_err(|error| sqlx::Error::Decode(error.into()))?;
+        wrapped.push((
+            number,
+            found.try_get::<String, _>("purpose")?,
+            found.try_get::<Vec<u8>, _>("wrapped")?,
+        ));
+    }
+    Ok(opened(master, &wrapped).is_some())
+}
+
 /// Brings a database up to the newest schema, sealed, and gives its keys.
 pub async fn prepare(
     connection: &mut Connection,
@@ -42,7 +90,7 @@ pub async fn prepare(
     let unmigrated = |error| crate::store::unmigrated(database, error, &at);
     let mut seals = None;
     if is_there(connection, super::HAS_KEYS).await.map_err(&at)? {
-        seals = known(connection, source, &at).await?;
+        seals = known(connection, source, true, &at).await?;
     } else {
         migrations
             .run_direct(Some(BESIDE), &mut *connection, false)
@@ -71,10 +119,12 @@ async fn is_there(connection: &mut Connection, sql: &'static str) -> sqlx::Resul
     Ok(count > 0)
 }
 
-/// The keys that the store has, opened; none when it has none yet.
+/// The keys that the store has, opened; none when it has none yet. `finishes` what a
+/// rotation has begun.
 async fn known(
     connection: &mut Connection,
     source: &Source,
+    finishes: bool,
     at: impl Fn(sqlx::Error) -> StoreError,
 ) -> Result<Option<Seals>> {
     let rows = sqlx::query("SELECT id, purpose, wrapped FROM data_keys ORDER BY id")
@@ -99,7 +149,15 @@ async fn known(
     }
     // A rotation was ended between its last two steps.
     if let Some(seals) = next.as_ref().and_then(|key| opened(key, &wrapped)) {
+        if !finishes {
+            return Err(BadMaster::Rotating(source.path()).into());
+        }
         source.finish()?;
+        tracing::warn!(
+            file = %source.path().display(),
+            "a rotation of the master key had not ended, and has now: copy the new key, and \
+             keep the one before as long as there are backups of it"
+        );
         return Ok(Some(seals));
     }
     Err(match key {
@@ -223,6 +281,12 @@ pub async fn reseal(store: &Backend, master: &Key) -> Result<u64> {
     }
     sqlx::query("DELETE FROM data_keys WHERE purpose = 'values' AND id < $1")
         .bind(i64::from(number))
+        .execute(&mut *transaction)
+        .await
+        .map_err(at)?;
+    // What was sealed with the key before may be in free pages: the next start sweeps them.
+    sqlx::query("INSERT INTO meta (name, value) VALUES ($1, 'yes') ON CONFLICT (name) DO NOTHING")
+        .bind(UNSWEPT)
         .execute(&mut *transaction)
         .await
         .map_err(at)?;

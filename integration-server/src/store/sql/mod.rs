@@ -184,8 +184,8 @@ impl Store for Backend {
     async fn export(&self, sink: &mut dyn RowSink) -> Result<()> {
         copy::export(self, sink).await
     }
-    async fn import(&self, source: &mut dyn RowSource) -> Result<()> {
-        copy::import(self, source).await
+    async fn import(&self, source: &mut dyn RowSource, master: &Key) -> Result<()> {
+        copy::import(self, source, master).await
     }
     async fn check(&self) -> Result<Vec<String>> {
         copy::check(self).await
@@ -193,5 +193,6 @@ impl Store for Backend {
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
+        self.release();
     }
 }

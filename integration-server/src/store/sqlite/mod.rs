@@ -21,7 +21,7 @@ use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 use super::seal::Seals;
 use super::seal::master::Source;
-use super::{Alone, Result, StoreError};
+use super::{Alone, Opening, Result, StoreError};
 
 type Backend = SqliteStore;
 type Db = Sqlite;
@@ -56,11 +56,14 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`StoreError`] naming the file and the remedy.
-    pub async fn open(path: &Path, master: &Source) -> Result<Self> {
-        make_directory(path)?;
+    pub async fn open(path: &Path, master: &Source, purpose: Opening) -> Result<Self> {
+        let looks = purpose == Opening::Look;
+        if !looks {
+            make_directory(path)?;
+        }
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
+            .create_if_missing(!looks)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
@@ -68,8 +71,11 @@ impl SqliteStore {
         let at = |error| of_sqlx(path, "open the database", error);
         // A connection of its own: what it knows of tables is void after a migration.
         let mut connection = SqliteConnection::connect_with(&options).await.map_err(at)?;
-        let seals =
-            sql::keys::prepare(&mut connection, &MIGRATIONS, master, &named(path), at).await?;
+        let name = named(path);
+        let seals = match looks {
+            true => sql::keys::look(&mut connection, &MIGRATIONS, master, &name, at).await?,
+            false => sql::keys::prepare(&mut connection, &MIGRATIONS, master, &name, at).await?,
+        };
         connection.close().await.map_err(at)?;
         let options = options.create_if_missing(false);
         let writer = SqlitePoolOptions::new()
@@ -128,6 +134,9 @@ impl SqliteStore {
     async fn bounded<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         work.await
     }
+
+    /// Nothing is held but by its connections.
+    fn release(&self) {}
 
     fn failed(&self, operation: &'static str, error: sqlx::Error) -> StoreError {
         of_sqlx(&self.path, operation, error)
