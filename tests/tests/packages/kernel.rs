@@ -12,7 +12,7 @@ use palisade_tests::definitions::Marker;
 use palisade_tests::skip;
 use serde_json::Value;
 
-use crate::built::{Packages, repository, said};
+use crate::built::{Packages, repository, said, tool};
 use crate::life::servers;
 
 /// Always the newest of the distribution.
@@ -40,14 +40,28 @@ const MODULES: &[&str] = &[
     "fs/overlayfs/overlay.ko",
 ];
 
+/// The kernel's package, as the system's lists of packages have it.
+fn listed() -> Option<String> {
+    let dependencies = tool("apt-cache", ["depends", PACKAGE]);
+    let dependencies = String::from_utf8(dependencies.stdout).unwrap();
+    let mut words = dependencies.split_whitespace();
+    let name = words.find(|word| word.starts_with("linux-image-6.1"))?;
+    Some(name.to_owned())
+}
+
 /// The unpacked package of the kernel; fetched if it is not there.
 fn kernel() -> PathBuf {
-    let dependencies = said("apt-cache", ["depends", PACKAGE]);
-    let name = dependencies
-        .split_whitespace()
-        .find(|word| word.starts_with("linux-image-6.1"))
-        .unwrap_or_else(|| panic!("no kernel 6.1: {dependencies}"))
-        .to_owned();
+    let name = listed().or_else(|| {
+        // A machine that had all it needs may have no lists.
+        let mut update = Command::new("apt-get");
+        update.args(["-qq", "update"]);
+        command::finish(update, FETCH)
+            .unwrap()
+            .expect(&[0])
+            .unwrap();
+        listed()
+    });
+    let name = name.expect("a kernel 6.1 among the packages of Debian 12");
     let folder = repository().join("target/package-roots").join(&name);
     if folder.exists() {
         return folder;
