@@ -17,6 +17,7 @@ use palisade_protocol::ids::{AgentId, TenantId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::failure::Failure;
+use crate::waiting::Waiting;
 
 /// How long a request waits for memory.
 pub const WAIT: Duration = Duration::from_secs(2);
@@ -187,22 +188,6 @@ impl Budget {
     /// Bytes that are free.
     pub fn free_bytes(&self) -> u64 {
         self.units.available_permits() as u64 * UNIT_BYTES
-    }
-}
-
-/// Counts a request that waits.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

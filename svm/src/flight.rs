@@ -17,10 +17,12 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedMutexGuard, watch};
+
+use crate::waiting::Waiting;
 
 /// The table of flights. Clones share it.
 #[derive(Debug)]
@@ -204,22 +206,6 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
     }
 }
 
-/// Counts a seat that waits.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl<K: Eq + Hash, W, R> Drop for Seat<K, W, R> {
     fn drop(&mut self) {
         let mut open = self
@@ -240,6 +226,8 @@ impl<K: Eq + Hash, W, R> Drop for Seat<K, W, R> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
     use std::time::Duration;
 

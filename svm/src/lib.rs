@@ -32,6 +32,7 @@
 //! | [`definitions`] | generations of signatures and rules, and orders about them |
 //! | [`brake`] | a new signature that hits many guests at once is reported only |
 //! | [`retro`] | who is told when a content that was clean is malware by newer definitions |
+//! | `waiting` | how many wait for something |
 //! | [`local`], [`status`] | commands of this machine; what they are told |
 //! | [`metrics`] | what is counted, for Prometheus: one table |
 //! | [`report`] | what the Integration Server is told |
@@ -68,3 +69,4 @@ pub mod scan;
 pub mod settings;
 pub mod state;
 pub mod status;
+mod waiting;
