@@ -31,6 +31,7 @@ use crate::definitions::{DefinitionsAnswer, DefinitionsCommand};
 use crate::envelope::Envelope;
 use crate::exposure::ExposureWindows;
 use crate::ids::{DetectionId, SvmId, TenantId};
+use crate::problem::Problems;
 use crate::scan::{LoadHint, ScanClass};
 use crate::verdict::{EngineName, Generations, MemberPath, SignatureName, VerdictKind};
 
@@ -321,6 +322,9 @@ pub struct SvmReport {
     pub draining: bool,
     /// Only agents that carry one of these tags may use it; empty for all.
     pub tags: List<Name, MAX_TAGS>,
+    /// What is wrong with it; agents are not told.
+    #[serde(default)]
+    pub problems: Problems,
 }
 
 /// The Protection Servers that an agent may choose from.

@@ -19,6 +19,7 @@
 //! | [`notice`] | what a Protection Server says unasked |
 //! | [`control`] | messages to and from the Integration Server |
 //! | [`exposure`] | a guest's time without verdicts, as its agent reports it |
+//! | [`problem`] | what a Protection Server knows to be wrong with itself |
 //! | [`definitions`] | orders about a Protection Server's definitions, and what it has |
 //! | [`envelope`] | signatures, epochs and sequences around control messages |
 //! | [`ids`], [`spiffe`] | who is who |
@@ -47,6 +48,7 @@ pub mod identity;
 pub mod ids;
 pub mod maintenance;
 pub mod notice;
+pub mod problem;
 pub mod scan;
 pub mod selection;
 pub mod spiffe;

@@ -66,6 +66,7 @@ fn svm() -> impl Strategy<Value = SvmEntry> {
                     })),
                     draining,
                     tags: List::cut((!tag.is_empty()).then(|| Text::cut(&tag))),
+                    problems: List::default(),
                 },
             },
         )

@@ -155,6 +155,7 @@ fn report() -> control::SvmReport {
         generations: generations(),
         draining: false,
         tags: List::cut([Text::cut("gold")]),
+        problems: List::default(),
     }
 }
 

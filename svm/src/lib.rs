@@ -62,6 +62,7 @@ pub mod hash_lists;
 pub mod listener;
 pub mod local;
 pub mod metrics;
+pub mod problems;
 pub mod report;
 pub mod request;
 pub mod retro;

@@ -13,6 +13,7 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use palisade_protocol::problem::{ProblemKind, Problems};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -24,8 +25,8 @@ use tokio::net::TcpListener;
 
 use crate::failure::Failure;
 use labels::{
-    ClassLabel, ClassValue, DiskLabel, EndedLabel, GaveWayLabel, ReasonLabel, RescannedLabel,
-    SavedLabel, SourceLabel, UseLabel, UseValue,
+    ClassLabel, ClassValue, DiskLabel, EndedLabel, GaveWayLabel, ProblemLabel, ReasonLabel,
+    RescannedLabel, SavedLabel, SourceLabel, UseLabel, UseValue,
 };
 pub use labels::{DiskEvent, Ended, GaveWay, Reason, Rescanned, SavedBy, Source};
 
@@ -78,6 +79,8 @@ pub struct Gauges {
     pub holders_forgotten: u64,
     /// Contents that agents are still to be told of.
     pub notices_waiting: u64,
+    /// When the definitions in force were added, in seconds since 1970.
+    pub definitions_added_s: u64,
 }
 
 /// What was counted since the start, for people.
@@ -147,6 +150,8 @@ pub struct Metrics {
     memory: Family<UseLabel, Gauge>,
     disk_bytes: Gauge,
     rescans_left: Gauge,
+    definitions_added: Gauge,
+    problems: Family<ProblemLabel, Gauge>,
 }
 
 impl Default for Metrics {
@@ -185,6 +190,8 @@ impl Default for Metrics {
             memory: Family::default(),
             disk_bytes: Gauge::default(),
             rescans_left: Gauge::default(),
+            definitions_added: Gauge::default(),
+            problems: Family::default(),
         };
         metrics.register();
         metrics.begin();
@@ -343,6 +350,17 @@ impl Metrics {
             "Kept contents that new definitions have still to look at",
             self.rescans_left.clone(),
         );
+        all.register_with_unit(
+            "definitions_added_timestamp",
+            "When the definitions in force were added, since 1970",
+            Unit::Seconds,
+            self.definitions_added.clone(),
+        );
+        all.register(
+            "problems",
+            "What is wrong now and wants somebody's hand",
+            self.problems.clone(),
+        );
     }
 
     /// Every series exists from the start: a rate over one that appears later would miss
@@ -463,7 +481,7 @@ impl Metrics {
     }
 
     /// The counters in OpenMetrics text.
-    pub fn text(&self, gauges: &Gauges) -> String {
+    pub fn text(&self, gauges: &Gauges, problems: &Problems) -> String {
         let set = |gauge: &Gauge, value: u64| {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
@@ -489,6 +507,12 @@ impl Metrics {
         set(&memory(UseValue::free), gauges.free_bytes);
         set(&self.rescans_left, gauges.rescans_left);
         set(&self.disk_bytes, gauges.fragment_disk_bytes);
+        set(&self.definitions_added, gauges.definitions_added_s);
+        for problem in ProblemKind::NAMES {
+            let count = problems.iter().filter(|one| one.kind.as_str() == problem);
+            let gauge = self.problems.get_or_create_owned(&ProblemLabel { problem });
+            set(&gauge, count.count() as u64);
+        }
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = encode(&mut text, &self.registry);
@@ -503,12 +527,13 @@ impl Metrics {
 pub async fn serve(
     address: SocketAddr,
     metrics: Arc<Metrics>,
-    gauges: impl Fn() -> Gauges + Clone + Send + Sync + 'static,
+    gauges: impl Fn() -> (Gauges, Problems) + Clone + Send + Sync + 'static,
 ) -> std::io::Result<(SocketAddr, impl Future<Output = ()>)> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
     let answer = move || {
-        let text = metrics.text(&gauges());
+        let (gauges, problems) = gauges();
+        let text = metrics.text(&gauges, &problems);
         async move { ([(CONTENT_TYPE, TEXT)], text).into_response() }
     };
     let router = Router::new().route("/metrics", get(answer));
@@ -535,7 +560,7 @@ mod tests {
             waiting_on_access: 3,
             ..Gauges::default()
         };
-        let text = metrics.text(&gauges);
+        let text = metrics.text(&gauges, &Problems::default());
         for line in [
             "palisade_svm_answers_total{source=\"cache_older\"} 1",
             "palisade_svm_refused_total{reason=\"gone\"} 1",
@@ -552,7 +577,7 @@ mod tests {
     #[test]
     fn the_document_names_each_metric_and_its_kind() {
         let metrics = Metrics::default();
-        let text = metrics.text(&Gauges::default());
+        let text = metrics.text(&Gauges::default(), &Problems::default());
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let registered: Vec<(&str, &str)> = types.filter_map(|line| line.split_once(' ')).collect();
         let document = include_str!("../../METRICS.md");

@@ -4,6 +4,7 @@
 //!  connect ──► SvmReport ──► on a change, every report_every_s ──ends──► wait ──► connect
 //! ```
 //!
+//! What is wrong here ([`crate::problems`]) is looked for once a second, and told at once.
 //! Agents are served whether or not the server is there. While it is not, their
 //! certificates are honoured for [`EXPIRY_GRACE`] beyond their end, because
 //! nobody could have renewed them.
@@ -24,14 +25,17 @@ use palisade_protocol::control::{
     ToServer,
 };
 use palisade_protocol::definitions::DefinitionsAnswer;
+use palisade_protocol::problem::Problems;
 use palisade_protocol::scan::LoadHint;
 use palisade_protocol::trust::ExpiryGrace;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::MissedTickBehavior;
 
 use crate::agents::Agents;
+use crate::cache::now_ms;
 use crate::definitions::desk::{Answer, Desk, Order};
 use crate::listener::Handle;
+use crate::problems::Watch;
 use crate::scan::Scanner;
 use crate::settings::{Licence, Settings};
 
@@ -89,6 +93,7 @@ pub struct Reporter {
     agents: Agents<Handle>,
     grace: ExpiryGrace,
     desk: Desk,
+    problems: Arc<Watch>,
     changed: Notify,
     reported: Notify,
     draining: AtomicBool,
@@ -103,6 +108,7 @@ impl Reporter {
         agents: Agents<Handle>,
         grace: ExpiryGrace,
         desk: Desk,
+        problems: Arc<Watch>,
     ) -> Arc<Self> {
         grace.set(EXPIRY_GRACE);
         Arc::new(Self {
@@ -111,6 +117,7 @@ impl Reporter {
             agents,
             grace,
             desk,
+            problems,
             changed: Notify::new(),
             reported: Notify::new(),
             draining: AtomicBool::new(false),
@@ -235,15 +242,34 @@ impl Reporter {
             generations: self.scanner.generations(),
             draining: self.draining.load(Ordering::Relaxed),
             tags: List::cut(self.standing.tags.iter().cloned()),
+            problems: self.problems.look(now_ms()),
         }
     }
 
     async fn sample(&self) {
         let mut ticks = tokio::time::interval(SAMPLE_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = Problems::default();
         loop {
             ticks.tick().await;
             self.average.add(self.scanner.load());
+            let problems = self.problems.look(now_ms());
+            if are_others(&told, &problems) {
+                self.changed();
+            }
+            told = problems;
+        }
+    }
+}
+
+/// Whether problems came or went; that the same ones have other details by now can wait.
+fn are_others(before: &Problems, now: &Problems) -> bool {
+    let (mut before, mut now) = (before.iter(), now.iter());
+    loop {
+        match (before.next(), now.next()) {
+            (None, None) => return false,
+            (Some(one), Some(two)) if one.kind.is_same_as(&two.kind) => {}
+            _ => return true,
         }
     }
 }

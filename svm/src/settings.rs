@@ -170,6 +170,8 @@ pub struct Definitions {
     /// Whether new definitions must find the EICAR test file. Unset, those must that have
     /// a vendor's main or daily database (`main.cvd`, `daily.cld`, …).
     pub require_eicar: Option<bool>,
+    /// Days after which definitions in force are a problem that is reported; 0 for never.
+    pub stale_after_days: u32,
 }
 
 impl Default for Definitions {
@@ -183,6 +185,7 @@ impl Default for Definitions {
             keep: 2,
             clean_corpus: vec!["/usr/bin".into(), "/usr/lib".into()],
             require_eicar: None,
+            stale_after_days: 7,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use palisade_protocol::bounded::Text;
 use palisade_protocol::codec::Message;
+use palisade_protocol::problem::Problems;
 use palisade_protocol::verdict::Generations;
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,8 @@ pub struct Status {
     pub load_permille: u16,
     /// The definitions in force.
     pub generations: Generations,
-    /// Engines that cannot scan now.
-    pub down: Text<128>,
+    /// What is wrong now.
+    pub problems: Problems,
     /// What there is now.
     pub now: Gauges,
     /// What there was since the start.
@@ -41,5 +42,5 @@ pub struct Status {
 }
 
 impl Message for Status {
-    const MAX_BYTES: usize = 8 * 1024;
+    const MAX_BYTES: usize = 32 * 1024;
 }

@@ -1,4 +1,7 @@
-//! `/api/v1/alerts`: what somebody must look at now.
+//! `/api/v1/alerts`: what somebody must look at now. Those about Protection Servers are in
+//! [`svms`].
+
+mod svms;
 
 use axum::Json;
 use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
@@ -12,7 +15,7 @@ use super::page::Page;
 use super::problem::{ApiError, Problem};
 use crate::fleet::Fleet;
 use crate::fleet::lost::Alarm;
-use crate::store::{AgentRecord, Result as Stored};
+use crate::store::{AgentRecord, Result as Stored, SvmRecord};
 use crate::time::{now_ms, rfc3339};
 
 /// How long a guest may be without verdicts until it is an alert, in milliseconds.
@@ -24,20 +27,26 @@ pub struct Alert {
     /// The same for as long as it lasts.
     pub id: Uuid,
     /// `agent_lost`: an agent has no session although its domain runs. `agent_exposed`: an
-    /// agent says that opens in its guest get no verdicts.
+    /// agent says that opens in its guest get no verdicts. `svm_lost`: a Protection Server
+    /// has no session. `svm_` and what is wrong, as in METRICS.md's `palisade_svm_problems`:
+    /// a Protection Server says so.
     pub kind: String,
     /// `critical` or `warning`.
     pub severity: String,
-    /// Which agent.
-    pub agent: Uuid,
+    /// Which agent, if it is about one.
+    pub agent: Option<Uuid>,
     /// That agent's name.
-    pub agent_name: String,
+    pub agent_name: Option<String>,
+    /// Which Protection Server, if it is about one.
+    pub svm: Option<Uuid>,
+    /// That Protection Server's name.
+    pub svm_name: Option<String>,
     /// The libvirt domain that the agent says it runs in.
     pub domain: Option<Uuid>,
     /// That domain's name, when the inventory has it.
     pub domain_name: Option<String>,
-    /// Since when the agent is gone, as far as this server can tell, or the guest without
-    /// verdicts, by its own clock (RFC 3339, UTC).
+    /// Since when the agent or the Protection Server is gone, as far as this server can tell,
+    /// or the guest without verdicts, or something wrong, by its own clock (RFC 3339, UTC).
     pub since: String,
     /// When that became an alert (RFC 3339, UTC).
     pub raised: String,
@@ -89,8 +98,27 @@ pub async fn all(fleet: &Fleet, now_ms: u64) -> Stored<Vec<Alert>> {
             alerts.push((raised_ms, exposed(&agent, window, raised_ms, name)));
         }
     }
+    svm_alerts(fleet, now_ms, &mut alerts).await?;
     alerts.sort_by_key(|(raised_ms, alert)| (*raised_ms, alert.id));
     Ok(alerts.into_iter().map(|(_, alert)| alert).collect())
+}
+
+/// Those about Protection Servers.
+async fn svm_alerts(fleet: &Fleet, now_ms: u64, alerts: &mut Vec<(u64, Alert)>) -> Stored<()> {
+    let records = fleet.store.svms().await?;
+    let is_connected = |svm: &&SvmRecord| fleet.sessions.is_connected(svm.id.0);
+    let connected: Vec<&SvmRecord> = records.iter().filter(is_connected).collect();
+    for absent in fleet.absent_svms() {
+        if absent.alert_ms <= now_ms && connected.iter().all(|svm| svm.id != absent.id) {
+            alerts.push((absent.alert_ms, svms::gone(&absent, connected.len())));
+        }
+    }
+    for svm in connected {
+        for problem in svm.report.iter().flat_map(|report| report.problems.iter()) {
+            alerts.push((problem.since_ms, svms::problem(svm, problem)));
+        }
+    }
+    Ok(())
 }
 
 fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>) -> Alert {
@@ -131,8 +159,10 @@ fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>
         id: id_of(alarm.agent.0, alarm.since_ms, alarm.raised_ms),
         kind: "agent_lost".to_owned(),
         severity: severity.to_owned(),
-        agent: alarm.agent.0,
-        agent_name: alarm.name,
+        agent: Some(alarm.agent.0),
+        agent_name: Some(alarm.name),
+        svm: None,
+        svm_name: None,
         domain: Some(alarm.domain),
         domain_name,
         since,
@@ -177,8 +207,10 @@ fn exposed(
         id: id_of(agent.id.0, window.from_ms, window.id),
         kind: "agent_exposed".to_owned(),
         severity: "warning".to_owned(),
-        agent: agent.id.0,
-        agent_name: agent.name.clone(),
+        agent: Some(agent.id.0),
+        agent_name: Some(agent.name.clone()),
+        svm: None,
+        svm_name: None,
         domain: agent.product_uuid,
         domain_name,
         since,
@@ -210,8 +242,8 @@ fn remedy(cause: ExposureCause) -> &'static str {
 }
 
 /// Made of what the alert is about: equal each time it is asked for.
-fn id_of(agent: Uuid, since: u64, which: u64) -> Uuid {
-    let mut about = agent.as_bytes().to_vec();
+fn id_of(whose: Uuid, since: u64, which: u64) -> Uuid {
+    let mut about = whose.as_bytes().to_vec();
     about.extend(since.to_be_bytes());
     about.extend(which.to_be_bytes());
     let mut first = [0; 16];

@@ -32,14 +32,15 @@ pub fn list(client: &Client, output: Output) -> anyhow::Result<Printed> {
 
 /// A table, and below it what each one means and what to do about it.
 fn as_text(alerts: &[Alert]) -> String {
-    let mut table = Table::new(["SEVERITY", "KIND", "AGENT", "DOMAIN", "SINCE", "RAISED"]);
+    let mut table = Table::new(["SEVERITY", "KIND", "ABOUT", "DOMAIN", "SINCE", "RAISED"]);
     let mut notes = String::new();
     for alert in alerts {
         let domain = alert.domain_name.clone();
+        let about = alert.agent_name.clone().or_else(|| alert.svm_name.clone());
         table.row([
             alert.severity.clone(),
             alert.kind.clone(),
-            alert.agent_name.clone(),
+            about.unwrap_or_default(),
             domain.unwrap_or_else(|| alert.domain.map_or_else(String::new, |id| id.to_string())),
             alert.since.clone(),
             alert.raised.clone(),

@@ -191,6 +191,11 @@ impl Fleet {
         }
     }
 
+    /// Protection Servers that have no session, listed or not.
+    pub fn absent_svms(&self) -> Vec<roster::Absent> {
+        self.lock().absent()
+    }
+
     pub(crate) fn svm_connected(&self, id: SvmId, name: &str, product_uuid: Option<Uuid>) {
         self.with_roster(|roster| roster.connected(id, name, product_uuid));
     }

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::control::{InfrastructurePath, MAX_SVMS, SvmEntry, SvmReport};
 use palisade_protocol::ids::SvmId;
+use palisade_protocol::problem::Problems;
 use palisade_protocol::trust::sha256;
 use uuid::Uuid;
 
@@ -23,6 +24,10 @@ use uuid::Uuid;
 pub const LOAD_STEP_PERMILLE: u16 = 100;
 /// A queue wait that moved by this much is worth telling agents.
 pub const QUEUE_STEP_MS: u32 = 100;
+
+/// How long a Protection Server may be without a session until that is an alert, in
+/// milliseconds, if it does not leave the list before: it tries to connect once a minute.
+pub const ALERT_AFTER_MS: u64 = 90_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Presence {
@@ -38,6 +43,19 @@ struct Known {
     /// As agents were told: load moves in steps.
     report: Option<SvmReport>,
     listed: bool,
+}
+
+/// A Protection Server that has no session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absent {
+    /// Which.
+    pub id: SvmId,
+    /// Its name.
+    pub name: String,
+    /// Since when, in milliseconds since 1970; at the earliest since this server's start.
+    pub since_ms: u64,
+    /// From when on that is an alert.
+    pub alert_ms: u64,
 }
 
 /// The list's source.
@@ -141,6 +159,22 @@ impl Roster {
         changed
     }
 
+    /// Who has no session.
+    pub fn absent(&self) -> Vec<Absent> {
+        let gone = self.svms.iter().filter_map(|(id, known)| {
+            let Presence::Gone { since_ms } = known.presence else {
+                return None;
+            };
+            Some(Absent {
+                id: *id,
+                name: known.name.clone(),
+                since_ms,
+                alert_ms: since_ms.saturating_add(self.lost_after_ms.min(ALERT_AFTER_MS)),
+            })
+        });
+        gone.collect()
+    }
+
     /// The list, with the places that the inventory knows filled in where a
     /// Protection Server does not say its own.
     pub fn entries(
@@ -155,6 +189,7 @@ impl Roster {
                     let mut report = known.report.clone()?;
                     // Not agents' concern, and would make equal lists differ.
                     report.agents = 0;
+                    report.problems = Problems::default();
                     if report.path == InfrastructurePath::default()
                         && let Some(place) = known.product_uuid.and_then(&place_of)
                     {
@@ -175,6 +210,7 @@ fn differs(told: &SvmReport, new: &SvmReport) -> bool {
     let without_load = |report: &SvmReport| SvmReport {
         average_load: Default::default(),
         agents: 0,
+        problems: Problems::default(),
         ..report.clone()
     };
     without_load(told) != without_load(new)
@@ -221,6 +257,7 @@ mod tests {
             generations: List::default(),
             draining: false,
             tags: List::default(),
+            problems: Problems::default(),
         }
     }
 
@@ -240,6 +277,8 @@ mod tests {
         assert!(roster.reported(id, report(0)));
         assert_eq!(roster.entries(|_| None).len(), 1);
         assert!(!roster.gone(id, 5000));
+        let absent = &roster.absent()[0];
+        assert_eq!((absent.since_ms, absent.alert_ms), (5000, 6000));
         assert!(!roster.tick(5999));
         assert!(roster.tick(6000));
         assert!(roster.entries(|_| None).is_empty());

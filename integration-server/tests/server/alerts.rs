@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 use palisade_daemon::control::Session;
 use palisade_daemon::membership::Membership;
 use palisade_integration_server::fleet::alarms::PROMISE;
-use palisade_protocol::bounded::List;
-use palisade_protocol::control::{AgentReport, Component, Protection, ToServer};
+use palisade_protocol::bounded::{List, Text};
+use palisade_protocol::control::{AgentReport, Component, Protection, SvmReport, ToServer};
 use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
 use palisade_protocol::ids::AgentId;
+use palisade_protocol::problem::{Problem, ProblemKind};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::libvirtd::{Libvirtd, UUID, domain_is};
 use crate::site::{Site, host, until};
-use crate::talk::{agent_id, hello};
+use crate::talk::{agent_id, hello, report, svm_id};
 
 /// Where an agent's process finds its membership, and the domain that it claims.
 const STATE: &str = "PALISADE_TEST_AGENT_STATE";
@@ -126,8 +127,8 @@ async fn alerts(site: &Site) -> Vec<Value> {
 /// The agents of the alerts, by name.
 async fn names(site: &Site) -> Vec<String> {
     let alerts = alerts(site).await;
-    let name = |alert: &Value| alert["agent_name"].as_str().unwrap().to_owned();
-    let mut names: Vec<String> = alerts.iter().map(name).collect();
+    let name = |alert: &Value| alert["agent_name"].as_str().map(str::to_owned);
+    let mut names: Vec<String> = alerts.iter().filter_map(name).collect();
     names.sort();
     names
 }
@@ -380,4 +381,80 @@ async fn leave_that_the_guest_gave_back_is_over() {
     server.stop().await;
     let site = Site::start_in(dir, "").await;
     assert!(granted(&site).await.is_null());
+}
+
+/// A Protection Server has no login: what it says is wrong with it is an alert while it says
+/// so, and so is its silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_protection_server_is_an_alert_until_it_is_not() {
+    let site = Site::start("[fleet]\nsvm_lost_after = '5s'").await;
+    let member = site.join(Component::Svm, host("svm-one", None)).await;
+    let kinds = async || -> Vec<String> {
+        let kind = |alert: &Value| {
+            assert_eq!(
+                (&alert["svm_name"], &alert["agent"]),
+                (&"svm-one".into(), &Value::Null)
+            );
+            alert["kind"].as_str().unwrap().to_owned()
+        };
+        alerts(&site).await.iter().map(kind).collect()
+    };
+    let (session, ..) = Session::connect(&member, hello(None)).await.unwrap();
+    let signature = format!("Some.{}", Uuid::new_v4());
+    let wrong = [
+        ProblemKind::EngineDown {
+            engine: Text::cut("yara-x"),
+        },
+        ProblemKind::SignatureBraked {
+            engine: Text::cut("clamav"),
+            signature: Text::cut(&signature),
+        },
+    ];
+    let say = async |wrong: &[ProblemKind]| {
+        let problem = |(since_ms, kind): (u64, &ProblemKind)| Problem {
+            kind: kind.clone(),
+            since_ms,
+        };
+        let report = SvmReport {
+            problems: List::cut((1..).zip(wrong).map(problem)),
+            ..report(1)
+        };
+        session.request(&ToServer::SvmReport(report)).await.unwrap();
+    };
+    say(&wrong).await;
+    assert_eq!(kinds().await, ["svm_engine_down", "svm_signature_braked"]);
+    let told = alerts(&site).await;
+    assert_eq!(told[0]["severity"], "critical");
+    assert!(told[1]["remedy"].as_str().unwrap().contains(&signature));
+    assert_ne!(told[0]["id"], told[1]["id"]);
+    say(&wrong[1..]).await;
+    assert_eq!(kinds().await, ["svm_signature_braked"]);
+    say(&[]).await;
+    assert!(kinds().await.is_empty());
+
+    say(&wrong).await;
+    session.close();
+    // What it said last is not known to be so any more.
+    until("its end is the alert", || async {
+        kinds().await == ["svm_lost"]
+    })
+    .await;
+    let gone = alerts(&site).await.remove(0);
+    assert_eq!(gone["severity"], "critical");
+    let (session, ..) = Session::connect(&member, hello(None)).await.unwrap();
+    until("it is back", || async {
+        !kinds().await.contains(&"svm_lost".to_owned())
+    })
+    .await;
+    session.close();
+    until("it is gone again", || async {
+        kinds().await == ["svm_lost"]
+    })
+    .await;
+    let revoke = format!("svms/{}", svm_id(&member));
+    site.api(move |client| client.delete(&revoke))
+        .await
+        .unwrap();
+    assert!(kinds().await.is_empty());
+    site.server.stop().await;
 }

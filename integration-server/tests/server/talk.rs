@@ -35,7 +35,7 @@ async fn connect(member: &Membership) -> (Session, Welcome, mpsc::Receiver<FromS
     Session::connect(member, hello(None)).await.unwrap()
 }
 
-fn report(port: u16) -> SvmReport {
+pub fn report(port: u16) -> SvmReport {
     SvmReport {
         addresses: List::cut([SvmAddress {
             network: Text::default(),
@@ -54,6 +54,7 @@ fn report(port: u16) -> SvmReport {
         generations: List::default(),
         draining: false,
         tags: List::default(),
+        problems: List::default(),
     }
 }
 
@@ -91,7 +92,7 @@ async fn pushed(pushes: &mut mpsc::Receiver<FromServer>) -> SvmList {
     }
 }
 
-fn svm_id(member: &Membership) -> SvmId {
+pub fn svm_id(member: &Membership) -> SvmId {
     let Role::Svm(id) = member.identity.id().role else {
         panic!()
     };

@@ -22,7 +22,8 @@ use palisade_svm::fragments::FragmentStore;
 use palisade_svm::fragments::disk::Disk;
 use palisade_svm::listener::Listener;
 use palisade_svm::local;
-use palisade_svm::metrics::{self, Metrics};
+use palisade_svm::metrics::{self, Gauges, Metrics};
+use palisade_svm::problems::Watch;
 use palisade_svm::report::{Reporter, Standing};
 use palisade_svm::request::{Memory, Service};
 use palisade_svm::retro::{Retro, rescan};
@@ -111,7 +112,10 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     )?;
     let address = listener.address()?;
     let accepting = tokio::spawn(listener.clone().run());
-    let (metrics, measuring) = measure(settings, &service, &agents).await?;
+    let stale = settings.definitions.stale_after_days;
+    let watch = Watch::new(scanner.clone(), cache.clone(), desk.clone(), stale);
+    let watch = Arc::new(watch);
+    let (metrics, measuring) = measure(settings, &service, &agents, &watch).await?;
 
     let standing = Standing::new(
         settings,
@@ -123,6 +127,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         agents.clone(),
         grace,
         desk.clone(),
+        Arc::clone(&watch),
     );
     let id = membership.identity.id().to_string();
     let reporting = tokio::spawn(Arc::clone(&reporter).run(membership));
@@ -136,7 +141,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         clerk.run(hangup, every, changed)
     });
     let rescanning = rescan(settings, &service);
-    let told = told(&service, &agents, &id, address, metrics);
+    let told = told(&service, &agents, watch, &id, address, metrics);
     let commanded = commands(state.folders(), desk, told);
 
     tracing::info!(%address, %id, workers = settings.workers(), "ready");
@@ -197,13 +202,18 @@ async fn measure(
     settings: &Settings,
     service: &Arc<Service>,
     agents: &Agents<palisade_svm::listener::Handle>,
+    watch: &Arc<Watch>,
 ) -> anyhow::Result<(Option<SocketAddr>, JoinHandle<()>)> {
     let Some(address) = settings.metrics.listen else {
         return Ok((None, tokio::spawn(std::future::pending())));
     };
-    let (gauges, agents) = (Arc::clone(service), agents.clone());
+    let (gauges, agents, watch) = (Arc::clone(service), agents.clone(), Arc::clone(watch));
     let (address, serving) = metrics::serve(address, Arc::clone(&service.metrics), move || {
-        gauges.gauges(&agents)
+        let gauges = Gauges {
+            definitions_added_s: watch.definitions_added_ms() / 1000,
+            ..gauges.gauges(&agents)
+        };
+        (gauges, watch.look(now_ms()))
     })
     .await
     .with_context(|| format!("metrics.listen: {address} cannot be used"))?;
@@ -215,6 +225,7 @@ async fn measure(
 fn told(
     service: &Arc<Service>,
     agents: &Agents<palisade_svm::listener::Handle>,
+    watch: Arc<Watch>,
     id: &str,
     address: SocketAddr,
     metrics: Option<SocketAddr>,
@@ -230,7 +241,7 @@ fn told(
         lanes: u32::try_from(service.scanner.lanes()).unwrap_or(u32::MAX),
         load_permille: service.scanner.load().load_permille,
         generations: service.scanner.generations(),
-        down: Text::cut(&service.scanner.down().join(", ")),
+        problems: watch.look(now_ms()),
         now: service.gauges(&agents),
         since_start: service.metrics.counts(),
     })

@@ -2,6 +2,7 @@
 
 use clap::Args;
 use palisade_daemon::cli::{Common, Format, Output};
+use palisade_protocol::problem::{Problem, ProblemKind, Problems};
 use palisade_svm::local::{self, LocalRequest};
 use palisade_svm::settings::{self, COMPONENT};
 use palisade_svm::status::Status;
@@ -47,7 +48,6 @@ fn text(status: &Status) -> String {
         ("listens at", status.address.to_string()),
         ("metrics at", metrics.unwrap_or_else(|| "-".to_owned())),
         ("definitions", engines.join(", ")),
-        ("down", or_none(status.down.as_str())),
         (
             "load",
             format!(
@@ -124,9 +124,39 @@ fn text(status: &Status) -> String {
     lines
         .map(|(name, value)| format!("{name:<12}{value}\n"))
         .concat()
+        + &problems(&status.problems)
 }
 
-fn or_none(text: &str) -> String {
-    let text = if text.is_empty() { "-" } else { text };
-    text.to_owned()
+/// What is wrong, a line each.
+fn problems(problems: &Problems) -> String {
+    let line = |problem: &Problem| {
+        let (since, kind) = (time(problem.since_ms), problem.kind.as_str());
+        let what = match &problem.kind {
+            ProblemKind::EngineDown { engine } => {
+                format!("{engine} cannot scan; the daemon's log says why")
+            }
+            ProblemKind::DefinitionsUnattended => {
+                "nobody looks after definitions: restart the daemon".to_owned()
+            }
+            ProblemKind::DefinitionsSource { why } => why.to_string(),
+            ProblemKind::DefinitionsOld { added_ms } => format!(
+                "the definitions in force are of {}: see whether their source is updated",
+                time(*added_ms)
+            ),
+            ProblemKind::SignatureBraked { engine, signature } => format!(
+                "{signature} of {engine} is reported only: `palisade-scanserver definitions \
+                 confirm {signature}` lets it act"
+            ),
+            ProblemKind::ContentsPoisoned { contents } => {
+                format!("{contents} contents killed their workers, and are not scanned")
+            }
+            ProblemKind::CacheUnsafe => {
+                "the disk of the state folder does not answer: before a restart, remove `cache` \
+                 there"
+                    .to_owned()
+            }
+        };
+        format!("{:<12}{kind} since {since}: {what}\n", "wrong")
+    };
+    problems.iter().map(line).collect()
 }

@@ -170,6 +170,11 @@ impl Desk {
         }
     }
 
+    /// Somebody is there who carries orders out.
+    pub fn is_attended(&self) -> bool {
+        !self.orders.is_closed()
+    }
+
     /// Has an order carried out, in its turn; it goes on if nobody waits for it.
     pub async fn order(&self, order: Order) -> Answer {
         let (reply, answer) = oneshot::channel();

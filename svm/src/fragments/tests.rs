@@ -17,6 +17,7 @@ use super::samples::{FRAGMENT, content, key, outline, tenant};
 use super::{Bounds, FragmentStore, Loan, Source, writer};
 use crate::budget::Budget;
 use crate::metrics::{Gauges, Metrics};
+use palisade_protocol::problem::Problems;
 
 /// A store whose writer runs when it is told to.
 struct Part {
@@ -109,7 +110,7 @@ impl Part {
     }
 
     fn events(&self, event: &str) -> u64 {
-        let text = self.metrics.text(&Gauges::default());
+        let text = self.metrics.text(&Gauges::default(), &Problems::default());
         let name = format!("palisade_svm_fragment_disk_events_total{{event=\"{event}\"}} ");
         let line = text.lines().find_map(|line| line.strip_prefix(&name));
         line.unwrap().parse().unwrap()

@@ -246,6 +246,7 @@ labels! {
     UseLabel { r#use: UseValue }
     RescannedLabel { outcome: Rescanned }
     DiskLabel { event: DiskEvent }
+    ProblemLabel { problem: &'static str }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]

@@ -452,6 +452,8 @@ impl Service {
             notices_waiting: retro.waiting as u64,
             notices_dropped: retro.dropped,
             holders_forgotten: retro.forgotten,
+            // The desk's, which requests know nothing of.
+            definitions_added_s: 0,
         }
     }
 

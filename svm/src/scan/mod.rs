@@ -367,6 +367,13 @@ impl Scanner {
         self.shared.lane.poisoned.load(Ordering::Relaxed)
     }
 
+    /// Contents that killed their workers twice, and are not scanned by the definitions in
+    /// force.
+    pub fn poisoned_now(&self) -> u64 {
+        let active = self.shared.active();
+        active.as_ref().map_or(0, |set| set.poison().count() as u64)
+    }
+
     /// What is known of a content that killed its worker twice with the definitions
     /// in force, or took too long a while ago: it need not be sent.
     pub fn known_poison(

@@ -21,6 +21,8 @@ pub struct Poison<K> {
     /// In the order of their first deaths.
     order: VecDeque<K>,
     max: usize,
+    /// How many of the known are poison.
+    count: usize,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,7 @@ impl<K: Hash + Eq + Clone> Poison<K> {
             known: HashMap::new(),
             order: VecDeque::new(),
             max,
+            count: 0,
         }
     }
 
@@ -44,12 +47,15 @@ impl<K: Hash + Eq + Clone> Poison<K> {
         if let Some(death) = self.known.get_mut(key) {
             death.count = death.count.saturating_add(1);
             detail.clone_into(&mut death.detail);
-            return death.count == DEATHS;
+            let is_news = death.count == DEATHS;
+            self.count += usize::from(is_news);
+            return is_news;
         }
         if self.order.len() >= self.max
             && let Some(oldest) = self.order.pop_front()
         {
-            self.known.remove(&oldest);
+            let death = self.known.remove(&oldest);
+            self.count -= usize::from(death.is_some_and(|death| death.count >= DEATHS));
         }
         self.order.push_back(key.clone());
         let death = Death {
@@ -71,6 +77,11 @@ impl<K: Hash + Eq + Clone> Poison<K> {
             self.known.remove(key);
             self.order.retain(|known| known != key);
         }
+    }
+
+    /// How many contents are poison.
+    pub fn count(&self) -> usize {
+        self.count
     }
 
     /// What a content that is poison did.
@@ -122,6 +133,8 @@ mod tests {
                 }
                 prop_assert!(poison.known.len() <= max);
                 prop_assert_eq!(poison.known.len(), poison.order.len());
+                let count = (0..8).filter(|key| poison.of(key).is_some()).count();
+                prop_assert_eq!(poison.count(), count);
             }
         }
     }

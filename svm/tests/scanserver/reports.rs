@@ -14,6 +14,7 @@ use palisade_protocol::endpoint::{self, Bounds};
 use palisade_protocol::envelope::{Opener, Sealer};
 use palisade_protocol::frame;
 use palisade_protocol::identity::Identity;
+use palisade_protocol::problem::{ProblemKind, Problems};
 use palisade_protocol::spiffe::SpiffeId;
 use palisade_protocol::tls::{self, Accept, Peer};
 use palisade_protocol::verdict::VerdictKind;
@@ -94,6 +95,17 @@ impl Server {
 
     fn address(&self) -> SocketAddr {
         self.endpoint.local_addr().unwrap()
+    }
+
+    /// Waits until these are the problems.
+    async fn problems(&mut self, names: &[&str]) -> Problems {
+        loop {
+            let problems = self.next().await.problems;
+            let kinds = problems.iter().map(|problem| problem.kind.as_str());
+            if kinds.eq(names.iter().copied()) {
+                return problems;
+            }
+        }
     }
 
     async fn next(&mut self) -> SvmReport {
@@ -285,4 +297,65 @@ async fn agents_are_served_without_a_server_and_it_is_found_again() {
         .unwrap()
         .unwrap();
     incoming.await.unwrap();
+}
+
+/// What is wrong with a Protection Server reaches the Integration Server when it begins and
+/// when it ends: its source, the age of its definitions, a braked signature, an engine that
+/// does not start again, and contents that kill.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_reported_while_it_is() {
+    let [old, new] = [marker(), marker()];
+    let mut site = Site::new(&[("some.yar", &rule("Old", &old))]);
+    site.start_engines_by("[ ! -e \"$0.broken\" ] && exec \"$@\"");
+    let name = "server-1".parse().unwrap();
+    let server = site.ca.issue(&SpiffeId::server(&site.ca.deployment, &name));
+    let mut server = Server::open(&server);
+    site.enrol(vec![server.address()]);
+    let mut daemon = site.start();
+    assert!(server.next().await.problems.is_empty());
+
+    site.define("some.yar", "rule Broken {");
+    daemon.signal(Signal::SIGHUP);
+    let source = server.problems(&["definitions_source"]).await;
+    let ProblemKind::DefinitionsSource { why } = &source[0].kind else {
+        panic!("{source:?}")
+    };
+    assert!(why.contains("some.yar"), "{why}");
+    let status = site.status_json();
+    assert_eq!(status["problems"].as_array().unwrap().len(), 1, "{status}");
+    site.define("some.yar", &(rule("Old", &old) + &rule("New", &new)));
+    daemon.signal(Signal::SIGHUP);
+    server.problems(&[]).await;
+
+    for _ in 0..6 {
+        let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+        client.kind(new.as_bytes()).await;
+    }
+    let braked = server.problems(&["signature_braked"]).await;
+    let signature = match &braked[0].kind {
+        ProblemKind::SignatureBraked { signature, .. } => signature.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(signature.as_str(), "New");
+    site.definitions_json(&["confirm", "New"]);
+    server.problems(&[]).await;
+
+    // As its makers would find it: it ends, and does not start again.
+    site.break_engine("palisade-engine-yara", true);
+    let engine = daemon.engine("palisade-engine-yara");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(engine as i32), Signal::SIGKILL).unwrap();
+    let client = Client::connect(&daemon, &site.ca.agent("default")).await;
+    client.ask(&unique(100)).await;
+    server.problems(&["engine_down"]).await;
+    daemon.signal(Signal::SIGTERM);
+    tokio::task::spawn_blocking(move || daemon.wait())
+        .await
+        .unwrap();
+
+    // Nobody has updated them for 8 days.
+    site.break_engine("palisade-engine-yara", false);
+    site.age_definitions(Duration::from_secs(8 * 24 * 3600));
+    let _daemon = site.start();
+    let old = server.problems(&["definitions_old"]).await;
+    assert!(matches!(old[0].kind, ProblemKind::DefinitionsOld { .. }));
 }

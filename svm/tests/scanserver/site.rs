@@ -180,6 +180,35 @@ impl Site {
             .insert_str(0, &format!("helpers_dir = {helpers:?}\n"));
     }
 
+    /// Has an engine program not start any more, if it is started by
+    /// `[ ! -e "$0.broken" ] && exec "$@"`; or start again.
+    pub fn break_engine(&self, name: &str, is_broken: bool) {
+        let broken = self
+            .dir
+            .path()
+            .join("helpers")
+            .join(format!("{name}.broken"));
+        if is_broken {
+            std::fs::write(broken, "").unwrap();
+        } else {
+            std::fs::remove_file(broken).unwrap();
+        }
+    }
+
+    /// Makes all kept generations of definitions older by that.
+    pub fn age_definitions(&self, by: Duration) {
+        for folder in std::fs::read_dir(self.state().join("definitions")).unwrap() {
+            let file = folder.unwrap().path().join("manifest.json");
+            let Ok(text) = std::fs::read_to_string(&file) else {
+                continue;
+            };
+            let mut manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let added = manifest["added_ms"].as_u64().unwrap() - by.as_millis() as u64;
+            manifest["added_ms"] = added.into();
+            std::fs::write(file, manifest.to_string()).unwrap();
+        }
+    }
+
     fn write_settings(&self) {
         let path = self.dir.path().join("etc/scanserver.toml");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
