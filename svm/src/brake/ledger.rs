@@ -7,7 +7,7 @@
 //!
 //! A record is a signature's name and definition, hashed, since when it is in force, and
 //! since when it is so no longer: one that comes back, as after a rollback, is as old as it
-//! was. Neither side of the merge is ever in memory as a whole; what is, is what is new,
+//! was when it went. Neither side of the merge is ever in memory as a whole; what is, is what is new,
 //! and what the brake has to know again.
 
 use std::collections::{BTreeSet, HashMap};
@@ -22,7 +22,7 @@ use super::signatures::{self, FAMILIES, Part, Signature, name_of};
 const GONE_FOR_S: u32 = 30 * 24 * 3600;
 /// Most records of what is gone.
 const MAX_GONE: usize = 1 << 20;
-/// Most new signatures that are told from old ones; with more, all are new.
+/// Most new signatures that are told from old ones; what is beyond counts as old.
 const MAX_NEW: usize = 1 << 20;
 /// How a ledger begins: its format.
 const MAGIC: &[u8; 8] = b"palsig 1";
@@ -39,10 +39,31 @@ struct Record {
     gone_s: u32,
 }
 
+impl Record {
+    /// It is in force, now: as long as it was before, whenever that was. One whose beginning
+    /// lies ahead, since a clock was put back, begins now.
+    fn in_force(self, now_s: u32) -> Self {
+        let away_s = match self.gone_s {
+            0 => 0,
+            gone_s => now_s.saturating_sub(gone_s),
+        };
+        let since_s = match self.since_s {
+            0 => 0,
+            since_s => since_s.saturating_add(away_s).min(now_s.max(1)),
+        };
+        Self {
+            since_s,
+            gone_s: 0,
+            ..self
+        }
+    }
+}
+
 /// What is known of a signature that hits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
-    /// What it says, hashed; 0 where that does not matter: it is old, and was never braked.
+    /// What it says, hashed; 0 where that does not matter: it is old, and neither braked nor
+    /// confirmed.
     pub definition: u64,
     /// Since when it is in force, in milliseconds since 1970; 0 for long ago.
     pub since_ms: u64,
@@ -53,8 +74,6 @@ pub struct Known {
 pub struct InForce {
     new: HashMap<u64, Signed>,
     marked: HashMap<u64, u64>,
-    /// There are too many new ones: whatever is not known is as new as this.
-    rest_since_s: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -81,7 +100,7 @@ impl InForce {
             .find_map(|hash| self.marked.get(hash));
         Known {
             definition: marked.copied().unwrap_or_default(),
-            since_ms: u64::from(self.rest_since_s.unwrap_or_default()) * 1000,
+            since_ms: 0,
         }
     }
 }
@@ -166,6 +185,7 @@ impl Ledger {
 /// Collects what is to be in memory.
 struct Gathered<'a> {
     terms: Terms<'a>,
+    max_new: usize,
     done: InForce,
 }
 
@@ -173,6 +193,7 @@ impl<'a> Gathered<'a> {
     fn new(terms: &Terms<'a>) -> Self {
         Self {
             terms: *terms,
+            max_new: MAX_NEW,
             done: InForce::default(),
         }
     }
@@ -188,7 +209,9 @@ impl<'a> Gathered<'a> {
         if self.terms.now_s.saturating_sub(record.since_s) >= self.terms.new_for_s {
             return;
         }
-        if self.done.new.len() < MAX_NEW {
+        // In doubt a verdict acts: with a vendor's whole database that comes a day after the
+        // first one, signatures of ten years would be reported only.
+        if self.done.new.len() < self.max_new {
             let since_s = record.since_s;
             self.done.new.insert(
                 name,
@@ -197,9 +220,6 @@ impl<'a> Gathered<'a> {
                     since_s,
                 },
             );
-        } else {
-            let newest = self.done.rest_since_s.unwrap_or_default();
-            self.done.rest_since_s = Some(newest.max(record.since_s));
         }
     }
 }
@@ -217,10 +237,7 @@ fn merge(
         match (new, old) {
             (None, None) => return Ok(()),
             (Some(signature), Some(record)) if record.signature == signature => {
-                write(Record {
-                    gone_s: 0,
-                    ..record
-                })?;
+                write(record.in_force(terms.now_s))?;
                 (new, old) = (now.take_next()?, before.next()?);
             }
             (Some(signature), other) if other.is_none_or(|other| signature < other.signature) => {
@@ -410,6 +427,47 @@ mod tests {
         bench.marked.insert(name_of("A"));
         let marked = bench.at(month + 2, month + 2, "A:0:*:61\nB:0:*:62\n#\n");
         assert_ne!(marked.of("A").definition, 0);
+    }
+
+    /// Rolled back after ten minutes because it was bad, and back a month later: it has been
+    /// tried for ten minutes.
+    #[test]
+    fn time_away_does_not_make_a_signature_older() {
+        let mut bench = Bench::new();
+        bench.at(NOW_S, 0, "A:0:*:61\n");
+        bench.at(NOW_S + 100, NOW_S + 100, "A:0:*:61\nB:0:*:62\n");
+        bench.at(NOW_S + 700, NOW_S + 700, "A:0:*:61\n\n");
+        let later = NOW_S + 700 + 9 * DAY_S;
+        let back = bench.at(later, later, "A:0:*:61\nB:0:*:62\n\n");
+        assert_eq!(since_s(&back, "B"), u64::from(later - 600));
+        assert_eq!(since_s(&back, "A"), 0);
+        // The clock was ahead, and is put back.
+        let before = bench.at(NOW_S, NOW_S, "A:0:*:61\nB:0:*:62\n#\n");
+        assert_eq!(since_s(&before, "B"), u64::from(NOW_S));
+    }
+
+    #[test]
+    fn more_new_signatures_than_are_told_apart_are_old() {
+        let terms = Terms {
+            now_s: NOW_S,
+            new_for_s: DAY_S,
+            unknown_since_s: NOW_S,
+            marked: &BTreeSet::new(),
+        };
+        let mut gathered = Gathered::new(&terms);
+        gathered.max_new = 2;
+        for name in ["A", "B", "C"] {
+            gathered.add(&Record {
+                signature: Signature {
+                    name: name_of(name),
+                    definition: 1,
+                },
+                since_s: NOW_S,
+                gone_s: 0,
+            });
+        }
+        let since = ["A", "C", "Old"].map(|name| since_s(&gathered.done, name));
+        assert_eq!(since, [u64::from(NOW_S), 0, 0]);
     }
 
     #[test]

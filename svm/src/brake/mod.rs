@@ -33,6 +33,7 @@ pub mod policy;
 pub mod signatures;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,9 +44,12 @@ use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
-use ledger::{InForce, Known, Ledger, Terms};
+use ledger::{InForce, Ledger, Terms};
 use policy::{Braked, Effect, Policy, Rule, Signature};
-use signatures::{Part, name_of};
+use signatures::{FAMILIES, Part, name_of};
+
+/// In the folder of ledgers once each was written for the first time.
+const BEGUN: &str = "begun";
 
 /// The brake. Clones share it.
 #[derive(Debug, Clone)]
@@ -118,8 +122,8 @@ impl Brake {
             return;
         }
         let seconds = |ms: u64| u32::try_from(ms / 1000).unwrap_or(u32::MAX);
-        let is_first =
-            std::fs::read_dir(&self.0.ledgers).map_or(true, |mut any| any.next().is_none());
+        let begun = self.0.ledgers.join(BEGUN);
+        let is_first = !begun.exists();
         let marked = self.lock().marked();
         let terms = Terms {
             now_s: seconds(now_ms),
@@ -130,15 +134,27 @@ impl Brake {
         let mut engines = BTreeMap::new();
         for part in parts {
             let ledger = Ledger::of(&self.0.ledgers, part);
-            match ledger.bring_up_to_date(part, &terms) {
+            // What is read is a vendor's, by parsers that may have bugs of their own.
+            let read = AssertUnwindSafe(|| ledger.bring_up_to_date(part, &terms));
+            let read = catch_unwind(read)
+                .unwrap_or_else(|_| Err(std::io::Error::other("reading them panicked; see above")));
+            match read {
                 Ok(in_force) => {
                     engines.insert(part.engine.name(), in_force);
                 }
                 Err(error) => {
                     let engine = part.engine.name();
-                    tracing::error!(engine, %error, "its new signatures are not told from old ones, and are not braked");
+                    tracing::error!(engine, %error, "its new signatures are not told from old ones, and are not braked; those that are stay so");
                 }
             }
+        }
+        // A first time that was cut short is no reason to take all that there is for new.
+        if is_first
+            && !parts.is_empty()
+            && engines.len() == parts.len()
+            && let Err(error) = std::fs::write(&begun, "")
+        {
+            tracing::error!(file = %begun.display(), %error, "signatures count as old that are new");
         }
         self.lock().engines = engines;
     }
@@ -156,17 +172,20 @@ impl Brake {
         };
         let mut state = self.lock();
         let known = state.engines.get(engine.as_str());
-        let known = known.map_or(LONG_KNOWN, |in_force| in_force.of(&name));
-        let signature = Signature {
-            engine,
-            name,
-            definition: known.definition,
+        let effect = match known.map(|in_force| in_force.of(&name)) {
+            Some(known) => {
+                let signature = Signature {
+                    engine: engine.clone(),
+                    name: name.clone(),
+                    definition: known.definition,
+                };
+                let since_ms = known.since_ms;
+                let policy = &mut state.policy;
+                policy.hit(&signature, tenant, guest, since_ms, now_ms)
+            }
+            None => state.policy.hit_of_unknown(tenant, &engine, &name),
         };
-        let effect = state
-            .policy
-            .hit(&signature, tenant, guest, known.since_ms, now_ms);
         drop(state);
-        let Signature { engine, name, .. } = signature;
         match effect {
             Effect::Act => return Verdict::Malware { name, engine },
             Effect::ReportOnly => {}
@@ -240,20 +259,18 @@ impl Brake {
     }
 }
 
-/// What an engine's own findings are that no definitions name, and all findings where it is
-/// not known what is new.
-const LONG_KNOWN: Known = Known {
-    definition: 0,
-    since_ms: 0,
-};
-
 impl State {
-    /// The names, hashed, of what is braked or confirmed: whether it is still the same has
-    /// to be known, however old it gets.
+    /// The names, hashed, of what is braked or confirmed, and of the families that they are
+    /// written down as: whether it is still the same has to be known, however old it gets.
     fn marked(&self) -> BTreeSet<u64> {
         let braked = self.policy.braked().map(|((_, signature), _)| signature);
         let all = braked.chain(self.policy.confirmed());
-        all.map(|signature| name_of(&signature.name)).collect()
+        all.flat_map(|signature| {
+            let name = signature.name.as_str();
+            let family = FAMILIES.iter().find(|family| name.starts_with(**family));
+            std::iter::once(name_of(name)).chain(family.map(|family| name_of(family)))
+        })
+        .collect()
     }
 }
 
@@ -290,12 +307,27 @@ mod tests {
         }
 
         fn define(&mut self, brake: &Brake, rules: &str, now_ms: u64) {
+            self.bring(brake, EngineKind::Yara, ("some.yar", rules), now_ms);
+        }
+
+        /// Lists of links, whose findings have their family's name alone.
+        fn define_links(&mut self, brake: &Brake, lines: &str, now_ms: u64) {
+            self.bring(brake, EngineKind::Clamav, ("some.pdb", lines), now_ms);
+        }
+
+        fn bring(
+            &mut self,
+            brake: &Brake,
+            engine: EngineKind,
+            (file, text): (&str, &str),
+            now_ms: u64,
+        ) {
             self.count += 1;
-            let folder = self.dir.path().join("rules");
+            let folder = self.dir.path().join(file.replace('.', "-"));
             std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join("some.yar"), rules).unwrap();
+            std::fs::write(folder.join(file), text).unwrap();
             let part = Part {
-                engine: EngineKind::Yara,
+                engine,
                 fingerprint: [self.count; 16],
                 folder,
             };
@@ -308,9 +340,13 @@ mod tests {
     const EDITED: &str = "rule Bad { condition: filesize > 0 } ";
 
     fn hit(brake: &Brake, name: &str, now_ms: u64) -> VerdictKind {
+        hit_by(brake, "yara-x", name, now_ms)
+    }
+
+    fn hit_by(brake: &Brake, engine: &str, name: &str, now_ms: u64) -> VerdictKind {
         let verdict = Verdict::Malware {
             name: Text::cut(name),
-            engine: Text::cut("yara-x"),
+            engine: Text::cut(engine),
         };
         let tenant = TenantId::default_tenant();
         let judged = brake.judge(&tenant, AgentId::random(), verdict, now_ms);
@@ -371,6 +407,59 @@ mod tests {
         bench.define(&brake, &[OLD, EDITED].concat(), NOW + 1000);
         bench.define(&brake, &[OLD, BAD, " "].concat(), NOW + 2000);
         acts(&brake, "Bad", NOW + 2000);
+    }
+
+    /// What is written down by its family, too, stays what was decided about it.
+    #[tokio::test]
+    async fn a_member_of_a_family_stays_braked_when_it_is_old() {
+        let mut bench = Bench::new();
+        let brake = bench.open(5);
+        bench.define_links(&brake, "", NOW);
+        bench.define_links(&brake, "H:one.example\n", NOW + 1000);
+        let of_links = |now_ms| {
+            hit_by(
+                &brake,
+                "libclamav",
+                "Heuristics.Phishing.Email.Spoofed",
+                now_ms,
+            )
+        };
+        let kinds: Vec<_> = (0..7).map(|_| of_links(NOW + 1000)).collect();
+        assert_eq!(kinds[5..], [VerdictKind::Suspicious; 2]);
+        bench.define_links(&brake, "H:one.example\n", NOW + 3 * DAY);
+        assert_eq!(of_links(NOW + 3 * DAY), VerdictKind::Suspicious);
+    }
+
+    /// Braked is braked, whatever becomes of the ledger.
+    #[tokio::test]
+    async fn a_ledger_that_cannot_be_read_lets_nothing_act_that_is_braked() {
+        let mut bench = Bench::new();
+        let brake = bench.open(5);
+        bench.define(&brake, OLD, NOW);
+        bench.define(&brake, &[OLD, BAD].concat(), NOW + 1000);
+        is_braked(&brake, "Bad", NOW + 1000);
+        let ledgers = bench.dir.path().join("signatures");
+        std::fs::remove_dir_all(&ledgers).unwrap();
+        std::fs::write(&ledgers, "").unwrap();
+        bench.define(&brake, &[OLD, BAD, " "].concat(), NOW + 2000);
+        assert_eq!(hit(&brake, "Bad", NOW + 2000), VerdictKind::Suspicious);
+        acts(&brake, "Old", NOW + 2000);
+        brake.confirm("Bad");
+        acts(&brake, "Bad", NOW + 2000);
+    }
+
+    /// The first start reads millions of lines, and may be killed meanwhile.
+    #[tokio::test]
+    async fn a_first_time_that_was_cut_short_makes_nothing_new() {
+        let mut bench = Bench::new();
+        let ledgers = bench.dir.path().join("signatures");
+        std::fs::create_dir_all(&ledgers).unwrap();
+        std::fs::write(ledgers.join("clamav.next"), "palsig 1").unwrap();
+        let brake = bench.open(5);
+        bench.define(&brake, OLD, NOW);
+        acts(&brake, "Old", NOW);
+        bench.define(&brake, &[OLD, BAD].concat(), NOW + 1000);
+        is_braked(&brake, "Bad", NOW + 1000);
     }
 
     #[tokio::test]

@@ -160,6 +160,23 @@ impl Policy {
         Effect::Braked
     }
 
+    /// A guest is hit by a signature of which it is not known what it says: what is braked of
+    /// that name stays so, and all else acts.
+    pub fn hit_of_unknown(
+        &self,
+        tenant: &TenantId,
+        engine: &EngineName,
+        name: &SignatureName,
+    ) -> Effect {
+        let is = |one: &Signature| one.engine == *engine && one.name == *name;
+        let mut braked = self.braked.keys();
+        if self.rule.guests > 0 && braked.any(|(of, one)| of == tenant && is(one)) {
+            Effect::ReportOnly
+        } else {
+            Effect::Act
+        }
+    }
+
     /// Somebody looked, and the signature is right: it acts from here on, for all tenants.
     /// Gives how many of this name were braked.
     pub fn confirm(&mut self, name: &str) -> usize {
