@@ -5,8 +5,9 @@
 //!  turned_bad(tenant, content) ──► those agents, and how many were forgotten
 //! ```
 //!
-//! The least recently seen content is forgotten first, and of a content with many
-//! holders the one that was seen first. A hypervisor has some fifty guests, all of which
+//! With too much, the content is forgotten that was least recently seen of the tenant that
+//! has most: what one tenant scans costs no other a notice. Of a content with many holders
+//! it is the one that was seen first. A hypervisor has some fifty guests, all of which
 //! may hold the same; most contents are held by few, so that all holders together are
 //! bounded by an average. **Invariant:** no agent is named for a tenant
 //! that is not its own: a tenant learns nothing of what another has.
@@ -42,13 +43,21 @@ pub struct Told {
     pub forgotten: u64,
 }
 
+/// What one tenant's agents hold.
+#[derive(Debug, Default)]
+struct Own {
+    /// Contents by when they were seen last.
+    order: BTreeMap<u64, Key>,
+    /// Agents of all of them.
+    holders: usize,
+}
+
 /// The table.
 #[derive(Debug)]
 pub struct Holders {
     max_contents: usize,
     held: HashMap<Key, Held>,
-    /// Contents by when they were seen last.
-    order: BTreeMap<u64, Key>,
+    tenants: HashMap<TenantId, Own>,
     count: u64,
     /// Agents of all contents.
     holders: usize,
@@ -61,7 +70,7 @@ impl Holders {
         Self {
             max_contents,
             held: HashMap::new(),
-            order: BTreeMap::new(),
+            tenants: HashMap::new(),
             count: 0,
             holders: 0,
             forgotten: 0,
@@ -77,16 +86,17 @@ impl Holders {
         self.count += 1;
         let seen = self.count;
         if !self.held.contains_key(&key) && self.held.len() >= self.max_contents {
-            self.forget_one();
+            self.forget_one(|own| own.order.len());
         }
+        let own = self.tenants.entry(tenant.clone()).or_default();
         let held = self.held.entry(key).or_insert_with(|| Held {
             seen,
             agents: Vec::with_capacity(1),
             forgotten: 0,
         });
-        self.order.remove(&held.seen);
+        own.order.remove(&held.seen);
         held.seen = seen;
-        self.order.insert(seen, key);
+        own.order.insert(seen, key);
         if held.agents.contains(&agent) {
             return;
         }
@@ -95,11 +105,13 @@ impl Holders {
             held.forgotten += 1;
             self.forgotten += 1;
             self.holders -= 1;
+            own.holders -= 1;
         }
         held.agents.push(agent);
         self.holders += 1;
+        own.holders += 1;
         while self.holders > self.max_contents.saturating_mul(MEAN_HOLDERS) && self.held.len() > 1 {
-            self.forget_one();
+            self.forget_one(|own| own.holders);
         }
     }
 
@@ -108,8 +120,8 @@ impl Holders {
         let Some(held) = self.held.remove(&key(tenant, content)) else {
             return Told::default();
         };
-        self.order.remove(&held.seen);
         self.holders -= held.agents.len();
+        self.took(tenant, &held);
         Told {
             holders: held.agents,
             forgotten: held.forgotten,
@@ -126,13 +138,30 @@ impl Holders {
         self.forgotten
     }
 
-    fn forget_one(&mut self) {
-        let Some((_, key)) = self.order.pop_first() else {
-            return;
-        };
-        if let Some(held) = self.held.remove(&key) {
+    /// Forgets the oldest content of the tenant that has most.
+    fn forget_one(&mut self, has: impl Fn(&Own) -> usize) {
+        let most = self.tenants.iter().max_by_key(|(_, own)| has(own));
+        let oldest = most.and_then(|(tenant, own)| {
+            let (_, key) = own.order.first_key_value()?;
+            Some((tenant.clone(), *key))
+        });
+        if let Some((tenant, key)) = oldest
+            && let Some(held) = self.held.remove(&key)
+        {
             self.forgotten += held.agents.len() as u64;
             self.holders -= held.agents.len();
+            self.took(&tenant, &held);
+        }
+    }
+
+    /// A tenant has this no more.
+    fn took(&mut self, tenant: &TenantId, held: &Held) {
+        if let Some(own) = self.tenants.get_mut(tenant) {
+            own.order.remove(&held.seen);
+            own.holders -= held.agents.len();
+            if own.order.is_empty() {
+                self.tenants.remove(tenant);
+            }
         }
     }
 }
@@ -210,6 +239,23 @@ mod tests {
         assert_eq!((told.holders.len(), told.forgotten), (50, 0));
     }
 
+    #[test]
+    fn what_one_tenant_scans_costs_no_other_a_notice() {
+        let mut holders = Holders::new(20);
+        holders.saw(agent(1), &tenant(1), content(1));
+        for n in 0..200 {
+            holders.saw(agent(2), &tenant(2), content(n));
+        }
+        for guest in 0..200 {
+            for n in 0..5 {
+                holders.saw(agent(guest), &tenant(3), content(n));
+            }
+        }
+        assert!(holders.holders <= 20 * MEAN_HOLDERS && holders.contents() <= 20);
+        let told = holders.turned_bad(&tenant(1), content(1));
+        assert_eq!(told.holders, [agent(1)]);
+    }
+
     #[derive(Debug, Clone, Copy)]
     enum Step {
         Saw(u16, u8, u8),
@@ -248,7 +294,9 @@ mod tests {
                     }
                 }
                 prop_assert!(holders.contents() <= max);
-                prop_assert_eq!(holders.order.len(), holders.held.len());
+                let of_tenants = |what: fn(&Own) -> usize| holders.tenants.values().map(what).sum::<usize>();
+                prop_assert_eq!(of_tenants(|own| own.order.len()), holders.held.len());
+                prop_assert_eq!(of_tenants(|own| own.holders), holders.holders);
                 prop_assert!(holders.held.values().all(|held| held.agents.len() <= MAX_HOLDERS));
                 let sum = holders.held.values().map(|held| held.agents.len()).sum::<usize>();
                 prop_assert_eq!(sum, holders.holders);

@@ -29,6 +29,7 @@ pub mod rescan;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use palisade_protocol::bounded::List;
 use palisade_protocol::content::ContentId;
 use palisade_protocol::frame;
 use palisade_protocol::ids::{AgentId, TenantId};
@@ -42,6 +43,8 @@ use pending::Pending;
 
 /// How long an agent may take to accept a notice.
 const TELL: Duration = Duration::from_secs(30);
+/// Until an agent that did not accept one, and is there, is tried again.
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// What is remembered. Clones share it.
 #[derive(Debug, Clone)]
@@ -116,20 +119,23 @@ impl Retro {
         }
     }
 
-    /// Tells an agent what it is to know, on its session, until that ends or takes no
-    /// more. What it did not take waits for its next session.
+    /// Tells an agent what it is to know, on its session, until that ends or this is
+    /// dropped. What did not arrive by then waits for another session, which may be there
+    /// already: a guest that was reset is back before its old session is known to be dead.
     pub async fn tell(&self, agent: AgentId, tenant: &TenantId, connection: &Connection) {
         let mut more = self.0.more.subscribe();
         loop {
             more.mark_unchanged();
-            while let Some(notice) = self.take(agent, tenant) {
-                if !matches!(timeout(TELL, send(connection, &notice)).await, Ok(Ok(()))) {
-                    let mut pending = lock(&self.0.pending);
-                    for content in notice.contents.into_vec() {
-                        pending.add(agent, tenant, content);
+            while let Some(mut taken) = self.take(agent, tenant) {
+                match timeout(TELL, send(connection, &taken.notice)).await {
+                    Ok(Ok(())) => taken.arrived(),
+                    failed => {
+                        tracing::debug!(%agent, ?failed, "it took no notice");
+                        drop(taken);
+                        if timeout(AGAIN, connection.closed()).await.is_ok() {
+                            return;
+                        }
                     }
-                    tracing::debug!(%agent, "it takes no notices");
-                    return;
                 }
             }
             // The sender lives as long as this does.
@@ -137,8 +143,43 @@ impl Retro {
         }
     }
 
-    fn take(&self, agent: AgentId, tenant: &TenantId) -> Option<Notice> {
-        lock(&self.0.pending).take(agent, tenant)
+    fn take(&self, agent: AgentId, tenant: &TenantId) -> Option<Taken> {
+        let notice = lock(&self.0.pending).take(agent, tenant)?;
+        Some(Taken {
+            retro: self.clone(),
+            agent,
+            tenant: tenant.clone(),
+            notice,
+        })
+    }
+}
+
+/// A notice on its way. Unless it arrives, what it says waits again when this is dropped:
+/// so a session that ends at any moment loses nothing.
+struct Taken {
+    retro: Retro,
+    agent: AgentId,
+    tenant: TenantId,
+    notice: Notice,
+}
+
+impl Taken {
+    fn arrived(&mut self) {
+        self.notice.contents = List::default();
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.notice.contents.is_empty() {
+            return;
+        }
+        let mut pending = lock(&self.retro.0.pending);
+        for content in self.notice.contents.iter() {
+            pending.add(self.agent, &self.tenant, *content);
+        }
+        drop(pending);
+        self.retro.0.more.send_modify(|count| *count += 1);
     }
 }
 

@@ -1,6 +1,7 @@
 //! An agent that does as it is told, right or wrong.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use palisade_protocol::bounded::{List, Text};
@@ -15,6 +16,8 @@ use palisade_protocol::scan::{
 use palisade_protocol::tls::{self, Expect, Own};
 use palisade_protocol::verdict::{Verdict, VerdictKind};
 use quinn::{Connection, RecvStream, SendStream};
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
 
 use crate::site::{Daemon, PATIENCE};
 
@@ -82,6 +85,58 @@ pub async fn dial_from(
         .map_err(|error| error.to_string())
 }
 
+/// Carries one client's datagrams to the daemon and back, until it is cut.
+pub struct Cable {
+    pub address: SocketAddr,
+    carrying: [tokio::task::JoinHandle<()>; 2],
+}
+
+impl Cable {
+    pub async fn to(daemon: SocketAddr) -> Self {
+        let near = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let far = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        far.connect(daemon).await.unwrap();
+        let address = near.local_addr().unwrap();
+        let (client, known) = watch::channel(None);
+        let there = tokio::spawn({
+            let (near, far) = (Arc::clone(&near), Arc::clone(&far));
+            async move {
+                let mut datagram = [0; 65_535];
+                while let Ok((bytes, from)) = near.recv_from(&mut datagram).await {
+                    client.send_replace(Some(from));
+                    let _ = far.send(&datagram[..bytes]).await;
+                }
+            }
+        });
+        let back = tokio::spawn(async move {
+            let mut datagram = [0; 65_535];
+            while let Ok(bytes) = far.recv(&mut datagram).await {
+                let to = *known.borrow();
+                if let Some(to) = to {
+                    let _ = near.send_to(&datagram[..bytes], to).await;
+                }
+            }
+        });
+        Self {
+            address,
+            carrying: [there, back],
+        }
+    }
+
+    /// Nothing goes either way from here on.
+    pub fn cut(&self) {
+        self.carrying
+            .iter()
+            .for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
 impl Client {
     pub async fn connect(daemon: &Daemon, identity: &Identity) -> Self {
         Self::connect_as(daemon, identity, true).await
@@ -92,8 +147,17 @@ impl Client {
         Self::connect_as(daemon, identity, false).await
     }
 
+    /// Connects by another address than the daemon's own.
+    pub async fn connect_at(address: SocketAddr, identity: &Identity) -> Self {
+        Self::connect_by(address, identity, true).await
+    }
+
     async fn connect_as(daemon: &Daemon, identity: &Identity, notices: bool) -> Self {
-        let (endpoint, connection) = dial(daemon.address, identity).await.unwrap();
+        Self::connect_by(daemon.address, identity, notices).await
+    }
+
+    async fn connect_by(address: SocketAddr, identity: &Identity, notices: bool) -> Self {
+        let (endpoint, connection) = dial(address, identity).await.unwrap();
         let mut stream = Stream::open(&connection).await;
         stream
             .say(&ToSvm::Hello(Hello {

@@ -8,7 +8,7 @@ use palisade_protocol::frame;
 use palisade_protocol::notice::Notice;
 use palisade_protocol::verdict::VerdictKind;
 
-use crate::client::{Client, unique};
+use crate::client::{Cable, Client, unique};
 use crate::measured::{read, sum};
 use crate::site::{PATIENCE, Site, marker, ndb, rule, wait_until};
 
@@ -69,7 +69,10 @@ async fn every_holder_of_a_content_that_turned_bad_is_told_and_nobody_else() {
     assert_eq!(later_client.kind(&harmless).await, VerdictKind::Clean);
     assert_eq!(notice(&one_client).await, [id]);
     assert_eq!(notice(&two_client).await, [id]);
-    assert_eq!(notice(&connect(&away).await).await, [id]);
+    // Told is who has it for certain: a session that ended before that is told again.
+    let back = connect(&away).await;
+    assert_eq!(notice(&back).await, [id]);
+    assert!(!is_told(&back).await);
     // Not: who holds what stayed clean, who has it from today on, and another tenant.
     for client in [&third_client, &later_client, &stranger_client] {
         assert!(!is_told(client).await);
@@ -83,6 +86,31 @@ async fn every_holder_of_a_content_that_turned_bad_is_told_and_nobody_else() {
     let own = site.ca.agent("tenant-b");
     assert_eq!(connect(&own).await.kind(&bad).await, VerdictKind::Malware);
     assert_eq!(notice(&stranger_client).await, [id]);
+}
+
+/// A guest that is reset says no word, and is back before its old session is known to be
+/// dead: what that had on its way is told to the new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_session_was_told_last_is_told_to_the_next_one() {
+    let known = marker();
+    let mut site = Site::new(&[("rules.yar", &rule("Other", &marker()))]);
+    site.settings = ASKED_FOR.to_owned();
+    let daemon = site.start();
+    let (guest, other) = (site.ca.agent("default"), site.ca.agent("default"));
+    let cable = Cable::to(daemon.address).await;
+    let before = Client::connect_at(cable.address, &guest).await;
+    let bad = [unique(1000).as_slice(), known.as_bytes()].concat();
+    assert_eq!(before.kind(&bad).await, VerdictKind::Clean);
+    cable.cut();
+
+    let dir = site.directory("next", &[("rules.yar", &rule("Known", &known))]);
+    site.definitions_json(&["import", &dir]);
+    let other = Client::connect(&daemon, &other).await;
+    assert_eq!(other.kind(&bad).await, VerdictKind::Malware);
+    // The old session has it by now, and nobody there.
+    let after = Client::connect(&daemon, &guest).await;
+    assert!(!is_told(&after).await);
+    assert_eq!(notice(&after).await, [ContentId::of(&bad)]);
 }
 
 /// An agent that takes no notices holds up nobody, and is served as before.
