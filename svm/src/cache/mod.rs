@@ -29,6 +29,7 @@ use palisade_protocol::scan::ScanOptions;
 use palisade_protocol::verdict::{Details, Generations, Verdict, VerdictKind};
 use serde::{Deserialize, Serialize};
 
+pub use overruled::Noted;
 use persist::Store;
 
 /// What an entry is found by.
@@ -108,6 +109,10 @@ pub fn now_ms() -> u64 {
 pub struct SharedCache {
     entries: Cache<Key, Entry>,
     store: Option<Store>,
+    /// A copy of an earlier run could not be taken away: the next may serve what is in it.
+    is_left: bool,
+    /// Verdicts that overrule it, perhaps.
+    unnoted: Arc<AtomicU64>,
     evicted: Arc<AtomicU64>,
 }
 
@@ -117,12 +122,33 @@ impl SharedCache {
         Self::build(entries, None)
     }
 
+    /// A cache of at most `entries` verdicts, in memory alone, where an earlier run may have
+    /// kept a copy in `folder`: that is taken away, since it would lag behind.
+    pub fn in_memory_beside(folder: &Path, entries: u64) -> Self {
+        let mut cache = Self::in_memory(entries);
+        cache.put_away(folder);
+        cache
+    }
+
+    fn put_away(&mut self, folder: &Path) {
+        if let Err(error) = persist::put_away(folder) {
+            tracing::error!(
+                folder = %folder.display(), %error,
+                "a copy of the SharedCache is left that is not kept up to date: remove it, or the next start may serve older clean verdicts"
+            );
+            self.is_left = true;
+        }
+    }
+
     /// A cache of at most `entries` verdicts with a copy in `folder`. What is
     /// damaged there is set aside, and the cache starts empty; it is never an
     /// error.
     pub fn open(folder: &Path, entries: u64) -> Self {
         let (store, kept) = persist::open(folder, entries);
-        let cache = Self::build(entries, store);
+        let mut cache = Self::build(entries, store);
+        if cache.store.is_none() {
+            cache.put_away(folder);
+        }
         for (key, entry) in kept {
             cache.entries.insert(key, entry);
         }
@@ -148,6 +174,8 @@ impl SharedCache {
         Self {
             entries: cache,
             store,
+            is_left: false,
+            unnoted: Arc::default(),
             evicted,
         }
     }
@@ -192,22 +220,33 @@ impl SharedCache {
     /// Notes that a content's clean verdict on disk, if there is one, counts no more. To be
     /// called before a verdict other than clean is stored and given; waits for the disk a
     /// bounded time.
-    pub async fn overrule(&self, key: &Key) {
-        if let Some(store) = &self.store {
-            store.overrule(key).await;
+    pub async fn overrule(&self, key: &Key) -> Noted {
+        match &self.store {
+            Some(store) => store.overrule(key).await,
+            None => {
+                if self.is_left {
+                    self.unnoted.fetch_add(1, Ordering::Relaxed);
+                }
+                Noted::default()
+            }
         }
     }
 
     /// What the copy on disk went through; nothing, where there is none.
     pub fn copy_counts(&self) -> CopyCounts {
-        let store = self.store.as_ref();
-        store.map(Store::counts).unwrap_or_default()
+        match &self.store {
+            Some(store) => store.counts(),
+            None => CopyCounts {
+                unnoted: self.unnoted.load(Ordering::Relaxed),
+                ..CopyCounts::default()
+            },
+        }
     }
 
-    /// Stores the verdict of a complete scan of verified bytes.
-    pub fn put(&self, key: Key, entry: Entry) {
+    /// Stores the verdict of a complete scan of verified bytes, with what was noted of it.
+    pub fn put(&self, key: Key, entry: Entry, noted: Noted) {
         if let Some(store) = &self.store {
-            store.insert(&key, &entry);
+            store.insert(&key, &entry, noted);
         }
         self.entries.insert(key, entry);
     }
@@ -286,7 +325,7 @@ mod tests {
     #[test]
     fn other_definitions_are_no_hit_whatever_their_number() {
         let cache = SharedCache::in_memory(10);
-        cache.put(key(b"a"), entry(1));
+        cache.put(key(b"a"), entry(1), Noted::default());
         assert_eq!(current(&cache, &key(b"a"), &generations(2)), None);
         let mut renumbered = generations(1).into_vec();
         renumbered[0].generation = Generation(99);
@@ -304,8 +343,8 @@ mod tests {
             },
             ..entry(1)
         };
-        cache.put(key(b"clean"), entry(1));
-        cache.put(key(b"malware"), malware);
+        cache.put(key(b"clean"), entry(1), Noted::default());
+        cache.put(key(b"malware"), malware, Noted::default());
         let minute = Duration::from_secs(60);
         let get = |content: &[u8], in_force: &Generations, now_ms| {
             cache.get(&key(content), in_force, minute, now_ms)
@@ -332,7 +371,7 @@ mod tests {
         let cache = SharedCache::in_memory(200);
         let hot: Vec<Key> = (0..50u32).map(|n| key(&n.to_le_bytes())).collect();
         for key in &hot {
-            cache.put(key.clone(), entry(1));
+            cache.put(key.clone(), entry(1), Noted::default());
         }
         for round in 0..20_000u32 {
             if round % 100 == 0 {
@@ -340,7 +379,11 @@ mod tests {
                     cache.entries.get(key);
                 }
             }
-            cache.put(key(&(1_000_000 + round).to_le_bytes()), entry(1));
+            cache.put(
+                key(&(1_000_000 + round).to_le_bytes()),
+                entry(1),
+                Noted::default(),
+            );
         }
         cache.entries.run_pending_tasks();
         let kept = hot.iter().filter(|key| cache.entries.contains_key(*key));
@@ -355,7 +398,7 @@ mod tests {
     fn the_cache_is_bounded() {
         let cache = SharedCache::in_memory(100);
         for n in 0..1000u32 {
-            cache.put(key(&n.to_le_bytes()), entry(1));
+            cache.put(key(&n.to_le_bytes()), entry(1), Noted::default());
         }
         cache.entries.run_pending_tasks();
         assert!(cache.len() <= 100);
@@ -393,7 +436,7 @@ mod tests {
         #[test]
         fn no_part_of_the_key_is_optional(a in keys(), part in 0..6usize) {
             let cache = SharedCache::in_memory(10);
-            cache.put(a.clone(), entry(1));
+            cache.put(a.clone(), entry(1), Noted::default());
             let mut other = a.clone();
             match part {
                 0 => other.tenant = "another-tenant".parse().unwrap(),

@@ -52,9 +52,14 @@ pub(super) fn note_of(key: &[u8]) -> Note {
     note
 }
 
+/// What became of a note: the notes that it is among, if the copy has still to have its
+/// verdict; nothing, where there is no copy that could say otherwise, or no note.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Noted(Option<u64>);
+
 enum Say {
-    Note(Note, oneshot::Sender<()>),
-    Written(usize),
+    Note(Note, oneshot::Sender<Noted>),
+    Written(Noted),
 }
 
 /// The handle to the noting thread. Clones share it.
@@ -76,6 +81,7 @@ impl Overruled {
             folder: folder.to_owned(),
             bytes: 0,
             open: 0,
+            epoch: 0,
             stuck: Arc::clone(&stuck),
             health: Arc::clone(&health),
         };
@@ -85,13 +91,14 @@ impl Overruled {
         Ok(Self { say, stuck, health })
     }
 
-    /// Notes a key; gives whether it is on disk, or the copy out of the way.
-    pub(super) async fn note(&self, key: &[u8]) -> bool {
+    /// Notes a key, so that it is on disk or the copy out of the way. Where neither can be
+    /// had, that is counted.
+    pub(super) async fn note(&self, key: &[u8]) -> Noted {
         let (done, noted) = oneshot::channel();
         let asked = self.say.try_send(Say::Note(note_of(key), done)).is_ok();
         let waits = asked && !self.stuck.load(Ordering::Relaxed);
-        if waits && matches!(tokio::time::timeout(NOTE_WITHIN, noted).await, Ok(Ok(()))) {
-            return true;
+        if waits && let Ok(Ok(noted)) = tokio::time::timeout(NOTE_WITHIN, noted).await {
+            return noted;
         }
         if !self.stuck.swap(true, Ordering::Relaxed) {
             tracing::error!(
@@ -99,14 +106,14 @@ impl Overruled {
             );
         }
         self.health.unnoted();
-        false
+        Noted::default()
     }
 
-    /// So many verdicts that were noted are in the copy.
-    pub(super) fn written(&self, count: usize) {
-        // Otherwise they stay noted, and cost a scan at the next start.
-        if count > 0
-            && let Err(TrySendError::Full(_)) = self.say.try_send(Say::Written(count))
+    /// A verdict that was noted is in the copy.
+    pub(super) fn written(&self, noted: Noted) {
+        // Otherwise it stays noted, and costs a scan at the next start.
+        if noted.0.is_some()
+            && let Err(TrySendError::Full(_)) = self.say.try_send(Say::Written(noted))
         {
             tracing::debug!("notes of the SharedCache stay");
         }
@@ -120,6 +127,8 @@ struct Notes {
     bytes: u64,
     /// Notes whose verdicts are not in the copy yet.
     open: usize,
+    /// Grows whenever the notes end: what is written of earlier ones counts no more.
+    epoch: u64,
     stuck: Arc<AtomicBool>,
     health: Arc<Health>,
 }
@@ -134,25 +143,30 @@ impl Notes {
                         notes.extend_from_slice(&note);
                         waiting.push(done);
                     }
-                    Say::Written(count) => self.open = self.open.saturating_sub(count),
+                    Say::Written(Noted(epoch)) => {
+                        let counts = epoch == Some(self.epoch);
+                        self.open = self.open.saturating_sub(usize::from(counts));
+                    }
                 }
             }
             // A verdict that is being noted is not in the copy.
             if waiting.is_empty() && self.open == 0 && self.bytes > 0 {
                 self.forget();
             }
-            if !waiting.is_empty() && self.keep(&notes, waiting.len()) {
+            if !waiting.is_empty()
+                && let Some(noted) = self.keep(&notes, waiting.len())
+            {
                 self.stuck.store(false, Ordering::Relaxed);
                 for done in waiting {
                     // Whoever waited may be gone.
-                    let _ = done.send(());
+                    let _ = done.send(noted);
                 }
             }
         }
     }
 
-    /// Puts notes on disk, or else the copy out of the way.
-    fn keep(&mut self, notes: &[u8], count: usize) -> bool {
+    /// Puts notes on disk, or else the copy out of the way; none if neither can be done.
+    fn keep(&mut self, notes: &[u8], count: usize) -> Option<Noted> {
         let fits = self.bytes + notes.len() as u64 <= MAX_BYTES;
         let noted = match fits {
             true => append(&self.file, notes),
@@ -161,7 +175,7 @@ impl Notes {
         let Err(error) = noted else {
             self.bytes += notes.len() as u64;
             self.open += count;
-            return true;
+            return Some(Noted(Some(self.epoch)));
         };
         let out_of_the_way = set_aside(&self.folder);
         if out_of_the_way.is_ok() {
@@ -173,12 +187,15 @@ impl Notes {
             file = %self.file.display(), %error, ?out_of_the_way,
             "what overrules the SharedCache's copy cannot be noted; the copy is set aside"
         );
-        out_of_the_way.is_ok()
+        out_of_the_way.is_ok().then(Noted::default)
     }
 
     fn forget(&mut self) {
         match end(&self.file) {
-            Ok(()) => (self.bytes, self.open) = (0, 0),
+            Ok(()) => {
+                (self.bytes, self.open) = (0, 0);
+                self.epoch += 1;
+            }
             Err(error) => tracing::debug!(%error, "notes of the SharedCache stay"),
         }
     }

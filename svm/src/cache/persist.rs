@@ -19,6 +19,7 @@
 //!
 //! **Invariant:** nobody waits for the database. A full channel loses the write.
 
+use std::collections::HashSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -28,9 +29,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant};
 
 use palisade_protocol::codec;
-use palisade_protocol::verdict::VerdictKind;
 
-use super::overruled::{self, Overruled, note_of};
+use super::overruled::{self, Note, Noted, Overruled, note_of};
 use super::{CopyCounts, Entry, Key};
 
 /// Writes that may wait.
@@ -68,8 +68,8 @@ enum Write {
     Put {
         key: Vec<u8>,
         sealed: Vec<u8>,
-        /// It was noted that it overrules what the copy may hold.
-        noted: bool,
+        /// What was noted of what it overrules in the copy.
+        noted: Noted,
     },
     Remove(Vec<u8>),
     Close(SyncSender<()>),
@@ -119,9 +119,11 @@ pub(super) struct Store {
 impl Store {
     /// Notes that a content's clean verdict, if the copy holds one, counts no more: to be
     /// called before its verdict is given.
-    pub(super) async fn overrule(&self, key: &Key) {
-        if let Ok(key) = codec::encode(key) {
-            self.overruled.note(&key).await;
+    pub(super) async fn overrule(&self, key: &Key) -> Noted {
+        match codec::encode(key) {
+            Ok(key) => self.overruled.note(&key).await,
+            // Nor is it in the copy.
+            Err(_) => Noted::default(),
         }
     }
 
@@ -129,13 +131,12 @@ impl Store {
         self.health.counts()
     }
 
-    pub(super) fn insert(&self, key: &Key, entry: &Entry) {
+    pub(super) fn insert(&self, key: &Key, entry: &Entry, noted: Noted) {
         let (Ok(key), Ok(value)) = (codec::encode(key), codec::encode(entry)) else {
             return;
         };
         let mut sealed = checksum(&key, &value).to_vec();
         sealed.extend_from_slice(&value);
-        let noted = entry.verdict.kind() != VerdictKind::Clean;
         self.send(Write::Put { key, sealed, noted });
     }
 
@@ -183,7 +184,7 @@ type Kept = Vec<(Key, Entry)>;
 /// Opens the copy in `folder` and reads at most `entries` of it. `None` when there
 /// can be no copy; the log says why.
 pub(super) fn open(folder: &Path, entries: u64) -> (Option<Store>, Kept) {
-    let opened = match guarded_open(folder, entries) {
+    let opened = match noted_open(folder, entries) {
         Ok(opened) => Ok(opened),
         Err(reason) => {
             let aside = set_aside(folder);
@@ -194,7 +195,7 @@ pub(super) fn open(folder: &Path, entries: u64) -> (Option<Store>, Kept) {
             aside
                 .and_then(|_| overruled::end_of(folder))
                 .map_err(|error| error.to_string())
-                .and_then(|()| guarded_open(folder, entries))
+                .and_then(|()| guarded_open(folder, entries, HashSet::new()))
         }
     };
     match opened {
@@ -218,6 +219,26 @@ pub(super) fn open(folder: &Path, entries: u64) -> (Option<Store>, Kept) {
     }
 }
 
+/// Opens it without what an earlier run noted. The notes are read and ended by this thread
+/// alone: one that opens the database may hang, and go on when others are written.
+fn noted_open(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
+    let opened = guarded_open(folder, entries, overruled::read(folder)?)?;
+    overruled::end_of(folder).map_err(|error| error.to_string())?;
+    Ok(opened)
+}
+
+/// Takes away what may be left of a copy that is not used: the next run that uses one would
+/// serve what this one overrules.
+///
+/// # Errors
+/// The file system's: it is still there.
+pub(super) fn put_away(folder: &Path) -> io::Result<()> {
+    if folder.exists() {
+        set_aside(folder)?;
+    }
+    overruled::end_of(folder)
+}
+
 fn start(folder: &Path, database: sled::Db) -> io::Result<Store> {
     let health = Arc::<Health>::default();
     let overruled = Overruled::start(folder, Arc::clone(&health))?;
@@ -238,13 +259,17 @@ fn start(folder: &Path, database: sled::Db) -> io::Result<Store> {
     })
 }
 
-fn guarded_open(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
+fn guarded_open(
+    folder: &Path,
+    entries: u64,
+    overruled: HashSet<Note>,
+) -> Result<(sled::Db, Kept), String> {
     let (done, opened) = sync_channel(1);
     let folder = folder.to_owned();
     std::thread::Builder::new()
         .name("cache-open".to_owned())
         .spawn(move || {
-            let result = catch_unwind(AssertUnwindSafe(|| read(&folder, entries)));
+            let result = catch_unwind(AssertUnwindSafe(|| read(&folder, entries, &overruled)));
             // Nobody may be waiting any more.
             let _ = done.send(result.unwrap_or_else(|_| Err("opening it panicked".to_owned())));
         })
@@ -257,7 +282,11 @@ fn guarded_open(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String>
     })
 }
 
-fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
+fn read(
+    folder: &Path,
+    entries: u64,
+    overruled: &HashSet<Note>,
+) -> Result<(sled::Db, Kept), String> {
     std::fs::create_dir_all(folder).map_err(|error| error.to_string())?;
     let config = sled::Config::new()
         .path(folder)
@@ -277,7 +306,6 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
         }
         _ => return Err("it has an unknown format".to_owned()),
     }
-    let overruled = overruled::read(folder)?;
     let mut kept = Vec::new();
     let mut dropped: u64 = 0;
     for pair in database.iter() {
@@ -302,7 +330,6 @@ fn read(folder: &Path, entries: u64) -> Result<(sled::Db, Kept), String> {
     }
     if !overruled.is_empty() {
         database.flush().map_err(|error| error.to_string())?;
-        overruled::end_of(folder).map_err(|error| error.to_string())?;
     }
     Ok((database, kept))
 }
@@ -406,7 +433,7 @@ impl Writer {
                 false => set_aside(&self.folder).map(drop),
             };
             let opened = aside.map_err(|error| error.to_string());
-            match opened.and_then(|()| guarded_open(&self.folder, 0)) {
+            match opened.and_then(|()| guarded_open(&self.folder, 0, HashSet::new())) {
                 Ok((fresh, _)) => {
                     self.health.begun_anew.fetch_add(1, Ordering::Relaxed);
                     database = Some(fresh);
@@ -438,11 +465,11 @@ impl Writer {
             let mut batch = sled::Batch::default();
             let mut closing = None;
             let mut next = Some(first);
-            let (mut count, mut overruling) = (0_usize, 0);
+            let (mut count, mut overruling) = (0_usize, Vec::new());
             while let Some(write) = next.take() {
                 match write {
                     Write::Put { key, sealed, noted } => {
-                        overruling += usize::from(noted);
+                        overruling.push(noted);
                         batch.insert(key, sealed);
                     }
                     Write::Remove(key) => batch.remove(key),
@@ -474,7 +501,9 @@ impl Writer {
                 }
                 return Err(error.to_string());
             }
-            self.overruled.written(overruling);
+            for noted in overruling {
+                self.overruled.written(noted);
+            }
             if closing.is_some() {
                 return Ok(Ended::Closed(closing));
             }

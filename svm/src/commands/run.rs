@@ -268,7 +268,7 @@ fn cache(settings: &Settings, state: &State) -> SharedCache {
     if settings.cache.persist {
         SharedCache::open(&state.cache(), settings.cache.entries)
     } else {
-        SharedCache::in_memory(settings.cache.entries)
+        SharedCache::in_memory_beside(&state.cache(), settings.cache.entries)
     }
 }
 

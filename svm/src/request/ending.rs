@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{Landed, Service};
 use crate::budget::Share;
-use crate::cache::{self, Key, same_definitions};
+use crate::cache::{self, Key, Noted, same_definitions};
 use crate::digest::{Digests, Wanted};
 use crate::failure::Failure;
 use crate::scan::Done;
@@ -80,10 +80,11 @@ impl Service {
                 generations: landed.generations.clone(),
                 scanned_ms: cache::now_ms(),
             };
-            if landed.verdict.kind() != VerdictKind::Clean {
-                self.cache.overrule(key).await;
-            }
-            self.cache.put(key.clone(), entry);
+            let noted = match landed.verdict.kind() {
+                VerdictKind::Clean => Noted::default(),
+                _ => self.cache.overrule(key).await,
+            };
+            self.cache.put(key.clone(), entry, noted);
         }
         if landed.verdict.kind() == VerdictKind::Malware {
             tracing::info!(content = %key.content, tenant = %key.tenant, verdict = ?landed.verdict, "malware");
@@ -118,15 +119,16 @@ impl Service {
         !same_definitions(generations, &self.scanner.generations())
     }
 
-    /// Whether a verdict of the definitions in force is known, and these are others: a
-    /// scan that was in flight when they changed must not undo it.
+    /// Whether these definitions are not in force, and a verdict is known that those are that
+    /// are, or that is not clean: a scan that was in flight when they changed, once or more
+    /// often, must not undo it.
     fn is_superseded(&self, key: &Key, generations: &Generations) -> bool {
         let in_force = self.scanner.generations();
         !same_definitions(generations, &in_force)
-            && self
-                .cache
-                .last(key)
-                .is_some_and(|entry| same_definitions(&entry.generations, &in_force))
+            && self.cache.last(key).is_some_and(|entry| {
+                entry.verdict.kind() != VerdictKind::Clean
+                    || same_definitions(&entry.generations, &in_force)
+            })
     }
 }
 

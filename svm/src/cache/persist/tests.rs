@@ -6,7 +6,7 @@ use std::fs;
 fn filled(folder: &Path, count: u32) {
     let cache = SharedCache::open(folder, 1000);
     for n in 0..count {
-        cache.put(key(&n.to_le_bytes()), entry(1));
+        cache.put(key(&n.to_le_bytes()), entry(1), Noted::default());
     }
     cache.close();
 }
@@ -69,7 +69,7 @@ fn a_damaged_database_is_never_fatal_and_never_wrong() {
         assert!(reopened(&folder) <= 100, "{damage}");
         // And from then on it works again.
         let cache = SharedCache::open(&folder, 1000);
-        cache.put(key(b"after"), entry(1));
+        cache.put(key(b"after"), entry(1), Noted::default());
         cache.close();
         drop(cache);
         let cache = SharedCache::open(&folder, 1000);
@@ -124,7 +124,7 @@ async fn a_clean_verdict_that_was_overruled_does_not_come_back() {
     let folder = dir.path().join("cache");
     let notes = folder.with_extension("overruled");
     let cache = SharedCache::open(&folder, 10);
-    cache.put(key(b"a"), entry(1));
+    cache.put(key(b"a"), entry(1), Noted::default());
     cache.close();
     drop(cache);
     assert!(is_known(&folder));
@@ -133,10 +133,10 @@ async fn a_clean_verdict_that_was_overruled_does_not_come_back() {
     // The disk takes no batch from here on; notes it takes.
     let health = Arc::clone(&cache.store.as_ref().unwrap().health);
     health.fails.store(true, Ordering::Relaxed);
-    cache.overrule(&key(b"a")).await;
+    let noted = cache.overrule(&key(b"a")).await;
     let killed_now = copied(&folder);
     assert!(!is_known(&killed_now.path().join("cache")));
-    cache.put(key(b"a"), malware(2));
+    cache.put(key(b"a"), malware(2), noted);
     waited_for("a write is lost", || cache.copy_counts().lost > 0);
     let killed_later = copied(&folder);
     assert!(!is_known(&killed_later.path().join("cache")));
@@ -146,9 +146,9 @@ async fn a_clean_verdict_that_was_overruled_does_not_come_back() {
     waited_for("the copy is begun anew", || {
         cache.copy_counts().begun_anew > 0
     });
-    cache.overrule(&key(b"b")).await;
-    cache.put(key(b"b"), malware(2));
-    cache.put(key(b"a"), entry(2));
+    let noted = cache.overrule(&key(b"b")).await;
+    cache.put(key(b"b"), malware(2), noted);
+    cache.put(key(b"a"), entry(2), Noted::default());
     cache.close();
     drop(cache);
     let cache = SharedCache::open(&folder, 10);
@@ -168,9 +168,9 @@ async fn notes_end_when_their_verdicts_are_written() {
     let notes = folder.with_extension("overruled");
     let cache = SharedCache::open(&folder, 10);
     for content in [b"a", b"b"] {
-        cache.overrule(&key(content)).await;
+        let noted = cache.overrule(&key(content)).await;
         assert!(notes.exists());
-        cache.put(key(content), malware(1));
+        cache.put(key(content), malware(1), noted);
     }
     waited_for("the notes are gone", || !notes.exists());
     cache.close();
@@ -184,7 +184,7 @@ async fn where_nothing_can_be_noted_the_copy_is_out_of_the_way() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("cache");
     let cache = SharedCache::open(&folder, 10);
-    cache.put(key(b"a"), entry(1));
+    cache.put(key(b"a"), entry(1), Noted::default());
     cache.close();
     drop(cache);
     let cache = SharedCache::open(&folder, 10);
@@ -193,7 +193,7 @@ async fn where_nothing_can_be_noted_the_copy_is_out_of_the_way() {
     cache.overrule(&key(b"a")).await;
     assert!(!folder.exists());
     // It goes on with another one.
-    cache.put(key(b"b"), entry(1));
+    cache.put(key(b"b"), entry(1), Noted::default());
     waited_for("the copy is begun anew", || {
         cache.copy_counts().begun_anew > 0
     });
@@ -218,4 +218,42 @@ fn a_value_that_does_not_fit_its_key_is_dropped() {
     *sealed.last_mut().unwrap() ^= 1;
     assert!(unseal(&a, &sealed).is_none());
     assert!(unseal(&a, &[]).is_none());
+}
+
+/// Without a copy, what an earlier run left would be served by the next that has one.
+#[tokio::test]
+async fn a_run_without_a_copy_leaves_none_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("cache");
+    let cache = SharedCache::open(&folder, 10);
+    cache.put(key(b"a"), entry(1), Noted::default());
+    cache.close();
+    drop(cache);
+    assert!(is_known(&folder));
+    drop(SharedCache::in_memory_beside(&folder, 10));
+    assert!(!is_known(&folder));
+    // Where it cannot be taken away, whatever may overrule it is counted.
+    fs::create_dir(folder.with_extension("overruled")).unwrap();
+    let cache = SharedCache::in_memory_beside(&folder, 10);
+    cache.overrule(&key(b"a")).await;
+    assert_eq!(cache.copy_counts().unnoted, 1);
+}
+
+/// What a copy that is gone was to have does not end the notes of the next one.
+#[tokio::test]
+async fn notes_are_ended_by_their_own_verdicts_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("cache");
+    let notes = folder.with_extension("overruled");
+    let cache = SharedCache::open(&folder, 10);
+    let first = cache.overrule(&key(b"a")).await;
+    cache.put(key(b"a"), malware(1), first);
+    waited_for("the notes are gone", || !notes.exists());
+    cache.overrule(&key(b"b")).await;
+    // Late, or twice: as when a batch goes to a copy that was set aside meanwhile.
+    cache.put(key(b"c"), malware(1), first);
+    cache.put(key(b"d"), malware(1), Noted::default());
+    cache.close();
+    std::thread::sleep(GATHER);
+    assert!(notes.exists(), "b is not in the copy");
 }
