@@ -145,7 +145,10 @@ impl<S: Close> Agents<S> {
     pub fn request(&self, tenant: &TenantId, agent: AgentId) -> Result<RequestPlace<S>, Failure> {
         let mut table = lock(&self.table);
         let of_tenant = table.tenants.get(tenant).copied().unwrap_or(0);
-        if table.requests >= self.limits.requests || of_tenant >= self.limits.requests_per_tenant {
+        // Whatever settings say of all, one tenant leaves some to the others.
+        let most = self.limits.requests_per_tenant;
+        let most = most.min((self.limits.requests / 4 * 3).max(1));
+        if table.requests >= self.limits.requests || of_tenant >= most {
             return Err(Failure::Queue {
                 retry_after_ms: RETRY_AFTER_MS,
             });

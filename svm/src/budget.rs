@@ -111,7 +111,8 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` for an agent; waits for them at most [`WAIT`].
+    /// Takes `bytes` for an agent; waits for them at most [`WAIT`]. `make_room` is called
+    /// before that, unless the agent or its tenant has too much already.
     ///
     /// # Errors
     /// [`Failure::Memory`].
@@ -120,6 +121,7 @@ impl Budget {
         tenant: &TenantId,
         agent: AgentId,
         bytes: u64,
+        make_room: impl FnOnce(),
     ) -> Result<Share, Failure> {
         let busy = Failure::Memory {
             retry_after_ms: RETRY_AFTER_MS,
@@ -127,6 +129,7 @@ impl Budget {
         let wanted = units(bytes);
         let own = self.count(tenant, agent, wanted);
         let own = own.ok_or_else(|| busy.clone())?;
+        make_room();
         let _waiting = Waiting::new(&self.waiting);
         let units = Arc::clone(&self.units).acquire_many_owned(wanted);
         match tokio::time::timeout(WAIT, units).await {
@@ -211,12 +214,12 @@ mod tests {
         let budget = Budget::new(4 * MIB, MIB);
         let (a, b, c) = (AgentId::random(), AgentId::random(), AgentId::random());
         let (one, two) = (tenant("one"), tenant("two"));
-        let first = budget.take(&one, a, 2 * MIB).await.unwrap();
-        let second = budget.take(&two, b, 2 * MIB).await.unwrap();
-        let busy = budget.take(&two, c, MIB).await.unwrap_err();
+        let first = budget.take(&one, a, 2 * MIB, || ()).await.unwrap();
+        let second = budget.take(&two, b, 2 * MIB, || ()).await.unwrap();
+        let busy = budget.take(&two, c, MIB, || ()).await.unwrap_err();
         assert!(matches!(busy, Failure::Memory { .. }));
         drop(first);
-        budget.take(&two, c, MIB).await.unwrap();
+        budget.take(&two, c, MIB, || ()).await.unwrap();
         drop(second);
         assert_eq!(budget.free_bytes(), 4 * MIB);
         assert!(is_nobodys(&budget));
@@ -231,7 +234,8 @@ mod tests {
         assert!(budget.spare(2 * MIB).is_none());
         let (other, agent) = (budget.clone(), AgentId::random());
         let one = tenant("one");
-        let waiting = tokio::spawn(async move { other.take(&one, agent, 2 * MIB).await.is_ok() });
+        let waiting =
+            tokio::spawn(async move { other.take(&one, agent, 2 * MIB, || ()).await.is_ok() });
         tokio::task::yield_now().await;
         assert!(budget.spare(1).is_none(), "a request waits");
         drop(own);
@@ -245,9 +249,9 @@ mod tests {
         let budget = Budget::new(4 * MIB, MIB);
         let (a, b) = (AgentId::random(), AgentId::random());
         let one = tenant("one");
-        let _held = budget.take(&one, a, 2 * MIB).await.unwrap();
-        assert!(budget.take(&one, a, 1).await.is_err());
-        assert!(budget.take(&one, b, MIB).await.is_ok());
+        let _held = budget.take(&one, a, 2 * MIB, || ()).await.unwrap();
+        assert!(budget.take(&one, a, 1, || ()).await.is_err());
+        assert!(budget.take(&one, b, MIB, || ()).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]
@@ -257,11 +261,19 @@ mod tests {
         let mut held = Vec::new();
         for _ in 0..6 {
             let agent = AgentId::random();
-            held.push(budget.take(&one, agent, MIB).await.unwrap());
+            held.push(budget.take(&one, agent, MIB, || ()).await.unwrap());
         }
-        let busy = budget.take(&one, AgentId::random(), 1).await.unwrap_err();
+        let busy = budget
+            .take(&one, AgentId::random(), 1, || ())
+            .await
+            .unwrap_err();
         assert!(matches!(busy, Failure::Memory { .. }));
-        held.push(budget.take(&two, AgentId::random(), 2 * MIB).await.unwrap());
+        held.push(
+            budget
+                .take(&two, AgentId::random(), 2 * MIB, || ())
+                .await
+                .unwrap(),
+        );
         drop(held);
         assert!(is_nobodys(&budget));
     }

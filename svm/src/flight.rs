@@ -9,20 +9,21 @@
 //! ```
 //!
 //! Whoever leads holds the work's lock; the lock's queue is the line of followers.
-//! A leader that fails, stalls or disconnects only lets go of it. Owns nothing of
-//! what the work is.
+//! A leader that fails, stalls or disconnects only lets go of it; who has to let others go
+//! first is [`line`]'s. Owns nothing of what the work is.
 //!
 //! **Invariant:** a flight is in the table only while somebody has a seat in it,
 //! and never after it landed.
 
+pub mod line;
+
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use line::Line;
+use palisade_protocol::ids::AgentId;
 use tokio::sync::{OwnedMutexGuard, watch};
-
-use crate::waiting::Waiting;
 
 /// The table of flights. Clones share it.
 #[derive(Debug)]
@@ -55,9 +56,56 @@ struct Place<W, R> {
 #[derive(Debug)]
 struct Flight<W, R> {
     work: Arc<tokio::sync::Mutex<W>>,
-    /// Seats whose turn it could be.
-    waiting: Arc<AtomicUsize>,
+    line: Arc<Mutex<Line>>,
     landed: watch::Sender<Option<R>>,
+}
+
+/// One in a flight's line.
+struct InLine<'a> {
+    line: &'a Mutex<Line>,
+    agent: AgentId,
+}
+
+impl<'a> InLine<'a> {
+    fn new(line: &'a Mutex<Line>, agent: AgentId) -> Self {
+        lock(line).joined(agent);
+        Self { line, agent }
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        lock(self.line).left(self.agent);
+    }
+}
+
+fn lock(line: &Mutex<Line>) -> MutexGuard<'_, Line> {
+    line.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Those who wait while an agent leads.
+#[derive(Debug, Clone)]
+pub struct Rivals {
+    line: Arc<Mutex<Line>>,
+    agent: AgentId,
+}
+
+impl Rivals {
+    /// Whether there is one whom the leader has to give way to when it holds it up.
+    pub fn any(&self) -> bool {
+        lock(&self.line).has_rival(self.agent)
+    }
+}
+
+#[cfg(test)]
+impl Rivals {
+    /// So many agents that never gave way.
+    pub fn waiting(count: usize) -> Self {
+        let line = Arc::<Mutex<Line>>::default();
+        (0..count).for_each(|_| lock(&line).joined(AgentId::random()));
+        let agent = AgentId::random();
+        Self { line, agent }
+    }
 }
 
 /// A request's part in a flight.
@@ -88,7 +136,7 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
         let place = open.entry(key.clone()).or_insert_with(|| Place {
             flight: Arc::new(Flight {
                 work: Arc::default(),
-                waiting: Arc::default(),
+                line: Arc::default(),
                 landed: watch::Sender::new(None),
             }),
             seats: 0,
@@ -109,7 +157,7 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
         }
         let flight = Arc::new(Flight {
             work: Arc::default(),
-            waiting: Arc::default(),
+            line: Arc::default(),
             landed: watch::Sender::new(None),
         });
         // Nobody else has it yet.
@@ -139,9 +187,9 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Flights<K, W, R> {
 }
 
 impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
-    /// Waits until the flight landed, or it is this one's turn to lead.
-    pub async fn turn(&self) -> Turn<W, R> {
-        let _waiting = Waiting::new(&self.flight.waiting);
+    /// Waits until the flight landed, or it is the turn of this agent's request to lead.
+    pub async fn turn(&self, agent: AgentId) -> Turn<W, R> {
+        let _waiting = InLine::new(&self.flight.line, agent);
         let work = Arc::clone(&self.flight.work);
         tokio::select! {
             biased;
@@ -154,9 +202,22 @@ impl<K: Eq + Hash + Clone, W: Default, R: Clone> Seat<K, W, R> {
         }
     }
 
-    /// How many wait for their turn.
-    pub fn waiting(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.flight.waiting)
+    /// Who waits while the agent leads.
+    pub fn rivals(&self, agent: AgentId) -> Rivals {
+        Rivals {
+            line: Arc::clone(&self.flight.line),
+            agent,
+        }
+    }
+
+    /// Whether the agent, whose turn it is, lets another one go first.
+    pub fn lets_pass(&self, agent: AgentId) -> bool {
+        lock(&self.flight.line).lets_pass(agent)
+    }
+
+    /// The agent led, and gave way to others.
+    pub fn gave_way(&self, agent: AgentId) {
+        lock(&self.flight.line).gave_way(agent);
     }
 
     /// Waits until the flight landed.
@@ -226,8 +287,6 @@ impl<K: Eq + Hash, W, R> Drop for Seat<K, W, R> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
     use std::time::Duration;
 
@@ -237,14 +296,14 @@ mod tests {
     async fn one_leads_and_all_have_the_result() {
         let flights = Table::default();
         let leader = flights.enter(1);
-        let Turn::Lead(mut work) = leader.turn().await else {
+        let Turn::Lead(mut work) = leader.turn(AgentId::random()).await else {
             panic!("nobody leads")
         };
         let followers: Vec<_> = (0..50)
             .map(|_| {
                 let seat = flights.enter(1);
                 tokio::spawn(async move {
-                    match seat.turn().await {
+                    match seat.turn(AgentId::random()).await {
                         Turn::Landed(result) => result,
                         Turn::Lead(_) => "lead",
                     }
@@ -260,7 +319,7 @@ mod tests {
         }
         assert!(flights.is_empty());
         drop(leader);
-        let Turn::Lead(work) = flights.enter(1).turn().await else {
+        let Turn::Lead(work) = flights.enter(1).turn(AgentId::random()).await else {
             panic!("it landed before")
         };
         assert!(work.is_empty());
@@ -270,18 +329,18 @@ mod tests {
     async fn a_leader_that_leaves_is_followed_by_the_next_in_line() {
         let flights = Table::default();
         let first = flights.enter(1);
-        let Turn::Lead(mut work) = first.turn().await else {
+        let Turn::Lead(mut work) = first.turn(AgentId::random()).await else {
             panic!("nobody leads")
         };
         let second = flights.enter(1);
         let waiting = tokio::spawn(async move {
-            match second.turn().await {
+            match second.turn(AgentId::random()).await {
                 Turn::Lead(work) => work.clone(),
                 Turn::Landed(_) => Vec::new(),
             }
         });
         tokio::time::sleep(Duration::from_millis(1)).await;
-        assert_eq!(first.waiting().load(Ordering::Relaxed), 1);
+        assert!(first.rivals(AgentId::random()).any());
         work.push(7);
         drop(work);
         drop(first);
@@ -297,13 +356,19 @@ mod tests {
         let follower = flights.enter(1);
         leader.land("done");
         drop(work);
-        assert!(matches!(follower.turn().await, Turn::Landed("done")));
+        assert!(matches!(
+            follower.turn(AgentId::random()).await,
+            Turn::Landed("done")
+        ));
         drop((leader, follower));
         // Given up, it is whose turn is next.
         let (leader, work) = flights.lead_new(1).unwrap();
         let follower = flights.enter(1);
         drop((leader, work));
-        assert!(matches!(follower.turn().await, Turn::Lead(_)));
+        assert!(matches!(
+            follower.turn(AgentId::random()).await,
+            Turn::Lead(_)
+        ));
         drop(follower);
         assert!(flights.is_empty());
     }
@@ -312,10 +377,10 @@ mod tests {
     async fn keys_do_not_meet() {
         let flights = Table::default();
         let (one, two) = (flights.enter(1), flights.enter(2));
-        let Turn::Lead(_work) = one.turn().await else {
+        let Turn::Lead(_work) = one.turn(AgentId::random()).await else {
             panic!("nobody leads")
         };
-        assert!(matches!(two.turn().await, Turn::Lead(_)));
+        assert!(matches!(two.turn(AgentId::random()).await, Turn::Lead(_)));
         one.land("one");
         assert!(two.result().is_none());
         assert_eq!(flights.len(), 1);

@@ -61,7 +61,7 @@ impl Part {
         let tenant = key(owner, bytes).tenant;
         let taken = self
             .budget
-            .take(&tenant, AgentId::random(), bytes.len() as u64);
+            .take(&tenant, AgentId::random(), bytes.len() as u64, || ());
         let share = taken.await.unwrap();
         let sealed = SealedContent::from_bytes(bytes).unwrap();
         let outline = outline(bytes);
@@ -361,7 +361,7 @@ fn the_thread_writes_and_ends_with_its_store() {
     let bytes = content(&[1, 2, 3], 100);
     let budget = Budget::new(64 << 20, 64 << 20);
     let key = key("a", &bytes);
-    let taken = budget.take(&key.tenant, AgentId::random(), bytes.len() as u64);
+    let taken = budget.take(&key.tenant, AgentId::random(), bytes.len() as u64, || ());
     let share = runtime.block_on(taken);
     let sealed = SealedContent::from_bytes(&bytes).unwrap();
     store.keep(&key, true, outline(&bytes), sealed, share.unwrap());

@@ -17,8 +17,6 @@
 mod fill;
 
 use std::future::Future;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use palisade_protocol::bounded::List;
@@ -34,6 +32,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::budget::Share;
 use crate::failure::Failure;
+use crate::flight::Rivals;
 
 /// Fragments that one round asks for: 8 MiB.
 const ROUND_FRAGMENTS: usize = 32;
@@ -51,8 +50,8 @@ const NO_MEMORY_RETRY_MS: u32 = 2_000;
 /// Who else could send the same content.
 #[derive(Debug, Clone)]
 pub struct Others {
-    /// How many wait.
-    pub waiting: Arc<AtomicUsize>,
+    /// Those who wait.
+    pub rivals: Rivals,
     /// How long they are kept waiting by one that is silent or slow.
     pub patience: Duration,
 }
@@ -87,12 +86,13 @@ impl Round {
 
     /// Whether somebody else had better send the rest.
     fn holds_up(&self, others: &Others) -> bool {
-        if others.waiting.load(Ordering::Relaxed) == 0 {
+        if !others.rivals.any() {
             return false;
         }
+        let patience = others.patience;
         let (since, silent) = (self.since.elapsed(), self.last.elapsed());
         let due = since.as_millis() * u128::from(HAND_OVER_RATE) / 1000;
-        silent >= others.patience || (since >= others.patience && u128::from(self.bytes) < due)
+        silent >= patience || (since >= patience && u128::from(self.bytes) < due)
     }
 }
 

@@ -232,20 +232,28 @@ impl Service {
             key: key.clone(),
             generations,
         });
-        match seat.turn().await {
+        let agent = caller.agent;
+        match seat.turn(agent).await {
             Turn::Landed(landed) => self.coalesced(landed?, key.size),
             Turn::Lead(work) => {
                 // A flight may have landed between the look and the seat.
                 if let Some(known) = self.known(&key, 0) {
                     return Ok(self.cached(known, &key));
                 }
+                let bytes = key.size;
+                if seat.lets_pass(agent) {
+                    drop(work);
+                    return self.follow(&seat, bytes).await;
+                }
                 peer.others = Some(Others {
-                    waiting: seat.waiting(),
+                    rivals: seat.rivals(agent),
                     patience: self.bounds.hand_over,
                 });
-                let bytes = key.size;
                 match self.lead(&seat, work, &asker, key, peer).await {
-                    Err(Failure::HandedOver) => self.follow(&seat, bytes).await,
+                    Err(Failure::HandedOver) => {
+                        seat.gave_way(agent);
+                        self.follow(&seat, bytes).await
+                    }
                     Err(failure) => Err(failure),
                     Ok(()) => {
                         let landed = seat.landed().await?;
@@ -361,8 +369,10 @@ impl Service {
 
     /// Memory for a content; what is kept for its fragments makes room.
     async fn memory(&self, asker: &Asker, bytes: u64) -> Result<Share, Failure> {
-        self.fragments.make_room(self.budget.lacking(bytes));
-        self.budget.take(&asker.tenant, asker.agent, bytes).await
+        // Only for whom it is granted: what others keep is not emptied for a refusal.
+        let make_room = || self.fragments.make_room(self.budget.lacking(bytes));
+        let (tenant, agent) = (&asker.tenant, asker.agent);
+        self.budget.take(tenant, agent, bytes, make_room).await
     }
 
     /// Gathers the content and hands it to the engines.

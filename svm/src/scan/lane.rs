@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use palisade_protocol::verdict::{Generations, NotScanned, Verdict};
+use palisade_protocol::verdict::Generations;
 use palisade_worker::client::{
     Member, Outcome, ScanDone, ScanOptions as WorkerOptions, SealedContent, WorkerError,
     WorkerExit, WorkerHandle,
@@ -331,9 +331,7 @@ impl Lane {
                     if done.members_truncated {
                         tally.limit(engine, "members");
                     }
-                    if attempt > 1 {
-                        step.set.poison().survived(step.subject);
-                    }
+                    step.set.poison().survived(step.subject);
                     break;
                 }
                 // It was killed for others.
@@ -359,8 +357,10 @@ impl Lane {
                              these definitions"
                         );
                     }
-                    if attempt == ATTEMPTS {
+                    if attempt == ATTEMPTS && is_its_own {
                         tally.failed(engine, &error.to_string());
+                    } else if attempt == ATTEMPTS {
+                        tally.killed(engine, &error.to_string());
                     }
                 }
             }
@@ -397,21 +397,24 @@ impl Lane {
     }
 }
 
-/// Whether somebody else killed the worker.
+/// Whether somebody else killed the worker: by SIGKILL, or with the process that it was
+/// forked from, which is the one that says how a worker ended.
 fn is_anothers(error: &WorkerError) -> bool {
-    let exit = match error {
-        WorkerError::Died { exit } => exit.as_ref(),
-        _ => None,
-    };
-    matches!(exit, Some(WorkerExit::Signal(signal)) if *signal == Signal::SIGKILL as i32)
+    match error {
+        WorkerError::Died {
+            exit: Some(WorkerExit::Signal(signal)),
+        } => *signal == Signal::SIGKILL as i32,
+        WorkerError::Died { exit } => exit.is_none(),
+        _ => false,
+    }
 }
 
-/// What takes too long is left alone for a while.
+/// What takes too long, or more than there is, is left alone for a while.
 fn remember(set: &EngineSet, subject: &PoisonKey, end: &End) {
     let mut overlong = set.overlong();
-    if end.verdict == Verdict::NotScanned(NotScanned::TimedOut) {
+    if end.exhausted {
         overlong.took_too_long(subject, end.clone(), Instant::now());
-    } else {
+    } else if end.lasting {
         overlong.was_done(subject);
     }
 }

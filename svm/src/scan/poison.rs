@@ -1,6 +1,7 @@
 //! Contents that kill: pure.
 //!
-//! A death may be another's fault (memory), so a content is tried once more; two
+//! A death may be another's fault, so a content is tried once more, and what survives
+//! starts from none; two
 //! are the content's, and it is not tried again. What is remembered is remembered
 //! of one generation of definitions, since the next may deal with it, and lives as
 //! long as that is loaded: never on disk, where a mistake would outlive a restart.

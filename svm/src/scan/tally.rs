@@ -33,6 +33,9 @@ pub struct End {
     /// Whether the same definitions would say the same again: only such verdicts
     /// may be stored.
     pub lasting: bool,
+    /// An engine ran out of time or memory before the verdict was decided, whatever that is:
+    /// it costs as much each time.
+    pub exhausted: bool,
 }
 
 /// Collects what engines say.
@@ -44,6 +47,7 @@ pub struct Tally {
     not_scanned: Option<(Verdict, Details)>,
     /// Something failed that may succeed another time.
     passing: bool,
+    exhausted: bool,
     no_worker: Option<NoWorker>,
     runs: Vec<Run>,
 }
@@ -161,6 +165,7 @@ impl Tally {
     /// The deadline passed.
     pub fn timed_out(&mut self, engine: EngineKind) {
         self.passing = true;
+        self.exhausted = true;
         self.stopped(engine, NotScanned::TimedOut);
     }
 
@@ -169,6 +174,12 @@ impl Tally {
         self.passing = true;
         let detail = Text::cut(&format!("{}: {detail}", engine.name()));
         self.stopped(engine, NotScanned::EngineFailed { detail });
+    }
+
+    /// An engine's workers were killed from outside, as by a machine that is out of memory.
+    pub fn killed(&mut self, engine: EngineKind, detail: &str) {
+        self.exhausted = true;
+        self.failed(engine, detail);
     }
 
     /// The content killed an engine's workers before, and is not given to any.
@@ -224,6 +235,7 @@ impl Tally {
             None => self.malware,
         };
         let lasting = decided.is_some() || !self.passing;
+        let exhausted = decided.is_none() && self.exhausted;
         let (verdict, details) = match (decided, self.no_worker) {
             (Some(decided), _) => decided,
             (None, Some(no_worker)) => return Err(no_worker),
@@ -241,6 +253,7 @@ impl Tally {
                 outcome: run.worst,
             })),
             lasting,
+            exhausted,
         })
     }
 }
@@ -434,6 +447,7 @@ mod tests {
             let decided = has(Said::Allowed) || has(Said::Malware);
             let passing = [Said::TimedOut, Said::Failed, Said::Absent];
             prop_assert_eq!(end.lasting, decided || !said.iter().any(|said| passing.contains(said)));
+            prop_assert_eq!(end.exhausted, !decided && has(Said::TimedOut), "whatever the verdict");
             // Somebody decided, unless all had to agree.
             let agreed = expected == VerdictKind::Clean && !has(Said::Allowed);
             prop_assert_eq!(end.details.engine.is_none(), agreed);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use palisade_protocol::bounded::List;
-use palisade_protocol::scan::{ToSvm, VerdictSource};
+use palisade_protocol::scan::{ToAgent, ToSvm, VerdictSource};
 use palisade_protocol::verdict::VerdictKind;
 
 use crate::client::{Client, fragment, indices, outline, request, unique};
@@ -122,6 +122,76 @@ async fn a_slow_leader_gives_way_to_a_follower() {
     let other = Client::connect(&daemon, &site.ca.agent("default")).await;
     assert_eq!(other.kind(&bytes).await, VerdictKind::Clean);
     assert_eq!(daemon.scans(2), 2);
+}
+
+/// However often one guest asks and then says nothing, it keeps another waiting once.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_guests_many_silent_requests_cost_another_one_turn() {
+    const PATIENCE_MS: u64 = 1000;
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = format!("[limits]\nstall_s = 60\nhand_over_ms = {PATIENCE_MS}\n");
+    let daemon = site.start();
+    let bytes = unique(700_000);
+    let silent = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let mut streams = vec![silent.begin(&bytes).await];
+    streams[0].need().await;
+    for _ in 0..40 {
+        streams.push(silent.begin(&bytes).await);
+    }
+    let honest = Client::connect(&daemon, &site.ca.agent("default")).await;
+    let asked = std::time::Instant::now();
+    let scanned = honest.scan(&bytes).await;
+    assert_eq!(scanned.result().verdict.kind(), VerdictKind::Clean);
+    // A second for each would be 40.
+    let turns = asked.elapsed().as_millis() as u64 / PATIENCE_MS;
+    assert!(turns < 20, "{turns}");
+}
+
+/// Guests that are all slow take turns, and each turn gets something done.
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_that_are_all_slow_get_there() {
+    let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
+    site.settings = "[limits]\nstall_s = 5\nhand_over_ms = 200\n".to_owned();
+    let daemon = site.start();
+    let bytes = unique(700_000);
+    let mut slow = Vec::new();
+    for _ in 0..5 {
+        let (client, bytes) = (
+            Client::connect(&daemon, &site.ca.agent("default")).await,
+            bytes.clone(),
+        );
+        slow.push(tokio::spawn(async move {
+            // As an agent does that is told to come back.
+            loop {
+                let mut stream = client.begin(&bytes).await;
+                let answer = loop {
+                    match stream.hear().await {
+                        // A fragment needs longer than the first turn lasts.
+                        ToAgent::Need(ranges) => {
+                            for index in indices(&ranges) {
+                                tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+                                stream.say(&fragment(&bytes, index)).await;
+                            }
+                        }
+                        answer => break answer,
+                    }
+                };
+                match answer {
+                    ToAgent::Verdict(result) => return result.verdict.kind(),
+                    other => println!("{other:?}"),
+                }
+            }
+        }));
+    }
+    let all = async {
+        for one in slow {
+            assert_eq!(one.await.unwrap(), VerdictKind::Clean);
+        }
+    };
+    tokio::time::timeout(crate::site::PATIENCE, all)
+        .await
+        .unwrap();
+    assert_eq!(daemon.scans(1), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -111,7 +111,7 @@ async fn small_contents_do_not_wait_for_anothers_slow_ones_with_two_lanes() {
 
 /// Slow contents that give way are scanned in the end, whole, and their workers' deaths
 /// are not held against them. The control is the content that takes too long wherever it
-/// runs: it is not clean, and asked again it is scanned again.
+/// runs: it is not clean.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_gave_way_is_scanned_whole_and_blamed_for_nothing() {
     let site = site(1, "timeout_s = 5\ngive_way_ms = 200");

@@ -14,7 +14,7 @@ fn large(bytes: u64) -> FragmentStore {
 
 async fn keep_as(store: &FragmentStore, budget: &Budget, key: &Key, clean: bool, bytes: &[u8]) {
     let share = budget
-        .take(&key.tenant, AgentId::random(), key.size)
+        .take(&key.tenant, AgentId::random(), key.size, || ())
         .await
         .unwrap();
     let sealed = SealedContent::from_bytes(bytes).unwrap();

@@ -135,7 +135,9 @@ mod tests {
         let budget = Budget::new(SIZE, SIZE);
         let mut gathering = Gathering::default();
         let tenant = TenantId::default_tenant();
-        let begun = gathering.begin(SIZE, || budget.take(&tenant, AgentId::random(), SIZE));
+        let begun = gathering.begin(SIZE, || {
+            budget.take(&tenant, AgentId::random(), SIZE, || ())
+        });
         begun.await.unwrap();
         gathering
     }

@@ -59,7 +59,9 @@ async fn gather(
 
 async fn begin(gathering: &mut Gathering, size: u64) {
     let (budget, tenant) = (Budget::new(1 << 30, 1 << 30), TenantId::default_tenant());
-    let begun = gathering.begin(size, || budget.take(&tenant, AgentId::random(), size));
+    let begun = gathering.begin(size, || {
+        budget.take(&tenant, AgentId::random(), size, || ())
+    });
     begun.await.unwrap();
 }
 
@@ -262,7 +264,7 @@ async fn who_is_slow_or_silent_gives_way_to_one_that_waits() {
         let frames = (0..8).map(|index| fragment(&bytes, index)).collect();
         let mut peer = dripping(frames, every_ms);
         peer.others = Some(Others {
-            waiting: Arc::new(AtomicUsize::new(waiting)),
+            rivals: Rivals::waiting(waiting),
             patience,
         });
         let mut gathering = Gathering {
