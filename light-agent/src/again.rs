@@ -2,8 +2,8 @@
 //! are found, hashed again and asked about, although nobody opens them.
 //!
 //! ```text
-//!  notice ─► verdicts forgotten ─► files by index ─► queue (bounded)
-//!                                                       │ one at a time
+//!  notice ─► verdicts forgotten ─► files by index, ─► queue (bounded)
+//!                                 and what scans saw    │ one at a time
 //!              reported ◄── malware ◄── asked again ◄── opened: still the same file?
 //! ```
 //!
@@ -14,6 +14,7 @@
 //! A file that is gone, or another by now, is left alone: whatever is there is asked
 //! about when it is opened.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ use tokio::sync::mpsc;
 
 use crate::cache::Cache;
 use crate::content::Content;
-use crate::index::{Held, Index, MAX_FILES};
+use crate::index::{Held, Index, MAX_FILES, scans};
 use crate::quarantine::remedies::Remedies;
 use crate::scan::open::{self, Opened};
 use crate::scanner::{Scanned, Scanner, Terms};
@@ -46,6 +47,8 @@ pub struct Listener {
     cache: Arc<Cache>,
     index: Arc<Index>,
     files: mpsc::Sender<Held>,
+    /// Where it stands what scans saw.
+    state: PathBuf,
 }
 
 impl Listener {
@@ -53,17 +56,28 @@ impl Listener {
     pub fn hear(&self, notice: &Notice) {
         let contents = notice.contents.len();
         let forgotten = self.cache.forget(&notice.contents);
-        let held = self.index.take(&notice.contents);
-        tracing::warn!(
-            contents,
-            forgotten,
-            files = held.len(),
-            "contents that were clean are malware now: their files are asked about again"
-        );
-        let dropped = held
-            .into_iter()
-            .filter_map(|file| self.files.try_send(file).err())
-            .count();
+        let opened = self.index.take(&notice.contents);
+        let (listener, contents_named) = (self.clone(), notice.contents.clone());
+        // Two files are read through: not on a thread that opens wait for.
+        tokio::task::spawn_blocking(move || {
+            let scanned = scans::find(&listener.state, &contents_named, MAX_FILES);
+            tracing::warn!(
+                contents,
+                forgotten,
+                opened = opened.len(),
+                scanned = scanned.len(),
+                "contents that were clean are malware now: their files are asked about again"
+            );
+            let known: HashSet<(u64, u64)> = opened.iter().map(Held::place).collect();
+            let others = scanned.into_iter();
+            let others = others.filter(|file| !known.contains(&file.place()));
+            listener.ask_about(opened.into_iter().chain(others));
+        });
+    }
+
+    fn ask_about(&self, files: impl Iterator<Item = Held>) {
+        let dropped = files.filter_map(|file| self.files.try_send(file).err());
+        let dropped = dropped.count();
         if dropped > 0 {
             tracing::error!(
                 dropped,
@@ -86,7 +100,7 @@ pub struct Again {
 }
 
 /// Starts asking, for as long as somebody listens.
-pub fn start(again: Again, cache: Arc<Cache>, index: Arc<Index>) -> Listener {
+pub fn start(again: Again, cache: Arc<Cache>, index: Arc<Index>, state: PathBuf) -> Listener {
     let (files, mut waiting) = mpsc::channel(MAX_FILES);
     tokio::spawn(async move {
         while let Some(held) = waiting.recv().await {
@@ -97,6 +111,7 @@ pub fn start(again: Again, cache: Arc<Cache>, index: Arc<Index>) -> Listener {
         cache,
         index,
         files,
+        state,
     }
 }
 

@@ -217,7 +217,7 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
         parts.link.clone(),
         parts.health.clone(),
         Arc::clone(&parts.cache),
-        parts.listener(settings),
+        parts.listener(settings, folders),
         Arc::clone(&parts.max_scan_bytes),
     ));
     tracing::info!(id = %membership.identity.id(), version = crate::VERSION, "the agent runs");
@@ -360,9 +360,10 @@ impl Parts {
     }
 
     /// Whoever hears of contents that turned out to be malware.
-    fn listener(&self, settings: &Settings) -> again::Listener {
+    fn listener(&self, settings: &Settings, folders: &Folders) -> again::Listener {
         let again = self.again(settings);
-        again::start(again, Arc::clone(&self.cache), Arc::clone(&self.index))
+        let (cache, index) = (Arc::clone(&self.cache), Arc::clone(&self.index));
+        again::start(again, cache, index, folders.state.clone())
     }
 
     fn again(&self, settings: &Settings) -> Again {

@@ -34,6 +34,8 @@ const OWN: &[(&str, &str)] = &[
     ("verdicts.redb", "verdicts over contents"),
     ("deferred.jsonl", "files that wait to be scanned"),
     ("exposure.json", "times without verdicts"),
+    ("held.1", "files that scans called clean"),
+    ("held.2", "files that earlier scans called clean"),
     ("maintenance.token", "leave to stop the agent"),
     ("rpm.sums", "what rpm's packages have"),
     (state_file::LOCK, "says that an agent runs"),

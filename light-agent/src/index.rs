@@ -1,20 +1,23 @@
 //! Which files hold contents that were called clean, so that a content that turns out
 //! to be malware is found again without anyone opening it: pure, but for its lock.
 //!
+//! Files that are opened are in this table; those that scans see are on disk ([`scans`]).
 //! Owns the table and its bound. Does not own verdicts ([`crate::cache`], which
 //! remembers only files that are sure not to change unseen), nor what is done about a
 //! file ([`crate::again`]). A path is where the file was when it was opened: whoever
 //! follows it looks whether it is the same file still.
 
-use std::collections::{HashMap, VecDeque};
+pub mod scans;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use palisade_protocol::content::ContentId;
 
 use crate::stamp::Stamp;
 
-/// Files that are remembered, at the most; the first that came is forgotten first. With
-/// paths of usual length they take about 1.5 MiB.
+/// Files that are remembered, at the most; the one that was seen least recently is forgotten
+/// first. With paths of usual length they take about 1.7 MiB.
 pub const MAX_FILES: usize = 8192;
 
 /// A file that held a content.
@@ -30,6 +33,13 @@ pub struct Held {
     pub path: Box<[u8]>,
 }
 
+impl Held {
+    /// Device and inode.
+    pub fn place(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+}
+
 /// The table. Held by every task that hears a verdict.
 #[derive(Debug)]
 pub struct Index {
@@ -40,12 +50,20 @@ pub struct Index {
 /// Device and inode of a file.
 type Place = (u64, u64);
 
+#[derive(Debug)]
+struct Seen {
+    /// When last, by the table's own count.
+    at: u64,
+    content: ContentId,
+    path: Box<[u8]>,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    /// What each held, and its path.
-    files: HashMap<Place, (ContentId, Box<[u8]>)>,
-    /// In the order in which they came.
-    order: VecDeque<Place>,
+    files: HashMap<Place, Seen>,
+    /// By when they were seen last.
+    order: BTreeMap<u64, Place>,
+    count: u64,
 }
 
 impl Default for Index {
@@ -70,11 +88,16 @@ impl Index {
         }
         let mut inner = self.lock();
         let key = (file.device, file.inode);
-        if inner.files.insert(key, (content, path.into())).is_none() {
-            inner.order.push_back(key);
+        inner.count += 1;
+        let at = inner.count;
+        let path = path.into();
+        let before = inner.files.insert(key, Seen { at, content, path });
+        if let Some(before) = before {
+            inner.order.remove(&before.at);
         }
+        inner.order.insert(at, key);
         while inner.files.len() > self.bound {
-            let Some(oldest) = inner.order.pop_front() else {
+            let Some((_, oldest)) = inner.order.pop_first() else {
                 break;
             };
             inner.files.remove(&oldest);
@@ -86,17 +109,17 @@ impl Index {
         let mut inner = self.lock();
         let taken: Vec<Held> = inner
             .files
-            .extract_if(|_, (content, _)| contents.contains(content))
-            .map(|((device, inode), (content, path))| Held {
-                content,
+            .extract_if(|_, seen| contents.contains(&seen.content))
+            .map(|((device, inode), seen)| Held {
+                content: seen.content,
                 device,
                 inode,
-                path,
+                path: seen.path,
             })
             .collect();
         if !taken.is_empty() {
-            let Inner { files, order } = &mut *inner;
-            order.retain(|key| files.contains_key(key));
+            let Inner { files, order, .. } = &mut *inner;
+            order.retain(|_, key| files.contains_key(key));
         }
         taken
     }
@@ -110,7 +133,6 @@ impl Index {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
     fn stamp(inode: u64) -> Stamp {
         Stamp {
@@ -125,6 +147,17 @@ mod tests {
 
     fn content(number: u8) -> ContentId {
         ContentId([number; 32])
+    }
+
+    #[test]
+    fn what_is_opened_again_is_remembered_longest() {
+        let index = Index::new(2);
+        index.saw(content(1), &stamp(1), b"/libc");
+        index.saw(content(2), &stamp(2), b"/once");
+        index.saw(content(1), &stamp(1), b"/libc");
+        index.saw(content(3), &stamp(3), b"/other");
+        assert!(index.take(&[content(2)]).is_empty());
+        assert_eq!(index.take(&[content(1)]).len(), 1);
     }
 
     #[derive(Debug, Clone)]

@@ -432,3 +432,49 @@ fn a_guest_is_told_that_what_it_holds_is_malware_now() {
     })
     .unwrap();
 }
+
+/// The same of files that nobody opened, and a scan saw: they are found, and treated as the
+/// site has it.
+#[test]
+fn what_a_scan_called_clean_is_found_and_treated_when_it_turns_bad() {
+    if !skip::is_root("what_a_scan_called_clean_is_found_and_treated_when_it_turns_bad") {
+        return;
+    }
+    let [old, new] = [Marker::random(), Marker::random()];
+    let test = TestSite::prepare(&[("rules.yar", old.yara())]);
+    let settings = test.site.dir().join("etc/agent.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    let moves = "[remediation]\nmalware = 'quarantine'\n";
+    fs::write(&settings, format!("{text}\n{moves}")).unwrap();
+    test.site.start().unwrap();
+    // Outside of what opens are watched in.
+    let scanned = test.file("scanned", &new.bytes);
+    let (code, result) = test.scan(&[&scanned]);
+    assert_eq!((code, result["clean"].as_u64()), (0, Some(1)), "{result:#}");
+
+    fs::write(
+        test.definitions().join("rules.yar"),
+        new.yara() + &old.yara(),
+    )
+    .unwrap();
+    let svms = test.site.console(&["svm", "list"]).unwrap();
+    let svm = svms[0]["name"].as_str().unwrap();
+    // It is kept, and scanned again when definitions change.
+    test.site
+        .console(&["svm", "definitions", svm, "refresh"])
+        .unwrap();
+    command::wait_for("the file to be moved away", Duration::from_secs(60), || {
+        anyhow::ensure!(!scanned.exists());
+        Ok(())
+    })
+    .unwrap();
+    let reported = command::wait_for("the report", Duration::from_secs(60), || {
+        let list = test.site.console(&["detection", "list"]).unwrap();
+        let ours = |row: &&Value| row["path"] == scanned.to_str().unwrap();
+        let found = list.as_array().unwrap().iter().find(ours).cloned();
+        found.context("nothing is reported")
+    })
+    .unwrap();
+    assert_eq!(reported["name"], new.name);
+    assert_eq!(reported["action"], "quarantined");
+}

@@ -27,6 +27,7 @@ use super::report::Report;
 use super::walk::{self, Found, Plan};
 use super::what::{Kind, What};
 use super::{Done, Job, Observer};
+use crate::index::scans::Scans;
 use crate::list::ListFile;
 use crate::packaged::{Packaged, Policy, rpm};
 use crate::private::Private;
@@ -79,11 +80,15 @@ pub async fn run(
         .keeping(Private::new(&settings.private));
     let mut job = Job::new(plan, &settings.scan);
     job.remedies = Some(Remedies::new(settings, folders));
+    job.held = Scans::start(&folders.state).ok().map(Arc::new);
     let moves = settings.remediation.malware != Remedy::Block;
     job.packaged = packaged(settings.scan.packaged, moves, folders).await;
     let mut watching = Watching::new(tenant, output, link);
     watching.count(job.plan.clone());
     let (mut report, outcome) = super::run(&job, &scanner, &mut watching).await;
+    if let Some(held) = job.held.take().and_then(Arc::into_inner) {
+        held.finish();
+    }
     report.elapsed_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     watching.bar.finish_and_clear();
     print(&report, output)?;

@@ -46,6 +46,7 @@ use palisade_protocol::verdict::{NotScanned, Verdict};
 use tokio::sync::mpsc;
 
 use crate::content::{self, Content, Hashed};
+use crate::index::scans::Scans;
 use crate::packaged::Packaged;
 use crate::quarantine::remedies::Remedies;
 use crate::scanner::{Scanned, Scanner, Terms};
@@ -85,6 +86,8 @@ pub struct Job {
     pub remedies: Option<Remedies>,
     /// What packages have, if that is not scanned as all else.
     pub packaged: Option<Arc<Packaged>>,
+    /// Where it stands which files were clean, to be found when one turns out not to be.
+    pub held: Option<Arc<Scans>>,
 }
 
 impl Job {
@@ -99,6 +102,7 @@ impl Job {
             lists_findings: true,
             remedies: None,
             packaged: None,
+            held: None,
         }
     }
 
@@ -307,6 +311,13 @@ async fn scan_file(file: Found, prepared: Prepared, scanner: &Scanner, job: &Job
                 scanned.action = remedies
                     .treat(&content, &file.at.path, &scanned, ScanClass::OnDemand, 0)
                     .await;
+            }
+            if let Some(held) = &job.held
+                && scanned.verdict == Verdict::Clean
+                && scanned.source.is_some()
+                && let (Some(id), Some(stamp)) = (scanned.content, &scanned.stamp)
+            {
+                held.saw(id, stamp, &file.at.path);
             }
             Done::Scanned(Box::new(scanned))
         }

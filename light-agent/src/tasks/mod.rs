@@ -46,6 +46,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::daemon::Parts;
+use crate::index::scans::Scans;
 use crate::packaged::rpm;
 use crate::private::Private;
 use crate::quarantine::remedies::Remedies;
@@ -103,6 +104,7 @@ impl Tasks {
             remedies: Remedies::new(settings, folders),
             exclude: settings.exclude.clone(),
             rpm_listing: rpm::listing(&folders.state),
+            held: Scans::start(&folders.state).ok().map(std::sync::Arc::new),
         };
         let (stop, stopped) = watch::channel(false);
         Ok(Self {

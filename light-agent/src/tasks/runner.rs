@@ -26,6 +26,7 @@ use super::desk::Desk;
 use super::ledger::Ledger;
 use super::shown::Live;
 use super::task::{State, Task};
+use crate::index::scans::Scans;
 use crate::packaged::{Packaged, Policy};
 use crate::private::Private;
 use crate::quarantine::remedies::Remedies;
@@ -70,6 +71,8 @@ pub struct Runner {
     pub exclude: Vec<PathBuf>,
     /// What rpm's packages have, if there are any.
     pub rpm_listing: PathBuf,
+    /// Where it stands which files were clean.
+    pub held: Option<Arc<Scans>>,
 }
 
 /// How a turn ended.
@@ -131,12 +134,16 @@ impl Runner {
         let mut job = Job::new(plan.clone(), &self.scan).in_background(self.asking, hands.clone());
         job.remedies = Some(self.remedies.clone());
         job.packaged = packaged.map(Arc::new);
+        job.held = self.held.clone();
         let scanner = Scanner::new(self.link.clone(), self.asking, self.options)
             .keeping(self.private.clone())
             .by(hands.clone());
         let mut under_way = UnderWay::new(self, task, scanner);
         let counting = Counting::start(plan, &hands, under_way.task());
         let turn = under_way.scan(&job, counting, stop).await;
+        if let Some(held) = &self.held {
+            held.flush();
+        }
         let task = under_way.task();
         self.desk.note(&task).await;
         turn
