@@ -319,8 +319,8 @@ async fn serve(
                 }
                 Verdict::Suspicious { .. } | Verdict::NotScanned(_) => {}
             }
-            let (brake, now_ms) = (&service.brake, now_ms());
-            result.verdict = brake.judge(&caller.tenant, caller.agent, result.verdict, now_ms);
+            let whose = (caller.agent, request.content);
+            result.verdict = service.judge(&caller.tenant, whose, result.verdict, now_ms());
             Ok(ToAgent::Verdict(result))
         }
         ToSvmRef::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),

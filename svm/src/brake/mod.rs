@@ -24,6 +24,7 @@
 //! is to hold before the first does. Whether a guest that held it has deleted it since is
 //! not known, and it counts.
 //!
+//! Guests that were told before the brake held remember that; they are told to ask again.
 //! A suspicion is reported and, by default, blocks nothing. The cache and the notices
 //! of [`crate::retro`] keep what the engines said: a confirmation needs no new scan.
 //! What is braked and what was confirmed outlives a restart.
@@ -38,6 +39,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use palisade_protocol::bounded::List;
+use palisade_protocol::content::ContentId;
 use palisade_protocol::definitions::{BrakedSignature, MAX_BRAKED_SHOWN};
 use palisade_protocol::identity::write_atomic;
 use palisade_protocol::ids::{AgentId, TenantId};
@@ -159,13 +161,16 @@ impl Brake {
         self.lock().engines = engines;
     }
 
-    /// The verdict that an agent is told.
+    /// The verdict that an agent is told of a content. When that brakes its signature,
+    /// `again` hears who was told before that it is malware, and of which content: they are
+    /// to ask again.
     pub fn judge(
         &self,
         tenant: &TenantId,
-        guest: AgentId,
+        (guest, content): (AgentId, ContentId),
         verdict: Verdict,
         now_ms: u64,
+        again: impl FnMut((AgentId, ContentId)),
     ) -> Verdict {
         let Verdict::Malware { name, engine } = verdict else {
             return verdict;
@@ -181,11 +186,14 @@ impl Brake {
                 };
                 let since_ms = known.since_ms;
                 let policy = &mut state.policy;
-                policy.hit(&signature, tenant, guest, since_ms, now_ms)
+                let hit = (guest, content);
+                policy.hit(&signature, tenant, hit, since_ms, now_ms)
             }
             None => state.policy.hit_of_unknown(tenant, &engine, &name),
         };
+        let told = state.policy.take_told();
         drop(state);
+        told.into_iter().for_each(again);
         match effect {
             Effect::Act => return Verdict::Malware { name, engine },
             Effect::ReportOnly => {}
@@ -349,7 +357,8 @@ mod tests {
             engine: Text::cut(engine),
         };
         let tenant = TenantId::default_tenant();
-        let judged = brake.judge(&tenant, AgentId::random(), verdict, now_ms);
+        let guest = (AgentId::random(), ContentId([7; 32]));
+        let judged = brake.judge(&tenant, guest, verdict, now_ms, |_| ());
         judged.kind()
     }
 

@@ -20,6 +20,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use palisade_protocol::content::ContentId;
 use palisade_protocol::ids::{AgentId, TenantId};
 use palisade_protocol::verdict::{EngineName, SignatureName};
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub const MAX_BRAKED: usize = 1024;
 pub const MAX_BRAKED_PER_TENANT: usize = 256;
 /// Most signatures that are kept as confirmed.
 pub const MAX_CONFIRMED: usize = 1024;
+/// Most contents that are remembered of one guest that a watched signature hit.
+pub const MAX_CONTENTS: usize = 16;
 
 /// The rule's numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,9 +86,44 @@ pub enum Effect {
 
 #[derive(Debug)]
 struct Watched {
-    /// The last hit of each guest, as far as it is within the rule's time.
-    guests: Vec<(AgentId, u64)>,
+    /// The last hit of each guest with each content, as far as it is within the rule's
+    /// time; the oldest first.
+    hits: Vec<Hit>,
     last_ms: u64,
+}
+
+#[derive(Debug)]
+struct Hit {
+    guest: AgentId,
+    content: ContentId,
+    at_ms: u64,
+}
+
+impl Watched {
+    /// One more; gives how many guests there are.
+    fn add(&mut self, hit: Hit, within_ms: u64) -> usize {
+        self.last_ms = self.last_ms.max(hit.at_ms);
+        self.hits.retain(|other| {
+            (other.guest, other.content) != (hit.guest, hit.content)
+                && hit.at_ms.saturating_sub(other.at_ms) < within_ms
+        });
+        let own = self.hits.iter().filter(|other| other.guest == hit.guest);
+        if own.count() >= MAX_CONTENTS
+            && let Some(oldest) = self.hits.iter().position(|one| one.guest == hit.guest)
+        {
+            self.hits.remove(oldest);
+        }
+        self.hits.push(hit);
+        let guests: BTreeSet<AgentId> = self.hits.iter().map(|hit| hit.guest).collect();
+        guests.len()
+    }
+
+    /// Forgets the guest whose hits began first.
+    fn forget_one(&mut self) {
+        if let Some(first) = self.hits.first().map(|hit| hit.guest) {
+            self.hits.retain(|hit| hit.guest != first);
+        }
+    }
 }
 
 /// All signatures' states.
@@ -96,6 +134,8 @@ pub struct Policy {
     /// With the moment in which each was braked, in milliseconds since 1970.
     braked: BTreeMap<Braked, u64>,
     confirmed: BTreeSet<Signature>,
+    /// Who was told that a content is malware by the signature that was braked last.
+    told: Vec<(AgentId, ContentId)>,
 }
 
 impl Policy {
@@ -110,15 +150,16 @@ impl Policy {
             watched: HashMap::new(),
             braked: braked.into_iter().take(MAX_BRAKED).collect(),
             confirmed: confirmed.into_iter().take(MAX_CONFIRMED).collect(),
+            told: Vec::new(),
         }
     }
 
-    /// A guest is hit by a signature that came into force at `since_ms`.
+    /// A guest is hit by a signature that came into force at `since_ms`, in this content.
     pub fn hit(
         &mut self,
         signature: &Signature,
         tenant: &TenantId,
-        guest: AgentId,
+        (guest, content): (AgentId, ContentId),
         since_ms: u64,
         now_ms: u64,
     ) -> Effect {
@@ -137,27 +178,37 @@ impl Policy {
             self.make_room();
         }
         let watched = self.watched.entry(own.clone()).or_insert_with(|| Watched {
-            guests: Vec::new(),
+            hits: Vec::new(),
             last_ms: now_ms,
         });
-        watched.last_ms = watched.last_ms.max(now_ms);
-        let within = |(other, at): &(AgentId, u64)| {
-            *other != guest && now_ms.saturating_sub(*at) < self.rule.within_ms
+        let hit = Hit {
+            guest,
+            content,
+            at_ms: now_ms,
         };
-        watched.guests.retain(within);
-        watched.guests.push((guest, now_ms));
-        if watched.guests.len() <= self.rule.guests {
+        if watched.add(hit, self.rule.within_ms) <= self.rule.guests {
             return Effect::Act;
         }
         let of_tenant = self.braked.keys().filter(|(braked, _)| braked == tenant);
         if self.braked.len() >= MAX_BRAKED || of_tenant.count() >= MAX_BRAKED_PER_TENANT {
             // It stays watched, where its guests are as many as a bad set makes them.
-            watched.guests.remove(0);
+            watched.forget_one();
             return Effect::ReportOnly;
         }
-        self.watched.remove(&own);
+        let hits = self.watched.remove(&own).map(|watched| watched.hits);
+        self.told = hits
+            .unwrap_or_default()
+            .into_iter()
+            .map(|hit| (hit.guest, hit.content))
+            .collect();
         self.braked.insert(own, now_ms);
         Effect::Braked
+    }
+
+    /// Which guests were told that which contents are malware by the signature that was just
+    /// [braked](Effect::Braked): they remember it, and are to ask again.
+    pub fn take_told(&mut self) -> Vec<(AgentId, ContentId)> {
+        std::mem::take(&mut self.told)
     }
 
     /// A guest is hit by a signature of which it is not known what it says: what is braked of
@@ -226,6 +277,7 @@ mod tests {
     use palisade_protocol::bounded::Text;
     use proptest::prelude::*;
 
+    const CONTENT: ContentId = ContentId([7; 32]);
     const MINUTE: u64 = 60_000;
     const HOUR: u64 = 60 * MINUTE;
 
@@ -251,7 +303,13 @@ mod tests {
 
     impl Policy {
         fn hits(&mut self, signature: &Signature, n: u8, since_ms: u64, now_ms: u64) -> Effect {
-            self.hit(signature, &tenant("a"), guest(n), since_ms, now_ms)
+            self.hit(
+                signature,
+                &tenant("a"),
+                (guest(n), CONTENT),
+                since_ms,
+                now_ms,
+            )
         }
     }
 
@@ -283,6 +341,28 @@ mod tests {
         assert_eq!(effects[5], Effect::Braked);
     }
 
+    /// Those who were told that it is malware before it was braked are to ask again, about
+    /// whatever they were told of.
+    #[test]
+    fn who_was_told_before_it_was_braked_is_named() {
+        let (mut policy, bad, a) = (policy(), signature("Bad"), tenant("a"));
+        let content = |n: u8| ContentId([n; 32]);
+        for n in 0..20 {
+            policy.hit(&bad, &a, (guest(0), content(n)), 0, MINUTE);
+        }
+        for n in 1..5 {
+            policy.hit(&bad, &a, (guest(n), content(0)), 0, MINUTE);
+        }
+        assert!(policy.take_told().is_empty());
+        let braked = policy.hit(&bad, &a, (guest(5), content(0)), 0, MINUTE);
+        assert_eq!(braked, Effect::Braked);
+        let told = policy.take_told();
+        let of = |n| told.iter().filter(|(agent, _)| *agent == guest(n)).count();
+        assert_eq!([0, 1, 4, 5].map(of), [MAX_CONTENTS, 1, 1, 1]);
+        assert!(told.contains(&(guest(0), content(19))));
+        assert!(policy.take_told().is_empty());
+    }
+
     #[test]
     fn slow_spread_and_old_signatures_act() {
         let (mut policy, slow, old) = (policy(), signature("Slow"), signature("Old"));
@@ -300,19 +380,28 @@ mod tests {
         let (mut policy, bad) = (policy(), signature("Bad"));
         let (a, b) = (tenant("a"), tenant("b"));
         for n in 0..20 {
-            policy.hit(&bad, &a, guest(n), 0, MINUTE);
+            policy.hit(&bad, &a, (guest(n), CONTENT), 0, MINUTE);
         }
         assert_eq!(
-            policy.hit(&bad, &a, guest(0), 0, MINUTE),
+            policy.hit(&bad, &a, (guest(0), CONTENT), 0, MINUTE),
             Effect::ReportOnly
         );
         for n in 100..105 {
-            assert_eq!(policy.hit(&bad, &b, guest(n), 0, MINUTE), Effect::Act);
+            assert_eq!(
+                policy.hit(&bad, &b, (guest(n), CONTENT), 0, MINUTE),
+                Effect::Act
+            );
         }
-        assert_eq!(policy.hit(&bad, &b, guest(105), 0, MINUTE), Effect::Braked);
+        assert_eq!(
+            policy.hit(&bad, &b, (guest(105), CONTENT), 0, MINUTE),
+            Effect::Braked
+        );
         assert_eq!(policy.confirm("Bad"), 2);
         assert_eq!(policy.confirmed().count(), 1);
-        assert_eq!(policy.hit(&bad, &a, guest(0), 0, MINUTE), Effect::Act);
+        assert_eq!(
+            policy.hit(&bad, &a, (guest(0), CONTENT), 0, MINUTE),
+            Effect::Act
+        );
     }
 
     #[test]
@@ -327,9 +416,9 @@ mod tests {
             for n in 0..MAX_BRAKED_PER_TENANT + 10 {
                 let bad = signature(&format!("bad{n}"));
                 for g in 0..6 {
-                    policy.hit(&bad, &own, guest(g), 0, MINUTE);
+                    policy.hit(&bad, &own, (guest(g), CONTENT), 0, MINUTE);
                 }
-                let effect = policy.hit(&bad, &own, guest(6), 0, MINUTE);
+                let effect = policy.hit(&bad, &own, (guest(6), CONTENT), 0, MINUTE);
                 assert_ne!(effect, Effect::Act, "{n}");
             }
             let braked = policy.braked.keys().filter(|(of, _)| *of == own);

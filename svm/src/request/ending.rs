@@ -99,8 +99,20 @@ impl Service {
     pub fn turned_bad(&self, tenant: &TenantId, content: ContentId, verdict: &Verdict) {
         let now_ms = cache::now_ms();
         self.retro.turned_bad(tenant, content, |holder| {
-            self.brake.judge(tenant, holder, verdict.clone(), now_ms);
+            self.judge(tenant, (holder, content), verdict.clone(), now_ms);
         });
+    }
+
+    /// The verdict that an agent is told of a content: the brake's.
+    pub fn judge(
+        &self,
+        tenant: &TenantId,
+        whose: (AgentId, ContentId),
+        verdict: Verdict,
+        now_ms: u64,
+    ) -> Verdict {
+        let again = |(agent, content)| self.retro.ask_again(agent, tenant, content);
+        self.brake.judge(tenant, whose, verdict, now_ms, again)
     }
 
     /// An agent is told that a content is clean: from here on it holds it. Where a scan

@@ -105,6 +105,12 @@ impl Retro {
         self.0.more.send_modify(|count| *count += 1);
     }
 
+    /// An agent was told a verdict that is another by now: it is told to ask again.
+    pub fn ask_again(&self, agent: AgentId, tenant: &TenantId, content: ContentId) {
+        lock(&self.0.pending).add(agent, tenant, content);
+        self.0.more.send_modify(|count| *count += 1);
+    }
+
     /// How much there is.
     pub fn counts(&self) -> Counts {
         let holders = lock(&self.0.holders);

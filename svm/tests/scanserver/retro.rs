@@ -300,6 +300,31 @@ async fn an_old_signature_in_new_definitions_is_not_braked() {
     assert_eq!(kinds[5..], [VerdictKind::Suspicious; 3]);
 }
 
+/// Those who were blocked before the brake held remember that: they are told to ask again,
+/// and hear a suspicion.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_blocked_before_the_brake_held_is_told_to_ask_again() {
+    let bad = marker();
+    let site = Site::new(&[("rules.yar", &rule("Old", &marker()))]);
+    let daemon = site.start();
+    site.define("rules.yar", &rule("New", &bad));
+    site.definitions_json(&["refresh"]);
+    let own = |n: usize| [bad.as_bytes(), &[b' ', b'a' + n as u8]].concat();
+    let mut guests = Vec::new();
+    for n in 0..5 {
+        let guest = Client::connect(&daemon, &site.ca.agent("default")).await;
+        assert_eq!(guest.kind(&own(n)).await, VerdictKind::Malware);
+        guests.push(guest);
+    }
+    assert!(!is_told(&guests[0]).await);
+    let sixth = Client::connect(&daemon, &site.ca.agent("default")).await;
+    assert_eq!(sixth.kind(bad.as_bytes()).await, VerdictKind::Suspicious);
+    for (n, guest) in guests.iter().enumerate() {
+        assert_eq!(notice(guest).await, [ContentId::of(&own(n))]);
+        assert_eq!(guest.kind(&own(n)).await, VerdictKind::Suspicious);
+    }
+}
+
 /// Guests of one tenant must not switch a signature off for another, nor be learnt of.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_signature_is_braked_for_the_tenant_whose_guests_it_hits() {

@@ -26,11 +26,15 @@ use std::task::{Context, Poll, Waker};
 use palisade_protocol::codec;
 use palisade_protocol::control::{FromServer, ToServer};
 use palisade_protocol::frame;
-use palisade_protocol::scan::{ToAgent, ToSvm};
+use palisade_protocol::notice::Notice;
+use palisade_protocol::scan::{ToAgent, ToSvm, ToSvmRef};
 use palisade_protocol::spiffe::SpiffeId;
 use palisade_protocol::token::JoinToken;
+use palisade_svm::cache;
 use palisade_svm::hash_lists::HashLists;
+use palisade_svm::local::{LocalAnswer, LocalRequest};
 use palisade_svm::settings::ByteSize;
+use palisade_svm::status::Status;
 use palisade_worker::ipc;
 use palisade_worker::message::{WorkerRequest, ZygoteEvent, ZygoteRequest};
 
@@ -46,7 +50,9 @@ pub struct Target {
 /// Every target.
 pub const TARGETS: &[Target] = &[
     target("to_svm", wire::<ToSvm>),
+    target("to_svm_ref", borrowed),
     target("to_agent", wire::<ToAgent>),
+    target("notice", wire::<Notice>),
     target("to_server", wire::<ToServer>),
     target("from_server", wire::<FromServer>),
     target("control_frame", stateful::control_frame),
@@ -62,6 +68,11 @@ pub const TARGETS: &[Target] = &[
     target("zygote_request", packet::<ZygoteRequest>),
     target("hash_list", hash_list),
     target("byte_size", byte_size),
+    target("local_request", wire::<LocalRequest>),
+    target("local_answer", wire::<LocalAnswer>),
+    target("svm_status", wire::<Status>),
+    target("cache_key", wire::<cache::Key>),
+    target("cache_entry", wire::<cache::Entry>),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]) -> bool) -> Target {
@@ -85,6 +96,26 @@ fn wire<M: codec::Message + PartialEq + Debug>(bytes: &[u8]) -> bool {
         "the encoding is the shortest one"
     );
     assert_eq!(codec::decode::<M>(&encoded).unwrap(), message);
+    true
+}
+
+/// What a Protection Server reads in place is what a copy would be, or neither is read.
+fn borrowed(bytes: &[u8]) -> bool {
+    let (read, copied) = (ToSvmRef::decode(bytes), codec::decode::<ToSvm>(bytes));
+    let (Ok(read), Ok(copied)) = (&read, &copied) else {
+        assert_eq!(read.is_ok(), copied.is_ok(), "{read:?} {copied:?}");
+        return false;
+    };
+    match (read, copied) {
+        (ToSvmRef::Hello(read), ToSvm::Hello(copied)) => assert_eq!(read, copied),
+        (ToSvmRef::Scan(read), ToSvm::Scan(copied)) => assert_eq!(read, copied),
+        (ToSvmRef::Lookup(read), ToSvm::Lookup(copied)) => assert_eq!(read, copied),
+        (ToSvmRef::Outline(read), ToSvm::Outline(copied)) => assert_eq!(read, copied),
+        (ToSvmRef::Fragment(read), ToSvm::Fragment(copied)) => {
+            assert_eq!((read.index, read.bytes), (copied.index, &copied.bytes[..]));
+        }
+        (read, copied) => panic!("{read:?} is not {copied:?}"),
+    }
     true
 }
 

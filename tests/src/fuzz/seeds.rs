@@ -7,15 +7,25 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use palisade_protocol::bounded::{List, Text};
+use palisade_protocol::bounded::{List, PathBytes, Text};
 use palisade_protocol::codec;
 use palisade_protocol::content::{ContentId, FRAGMENT_BYTES, OutlineBuilder};
 use palisade_protocol::control::{
     Component, ControlFrame, Denied, DeniedCode, EnrolRequest, HostFacts,
 };
+use palisade_protocol::definitions::{
+    BrakedSignature, DefinitionsOrder, DefinitionsStatus, GenerationEntry, Standing,
+};
 use palisade_protocol::envelope::Envelope;
 use palisade_protocol::ids::TenantId;
+use palisade_protocol::notice::Notice;
+use palisade_protocol::problem::{Problem, ProblemKind};
 use palisade_protocol::token::JoinToken;
+use palisade_protocol::verdict::{EngineGeneration, Generation, Generations, Verdict};
+use palisade_svm::cache;
+use palisade_svm::local::{LocalAnswer, LocalRequest};
+use palisade_svm::metrics::{Counts, Gauges};
+use palisade_svm::status::Status;
 use palisade_worker::ipc;
 use palisade_worker::message::{
     DefinitionProblem, Loaded, Message, Metadatum, NotScanned, Outcome, ScanDone, ScanOptions,
@@ -42,6 +52,13 @@ pub fn corpora() -> PathBuf {
 pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
     let valid: Vec<Vec<u8>> = match target {
         "to_svm" | "to_agent" | "to_server" | "from_server" => pinned(target),
+        "to_svm_ref" => pinned("to_svm"),
+        "notice" => notices(),
+        "local_request" => local_requests(),
+        "local_answer" => local_answers(),
+        "svm_status" => statuses(),
+        "cache_key" => vec![codec::encode(&cache_key()).unwrap()],
+        "cache_entry" => cache_entries(),
         "control_frame" => control_frames(),
         "envelope" => edits(),
         "frames" => streams(),
@@ -124,6 +141,122 @@ fn control_frames() -> Vec<Vec<u8>> {
         .iter()
         .map(|frame| codec::encode(frame).unwrap())
         .collect()
+}
+
+fn notices() -> Vec<Vec<u8>> {
+    let of = |count: u8| Notice {
+        contents: List::cut((0..count).map(|n| ContentId([n; 32]))),
+    };
+    [of(0), of(1), of(100)]
+        .map(|notice| codec::encode(&notice).unwrap())
+        .to_vec()
+}
+
+fn local_requests() -> Vec<Vec<u8>> {
+    let order = LocalRequest::Order;
+    [
+        LocalRequest::Status,
+        order(DefinitionsOrder::Show),
+        order(DefinitionsOrder::Refresh),
+        order(DefinitionsOrder::Rollback),
+        order(DefinitionsOrder::Activate { generation: 7 }),
+        order(DefinitionsOrder::Confirm {
+            signature: Text::cut("Some.Signature"),
+        }),
+        LocalRequest::Import {
+            directory: PathBytes::from_path(Path::new("/var/lib/clamav")),
+            stage_only: true,
+        },
+    ]
+    .map(|request| codec::encode(&request).unwrap())
+    .to_vec()
+}
+
+fn generations() -> Generations {
+    List::cut([EngineGeneration {
+        engine: Text::cut("yara-x"),
+        generation: Generation(3),
+        fingerprint: [9; 16],
+    }])
+}
+
+fn definitions() -> DefinitionsStatus {
+    DefinitionsStatus {
+        generations: List::cut([GenerationEntry {
+            generation: 3,
+            standing: Standing::Active,
+            engines: generations(),
+            origin: Text::cut("/var/lib/clamav"),
+            added_ms: 1,
+            bytes: 2,
+        }]),
+        problem: Some(Text::cut("some.yar:1: syntax error")),
+        braked: List::cut([BrakedSignature {
+            engine: Text::cut("libclamav"),
+            name: Text::cut("Some.Signature"),
+            since_ms: 4,
+        }]),
+        ..DefinitionsStatus::default()
+    }
+}
+
+fn local_answers() -> Vec<Vec<u8>> {
+    let answer = |failure: Option<&str>| LocalAnswer {
+        done: Text::cut("generation 3 is in force"),
+        failure: failure.map(Text::cut),
+        status: definitions(),
+    };
+    [answer(None), answer(Some("it is busy"))]
+        .map(|answer| codec::encode(&answer).unwrap())
+        .to_vec()
+}
+
+fn statuses() -> Vec<Vec<u8>> {
+    let status = Status {
+        version: Text::cut("0.1.0"),
+        id: Text::cut("spiffe://site/svm/1"),
+        address: "127.0.0.1:7443".parse().unwrap(),
+        metrics: None,
+        started_ms: 1,
+        lanes: 2,
+        load_permille: 500,
+        generations: generations(),
+        problems: List::cut([Problem {
+            kind: ProblemKind::EngineDown {
+                engine: Text::cut("yara-x"),
+            },
+            since_ms: 5,
+        }]),
+        now: Gauges::default(),
+        since_start: Counts::default(),
+    };
+    vec![codec::encode(&status).unwrap()]
+}
+
+fn cache_key() -> cache::Key {
+    cache::Key {
+        tenant: TenantId::default_tenant(),
+        content: ContentId([1; 32]),
+        size: 300,
+        options: Default::default(),
+    }
+}
+
+fn cache_entries() -> Vec<Vec<u8>> {
+    let malware = Verdict::Malware {
+        name: Text::cut("Some.Signature"),
+        engine: Text::cut("libclamav"),
+    };
+    let entry = |verdict| cache::Entry {
+        verdict,
+        details: Default::default(),
+        sha256: Some([2; 32]),
+        generations: generations(),
+        scanned_ms: 6,
+    };
+    [entry(Verdict::Clean), entry(malware)]
+        .map(|entry| codec::encode(&entry).unwrap())
+        .to_vec()
 }
 
 fn uuid(number: u128) -> uuid::Uuid {
