@@ -24,6 +24,7 @@ use palisade_protocol::control::{
     ToServer,
 };
 use palisade_protocol::definitions::DefinitionsAnswer;
+use palisade_protocol::ids::TenantId;
 use palisade_protocol::scan::LoadHint;
 use palisade_protocol::trust::ExpiryGrace;
 use tokio::sync::{Notify, mpsc};
@@ -56,6 +57,8 @@ pub struct Standing {
     pub licence: LicenceState,
     /// Which agents may use it.
     pub tags: Vec<Name>,
+    /// Whose agents may.
+    pub tenants: Vec<TenantId>,
 }
 
 impl Standing {
@@ -77,6 +80,7 @@ impl Standing {
                 .take(MAX_TAGS)
                 .map(|tag| Text::cut(tag))
                 .collect(),
+            tenants: settings.tenants.clone(),
         }
     }
 }
@@ -235,6 +239,7 @@ impl Reporter {
             generations: self.scanner.generations(),
             draining: self.draining.load(Ordering::Relaxed),
             tags: List::cut(self.standing.tags.iter().cloned()),
+            tenants: List::cut(self.standing.tenants.iter().cloned()),
         }
     }
 

@@ -197,7 +197,15 @@ pub fn inventory(client: &Client, output: Output) -> Result {
         };
         return json(&hosts.into_iter().map(row).collect::<Vec<_>>());
     }
-    let mut table = Table::new(["HOST", "HOST STATE", "DOMAIN", "STATE", "PROTECTED", "UUID"]);
+    let mut table = Table::new([
+        "HOST",
+        "HOST STATE",
+        "DOMAIN",
+        "STATE",
+        "PROTECTED",
+        "TAGS",
+        "UUID",
+    ]);
     let mut notes = String::new();
     for host in hosts {
         let name = if host.host.is_empty() {
@@ -219,7 +227,7 @@ pub fn inventory(client: &Client, output: Output) -> Result {
         }
         if host.domains.is_empty() {
             let none = String::new;
-            table.row([name, host.state, none(), none(), none(), none()]);
+            table.row([name, host.state, none(), none(), none(), none(), none()]);
             continue;
         }
         for domain in host.domains {
@@ -229,6 +237,7 @@ pub fn inventory(client: &Client, output: Output) -> Result {
                 domain.name,
                 domain.state,
                 if domain.protected { "yes" } else { "no" }.to_owned(),
+                domain.tags.join(", "),
                 domain.uuid.to_string(),
             ]);
         }
