@@ -19,6 +19,29 @@ const PROMISE: Duration = Duration::from_secs(30);
 /// A wait that only a defect exhausts.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Processes that stand still until this is dropped, however the test ends.
+struct Stopped([i32; 2]);
+
+impl Stopped {
+    fn new(pids: [i32; 2]) -> Self {
+        let stopped = Self(pids);
+        stopped.signal(Signal::SIGSTOP);
+        stopped
+    }
+
+    fn signal(&self, signal: Signal) {
+        for pid in self.0 {
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGCONT);
+    }
+}
+
 fn alerts(test: &TestSite) -> Vec<Value> {
     let said = test
         .site
@@ -81,13 +104,10 @@ fn a_real_agent_that_is_stopped_or_killed_is_an_alert_in_time() {
 
     let supervisor = test.site.process("agent").unwrap().unwrap();
     let agent = i32::try_from(status(&test)["agent"]["pid"].as_i64().unwrap()).unwrap();
-    let to_agent = |signal| nix::sys::signal::kill(Pid::from_raw(agent), signal).unwrap();
     // Both: a supervisor that lives would start another agent. As a guest's root may do.
-    supervisor.signal(Signal::SIGSTOP).unwrap();
-    to_agent(Signal::SIGSTOP);
+    let stopped = Stopped::new([supervisor.pid, agent]);
     is_alert_within_the_promise(&test, Instant::now(), &domain);
-    supervisor.signal(Signal::SIGCONT).unwrap();
-    to_agent(Signal::SIGCONT);
+    drop(stopped);
     ends(&test);
 
     let agent = status(&test)["agent"]["pid"].as_i64().unwrap();
