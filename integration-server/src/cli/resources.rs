@@ -49,8 +49,15 @@ pub fn status(client: &Client, output: Output) -> Result {
         (
             "agents",
             format!(
-                "{} of {} connected, {} blocking",
-                status.agents.connected, status.agents.total, status.agents.blocking
+                "{} of {} connected, {} blocking{}",
+                status.agents.connected,
+                status.agents.total,
+                status.agents.blocking,
+                match (status.agents.unplaced, status.hosts.total) {
+                    // Without hosts it is so of all.
+                    (0, _) | (_, 0) => String::new(),
+                    (many, _) => format!(", {many} in a domain that no host knows"),
+                }
             ),
         ),
         (

@@ -307,6 +307,8 @@ async fn an_agent_that_no_domain_accounts_for_is_an_alert_when_it_is_gone_for_lo
         let (session, ..) = Session::connect(&member, hello(claim)).await.unwrap();
         sessions.push((member, session));
     }
+    // It is said while they are there.
+    assert_eq!(site.get("status").await["agents"]["unplaced"], 3);
     let lost = Instant::now();
     sessions[0].1.close();
     sessions[1].1.close();
