@@ -97,7 +97,8 @@ pub struct FleetSettings {
     /// An agent that says nothing on its session for this long loses it.
     pub agent_lost_after: Interval,
     /// How long an agent may take to be there after its domain or this server has
-    /// started; then it counts as lost, and is an alarm.
+    /// started; then it counts as lost, and is an alarm. As long may one be gone whose
+    /// domain no host knows.
     pub agent_boot_grace: Interval,
 }
 

@@ -12,7 +12,7 @@
 //! all of this, by the list it keeps.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use palisade_daemon::control::{ControlError, Session};
 use palisade_daemon::membership::Membership;
@@ -27,6 +27,7 @@ use crate::list::ListFile;
 use crate::maintenance::TokenFile;
 use crate::pace::jittered;
 use crate::quarantine::escrow::Escrow;
+use crate::selection::explained::Explanation;
 use crate::spool::{Spool, now_ms};
 
 /// Between attempts while there is no list, and the longest wait with one.
@@ -61,6 +62,8 @@ pub struct Control {
     pub token: TokenFile,
     /// The guest's time without verdicts, which is reported.
     pub deferred: Deferred,
+    /// Why which Protection Server is used, which the server may ask.
+    pub explanation: watch::Receiver<Arc<Explanation>>,
 }
 
 /// The greeting of this agent.
@@ -128,11 +131,11 @@ impl Control {
             let without_list = self.lists.borrow().is_none();
             tokio::select! {
                 () = session.ended() => return Ok(()),
-                Some(message) = pushed.recv() => {
-                    if let FromServer::SvmList(list) = message {
-                        self.take(list);
-                    }
-                }
+                Some(message) = pushed.recv() => match message {
+                    FromServer::SvmList(list) => self.take(list),
+                    FromServer::Explain { number } => self.explain(session, number).await?,
+                    _ => {}
+                },
                 Ok(()) = posture.changed() => self.report(session).await?,
                 Ok(()) = exposure.changed() => self.report(session).await?,
                 () = self.spooled.notified() => {
@@ -184,6 +187,12 @@ impl Control {
             .request(&ToServer::AgentReport(report))
             .await
             .map(drop)
+    }
+
+    async fn explain(&self, session: &Session, number: u64) -> Result<(), ControlError> {
+        let shown = self.explanation.borrow().shown(Instant::now());
+        let choice = ToServer::Choice(shown.told(number));
+        session.request(&choice).await.map(drop)
     }
 
     /// The maintenance token that is in force.

@@ -311,6 +311,12 @@ impl Parts {
             Source::Static(settings.svm.clone())
         };
         let remedies = Remedies::new(settings, folders);
+        let choice = Choice {
+            policy: settings.selection,
+            spare: true,
+            notices: true,
+        };
+        let kept = keep(membership.identity.clone(), source, choice);
         let control = Control {
             membership: membership.clone(),
             host: settings.host_facts(),
@@ -322,14 +328,9 @@ impl Parts {
             escrow: Escrow::new(remedies.vault()),
             token: TokenFile::new(&folders.state),
             deferred: deferred.clone(),
+            explanation: kept.explanation.clone(),
         };
         tokio::spawn(control.run());
-        let choice = Choice {
-            policy: settings.selection,
-            spare: true,
-            notices: true,
-        };
-        let kept = keep(membership.identity.clone(), source, choice);
         let tenant = membership.identity.id().role.tenant().cloned();
         let files = settings.on_access.cache_files;
         let keeper = match settings.on_access.enabled && files > 0 {

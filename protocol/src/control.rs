@@ -16,7 +16,8 @@
 //! every frame on it is a signed [`Envelope`], so that a relay
 //! could carry it. Answers name the sequence they answer; pushed messages name
 //! none. What the server pushes to a Protection Server is a command about its
-//! definitions ([`crate::definitions`]); its answer comes as a request.
+//! definitions ([`crate::definitions`]), and to an agent, besides lists, a question about
+//! its choice ([`crate::choice`]); their answers come as requests.
 //!
 //! Versions: 1, the first.
 
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::bounded::{List, PathBytes, Text};
+use crate::choice::Choice;
 use crate::codec::Message;
 use crate::definitions::{DefinitionsAnswer, DefinitionsCommand};
 use crate::envelope::Envelope;
@@ -46,6 +48,8 @@ pub const MAX_ADDRESSES: usize = 8;
 pub const MAX_DETECTIONS: usize = 64;
 /// Most tags of one component.
 pub const MAX_TAGS: usize = 16;
+/// Most tenants that a Protection Server may be reserved for.
+pub const MAX_TENANTS: usize = 64;
 /// Bytes of a certificate or a certificate request, at the most.
 pub const MAX_DER_BYTES: usize = 4096;
 /// Bytes of a container's name, at the most.
@@ -195,6 +199,9 @@ pub enum ToServer {
     /// Asks for the quarantine key that this guest had kept; answered by
     /// `QuarantineKey`.
     GetQuarantineKey,
+    /// Why an agent uses the Protection Server that it uses: answers `Explain`; answered
+    /// by `Ack`.
+    Choice(Choice),
 }
 
 impl Message for ToServer {
@@ -220,6 +227,12 @@ pub enum FromServer {
     Definitions(DefinitionsCommand),
     /// The quarantine key that was kept for this guest, if one was.
     QuarantineKey(Option<QuarantineKey>),
+    /// Asks an agent why it uses the Protection Server that it uses, pushed; its `Choice`
+    /// has the number.
+    Explain {
+        /// Tells answers apart.
+        number: u64,
+    },
 }
 
 impl Message for FromServer {
@@ -325,6 +338,10 @@ pub struct SvmReport {
     /// What is wrong with it; agents are not told.
     #[serde(default)]
     pub problems: Problems,
+    /// Only agents of these tenants may use it; empty for all. Agents are told of none:
+    /// the server leaves out of their lists what they may not use.
+    #[serde(default)]
+    pub tenants: List<TenantId, MAX_TENANTS>,
 }
 
 /// The Protection Servers that an agent may choose from.

@@ -28,6 +28,7 @@
 //! | [`trust`] | which certificate chains are believed, and for which role |
 //! | [`tls`], [`endpoint`] | TLS 1.3 with mutual certificates, and the bounded QUIC endpoint over it |
 //! | [`selection`] | which Protection Server an agent connects to, and why (pure) |
+//! | [`choice`] | the same in an agent's words, as it tells the Integration Server |
 //!
 //! **Invariant:** no message from a peer can make a decoder panic or allocate
 //! more than the frame's named bound. **Invariant:** nothing here reads a clock;
@@ -36,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bounded;
+pub mod choice;
 pub mod codec;
 pub mod content;
 pub mod control;

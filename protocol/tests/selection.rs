@@ -65,6 +65,7 @@ fn svm() -> impl Strategy<Value = SvmEntry> {
                         fingerprint: [0; 16],
                     })),
                     draining,
+                    tenants: List::default(),
                     tags: List::cut((!tag.is_empty()).then(|| Text::cut(&tag))),
                     problems: List::default(),
                 },

@@ -9,6 +9,7 @@
 use std::fmt::Debug;
 
 use palisade_protocol::bounded::{List, PathBytes, Text};
+use palisade_protocol::choice::{Choice, ChoiceRole, Chosen};
 use palisade_protocol::codec::{self, CodecError, Message};
 use palisade_protocol::content::{ContentId, FRAGMENT_BYTES};
 use palisade_protocol::control::{self, ControlFrame, FromServer, ToServer};
@@ -18,6 +19,7 @@ use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::ids::{DetectionId, SvmId, TenantId};
 use palisade_protocol::notice::{MAX_CONTENTS, Notice};
 use palisade_protocol::scan::{self, ToAgent, ToSvm, ToSvmRef};
+use palisade_protocol::selection::Reach;
 use palisade_protocol::token::JoinToken;
 use palisade_protocol::verdict::{
     Details, EngineGeneration, EngineRun, Generation, Metadatum, NotScanned, Verdict, VerdictKind,
@@ -156,6 +158,7 @@ fn report() -> control::SvmReport {
         draining: false,
         tags: List::cut([Text::cut("gold")]),
         problems: List::default(),
+        tenants: List::cut([TenantId::default_tenant()]),
     }
 }
 
@@ -226,7 +229,30 @@ fn to_server() -> Vec<ToServer> {
         ToServer::Definitions(definitions_answer()),
         ToServer::KeepQuarantineKey(control::QuarantineKey([0xab; 32])),
         ToServer::GetQuarantineKey,
+        ToServer::Choice(choice()),
     ]
+}
+
+fn choice() -> Choice {
+    Choice {
+        number: 14,
+        source: Text::cut("the Integration Server's list, version 9"),
+        reach: Reach::Datacenter,
+        place: Text::cut("dc1 / c1 / h1"),
+        tags: List::cut([Text::cut("gold")]),
+        svms: List::cut([Chosen {
+            id: Some(SvmId(Uuid::from_u128(6))),
+            name: Text::cut("svm-1"),
+            addresses: List::cut([Text::cut("127.0.0.1:7443")]),
+            role: ChoiceRole::InUse,
+            why: Text::cut("the best that answers"),
+            score: Some(12),
+            connected_s: Some(3),
+            round_trip_us: None,
+            failure: Some((Text::cut("silent"), 7)),
+        }]),
+        more: 1,
+    }
 }
 
 fn definitions_answer() -> definitions::DefinitionsAnswer {
@@ -305,6 +331,7 @@ fn from_server() -> Vec<FromServer> {
                 signature: Text::cut("New"),
             },
         }),
+        FromServer::Explain { number: 14 },
     ]
 }
 

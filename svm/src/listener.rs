@@ -51,6 +51,7 @@ mod code {
     pub(super) const NO_HELLO: u32 = 2;
     pub(super) const REPLACED: u32 = 3;
     pub(super) const FULL: u32 = 4;
+    pub(super) const OTHER_TENANT: u32 = 5;
 }
 
 /// Why the listener cannot open.
@@ -89,12 +90,15 @@ struct Shared {
     service: Arc<Service>,
     agents: Agents<Handle>,
     max_requests: u32,
+    /// Whose agents may use it; empty for all.
+    tenants: Vec<TenantId>,
     handshakes: Arc<Semaphore>,
     draining: AtomicBool,
 }
 
 impl Listener {
-    /// Opens the UDP port. Agents of the identity's site may connect, by `trust`.
+    /// Opens the UDP port. Agents of the identity's site may connect, by `trust`, and of
+    /// these tenants; of all, if there are none.
     ///
     /// # Errors
     /// [`ListenError`] naming the address.
@@ -105,6 +109,7 @@ impl Listener {
         service: Arc<Service>,
         agents: Agents<Handle>,
         max_requests: u32,
+        tenants: Vec<TenantId>,
     ) -> Result<Self, ListenError> {
         let accept = Accept {
             agents: true,
@@ -118,6 +123,7 @@ impl Listener {
             service,
             agents,
             max_requests,
+            tenants,
             handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             draining: AtomicBool::new(false),
         };
@@ -201,6 +207,14 @@ async fn session(shared: &Arc<Shared>, connection: Connection, id: SpiffeId) {
     let Role::Agent { tenant, id: agent } = id.role else {
         return;
     };
+    if !shared.tenants.is_empty() && !shared.tenants.contains(&tenant) {
+        tracing::warn!(%agent, %tenant, "an agent was turned away: `tenants` does not name its tenant");
+        connection.close(
+            VarInt::from_u32(code::OTHER_TENANT),
+            b"this Protection Server does not serve this agent's tenant",
+        );
+        return;
+    }
     let Some(_place) = shared.agents.session(agent, Handle(connection.clone())) else {
         tracing::warn!(%agent, "limits.sessions is reached; an agent was turned away");
         connection.close(

@@ -25,6 +25,7 @@ use palisade_protocol::control::{
     ToServer,
 };
 use palisade_protocol::definitions::DefinitionsAnswer;
+use palisade_protocol::ids::TenantId;
 use palisade_protocol::problem::Problems;
 use palisade_protocol::scan::LoadHint;
 use palisade_protocol::trust::ExpiryGrace;
@@ -60,6 +61,8 @@ pub struct Standing {
     pub licence: LicenceState,
     /// Which agents may use it.
     pub tags: Vec<Name>,
+    /// Whose agents may.
+    pub tenants: Vec<TenantId>,
 }
 
 impl Standing {
@@ -81,6 +84,7 @@ impl Standing {
                 .take(MAX_TAGS)
                 .map(|tag| Text::cut(tag))
                 .collect(),
+            tenants: settings.tenants.clone(),
         }
     }
 }
@@ -243,6 +247,7 @@ impl Reporter {
             draining: self.draining.load(Ordering::Relaxed),
             tags: List::cut(self.standing.tags.iter().cloned()),
             problems: self.problems.look(now_ms()),
+            tenants: List::cut(self.standing.tenants.iter().cloned()),
         }
     }
 

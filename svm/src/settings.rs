@@ -18,7 +18,8 @@ use std::time::Duration;
 use palisade_daemon::settings::{self, SettingsError};
 use palisade_daemon::site::{Component, Site};
 use palisade_protocol::content::MAX_CONTENT_BYTES;
-use palisade_protocol::control::{MAX_ADDRESSES, MAX_TAGS, Name};
+use palisade_protocol::control::{MAX_ADDRESSES, MAX_TAGS, MAX_TENANTS, Name};
+use palisade_protocol::ids::TenantId;
 use palisade_protocol::{DEFAULT_SCAN_PORT, endpoint};
 use serde::Deserialize;
 
@@ -55,6 +56,8 @@ pub struct Settings {
     pub path: Place,
     /// Only agents that carry one of these tags may use it; empty for all.
     pub tags: Vec<String>,
+    /// Only agents of these tenants may use it; empty for all. Others are refused.
+    pub tenants: Vec<TenantId>,
     /// The licence.
     pub licence: Licence,
     /// A file that holds a join token, for a first start without identity.
@@ -97,6 +100,7 @@ impl Default for Settings {
             advertise: Vec::new(),
             path: Place::default(),
             tags: Vec::new(),
+            tenants: Vec::new(),
             licence: Licence::default(),
             join_token_file: None,
             state_dir: None,
@@ -423,6 +427,12 @@ impl Settings {
             "tags",
             &format!("a list of {}", self.tags.len()),
             format!("{MAX_TAGS} tags of 255 bytes each are possible"),
+        )?;
+        bound(
+            self.tenants.len() <= MAX_TENANTS,
+            "tenants",
+            &format!("a list of {}", self.tenants.len()),
+            format!("{MAX_TENANTS} tenants are possible"),
         )?;
         bound(
             (1..=MAX_KEPT).contains(&self.definitions.keep),

@@ -26,8 +26,8 @@ const EXPOSED_GRACE_MS: u64 = 60_000;
 pub struct Alert {
     /// The same for as long as it lasts.
     pub id: Uuid,
-    /// `agent_lost`: an agent has no session although its domain runs. `agent_exposed`: an
-    /// agent says that opens in its guest get no verdicts. `svm_lost`: a Protection Server
+    /// `agent_lost`: an agent has no session although its domain runs, or no host knows
+    /// its domain. `agent_exposed`: an agent says that opens in its guest get no verdicts. `svm_lost`: a Protection Server
     /// has no session. `svm_` and what is wrong, as in METRICS.md's `palisade_svm_problems`:
     /// a Protection Server says so.
     pub kind: String,
@@ -80,10 +80,11 @@ pub async fn all(fleet: &Fleet, now_ms: u64) -> Stored<Vec<Alert>> {
     let name_of = |domain| fleet.inventory.domain(domain).map(|facts| facts.name);
     let agents = fleet.store.agents().await?;
     let lost = fleet.alarms.all().into_iter().map(|alarm| {
-        let name = name_of(alarm.domain);
+        let name = alarm.domain.and_then(name_of);
         // A guest that joined anew has another agent.
         let another = agents.iter().find(|agent| {
-            agent.product_uuid == Some(alarm.domain)
+            alarm.domain.is_some()
+                && agent.product_uuid == alarm.domain
                 && agent.id != alarm.agent
                 && fleet.sessions.is_connected(agent.id.0)
         });
@@ -122,17 +123,46 @@ async fn svm_alerts(fleet: &Fleet, now_ms: u64, alerts: &mut Vec<(u64, Alert)>) 
 }
 
 fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>) -> Alert {
-    let name = &alarm.name;
     let since = rfc3339(alarm.since_ms);
-    let domain = domain_name
-        .clone()
-        .unwrap_or_else(|| alarm.domain.to_string());
+    let (severity, text, remedy) = match (alarm.placed, another) {
+        (false, _) => unplaced(&alarm, &since),
+        (true, another) => gone(&alarm, domain_name.as_deref(), another, &since),
+    };
+    Alert {
+        id: id_of(alarm.agent.0, alarm.since_ms, alarm.raised_ms),
+        kind: "agent_lost".to_owned(),
+        severity: severity.to_owned(),
+        agent: Some(alarm.agent.0),
+        agent_name: Some(alarm.name),
+        svm: None,
+        svm_name: None,
+        domain: alarm.domain,
+        domain_name,
+        since,
+        raised: rfc3339(alarm.raised_ms),
+        text,
+        remedy,
+    }
+}
+
+/// What is said of an agent that is gone while its domain runs.
+fn gone(
+    alarm: &Alarm,
+    domain_name: Option<&str>,
+    another: Option<&AgentRecord>,
+    since: &str,
+) -> (&'static str, String, String) {
+    let name = &alarm.name;
+    let domain = match (domain_name, alarm.domain) {
+        (Some(name), _) => name.to_owned(),
+        (None, domain) => domain.unwrap_or_default().to_string(),
+    };
     let gone = format!(
         "The agent {name} has been gone since {since}, although its domain {domain} runs and no \
          maintenance token allows it: "
     );
     let revoke = format!("`palisade agent revoke {}` ends this.", alarm.agent);
-    let (severity, text, remedy) = match another {
+    match another {
         // Which domain it runs in is what it says itself.
         Some(another) => (
             "warning",
@@ -154,22 +184,40 @@ fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>
                  beforehand: `palisade agent maintenance {name} --reason TEXT`."
             ),
         ),
-    };
-    Alert {
-        id: id_of(alarm.agent.0, alarm.since_ms, alarm.raised_ms),
-        kind: "agent_lost".to_owned(),
-        severity: severity.to_owned(),
-        agent: Some(alarm.agent.0),
-        agent_name: Some(alarm.name),
-        svm: None,
-        svm_name: None,
-        domain: Some(alarm.domain),
-        domain_name,
-        since,
-        raised: rfc3339(alarm.raised_ms),
-        text,
-        remedy,
     }
+}
+
+/// What is said of an agent that is gone and whose domain no host knows.
+fn unplaced(alarm: &Alarm, since: &str) -> (&'static str, String, String) {
+    let name = &alarm.name;
+    let domain = match alarm.domain {
+        Some(domain) => format!("no host that this server follows has its domain {domain}"),
+        None => "it never said in which domain it runs".to_owned(),
+    };
+    let source = match alarm.domain {
+        Some(_) => {
+            "If it runs, its host is missing under [[libvirt]] in server.toml or cannot be read: \
+             `palisade inventory list` says which hosts are followed."
+        }
+        None => {
+            "If it runs, it has no SMBIOS UUID to show, or its agent may not read it: \
+             `dmidecode -s system-uuid` in the guest, as root, is what libvirt calls the domain's \
+             UUID."
+        }
+    };
+    (
+        "warning",
+        format!(
+            "The agent {name} has been gone since {since}, no maintenance token allows it, and \
+             {domain}: whether its guest runs, perhaps unprotected, cannot be told."
+        ),
+        format!(
+            "First see whether the guest runs, and there whether the agent does: `systemctl \
+             status palisade-agent`. {source} If the guest is off, this ends when it is back; if \
+             it is gone for good, `palisade agent revoke {}` ends it.",
+            alarm.agent
+        ),
+    )
 }
 
 /// The window that a connected agent has had for too long, and when that became too long

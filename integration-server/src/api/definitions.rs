@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::State;
 use super::problem::{ApiError, Problem};
 use super::svms::{Definitions, engines};
+use crate::fleet::asking::{AskError, Question};
 use crate::time::rfc3339;
 
 /// How long an order is waited for; what takes longer goes on.
@@ -209,8 +210,23 @@ async fn give(
             id: id.to_string(),
         });
     }
-    let given = state.fleet.orders.give(svm, order, PATIENCE).await;
-    given.map_err(|error| ApiError::Conflict(error.to_string()))
+    let order = Question::Definitions(order);
+    let given = state.fleet.orders.ask(svm, order, PATIENCE).await;
+    given.map_err(|error| ApiError::Conflict(refused(error).to_owned()))
+}
+
+fn refused(error: AskError) -> &'static str {
+    match error {
+        AskError::NotConnected => {
+            "the Protection Server is not connected; look at its log, or use \
+             `palisade-scanserver definitions` on it"
+        }
+        AskError::TooMany => "too many orders are under way; wait for their answers",
+        AskError::Gone => {
+            "the session with the Protection Server ended before it answered; ask what it has \
+             when it is back"
+        }
+    }
 }
 
 fn shown(status: &DefinitionsStatus) -> SvmDefinitions {

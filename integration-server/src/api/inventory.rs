@@ -51,6 +51,9 @@ pub struct Domain {
     pub state: String,
     /// A connected agent claims to run in it and blocks opens of malware.
     pub protected: bool,
+    /// Its tags, from Palisade's element in its metadata.
+    #[serde(default)]
+    pub tags: Vec<String>,
 }
 
 /// The domains that are protected.
@@ -120,6 +123,7 @@ fn of(host: HostRecord, protected: &Protected, now_ms: u64) -> Host {
                 name: facts.name,
                 state: facts.state.as_str().to_owned(),
                 protected: protected.has(uuid),
+                tags: facts.tags.iter().map(ToString::to_string).collect(),
             })
             .collect(),
         datacenter: host.datacenter,

@@ -9,7 +9,7 @@
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
+//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`selection`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
 //! | [`page`] | lists with a cursor |
 //! | [`problem`] | errors as RFC 9457 `application/problem+json` |
 //! | [`auth`] | bearer tokens |
@@ -31,6 +31,7 @@ pub mod listener;
 pub mod maintenance;
 pub mod page;
 pub mod problem;
+pub mod selection;
 pub mod status;
 pub mod svms;
 pub mod tokens;
@@ -90,6 +91,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(agents::list))
         .routes(routes!(agents::revoke))
         .routes(routes!(maintenance::create))
+        .routes(routes!(selection::get))
         .routes(routes!(alerts::list))
         .routes(routes!(exposures::list))
         .routes(routes!(inventory::list))

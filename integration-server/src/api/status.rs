@@ -61,6 +61,10 @@ pub struct AgentCount {
     pub connected: usize,
     /// Connected, and opens of malware are blocked.
     pub blocking: usize,
+    /// Connected, and no host knows the domain that they say they run in: when they are
+    /// lost, it cannot be told whether their guests run.
+    #[serde(default)]
+    pub unplaced: usize,
 }
 
 /// How many hosts there are, and can be read.
@@ -108,6 +112,13 @@ pub async fn get(state: State) -> Result<Json<Status>, ApiError> {
                 .as_ref()
                 .is_some_and(|r| r.protection == Protection::Blocking)
     };
+    let unplaced = |agent: &&crate::store::AgentRecord| {
+        let domain = agent.product_uuid;
+        connected(agent.id.0)
+            && domain
+                .and_then(|uuid| fleet.inventory.domain(uuid))
+                .is_none()
+    };
     let domains = || hosts.iter().flat_map(|host| host.domains.keys());
     Ok(Json(Status {
         deployment: fleet.authority.deployment().to_string(),
@@ -125,6 +136,7 @@ pub async fn get(state: State) -> Result<Json<Status>, ApiError> {
             total: agents.len(),
             connected: agents.iter().filter(|agent| connected(agent.id.0)).count(),
             blocking: agents.iter().filter(blocking).count(),
+            unplaced: agents.iter().filter(unplaced).count(),
         },
         hosts: HostCount {
             total: hosts.len(),

@@ -44,7 +44,10 @@ pub fn create(
 }
 
 /// An id, or a name that exactly one agent has.
-fn named(client: &Client, agent: &str) -> anyhow::Result<(Uuid, String)> {
+///
+/// # Errors
+/// None or several are called so, or what is in the way of finding out.
+pub fn named(client: &Client, agent: &str) -> anyhow::Result<(Uuid, String)> {
     if let Ok(id) = agent.parse::<Uuid>() {
         return Ok((id, id.to_string()));
     }

@@ -9,7 +9,7 @@
 //! | [`target`] | where the server is and how it is trusted: environment, or the site's files |
 //! | [`client`] | requests, and what an error means for the person who asked |
 //! | [`resources`] | one function a noun and verb: which columns, which JSON |
-//! | [`definitions`], [`maintenance`], [`alerts`], [`exposures`] | the same for a Protection Server's definitions, maintenance tokens, alerts, times without verdicts |
+//! | [`definitions`], [`maintenance`], [`selection`], [`alerts`], [`exposures`] | the same for a Protection Server's definitions, maintenance tokens, agents' choices, alerts, times without verdicts |
 //! | [`table`] | columns for people, with nothing in them that drives a terminal |
 
 pub mod alerts;
@@ -18,6 +18,7 @@ pub mod definitions;
 pub mod exposures;
 pub mod maintenance;
 pub mod resources;
+pub mod selection;
 pub mod table;
 pub mod target;
 
@@ -106,6 +107,13 @@ enum Members {
     Revoke {
         /// Its id
         id: Uuid,
+    },
+    /// Say why one uses its Protection Server, and why not each other one
+    ///
+    /// The agent is asked. Exits with 1 when it uses none.
+    Explain {
+        /// Its name or id
+        agent: String,
     },
     /// Make a token by which one may be stopped for a time, and print it, alone
     Maintenance {
@@ -253,6 +261,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<Printed> {
                 expires_in: expires.to_string(),
             };
             resources::create_token(&client, &new, output)
+        }
+        Noun::Agent(Members::Explain { agent }) => {
+            return selection::explain(&client, agent, output);
         }
         Noun::Alert(Alerts::List) => return alerts::list(&client, output),
         Noun::Agent(Members::Maintenance {

@@ -49,8 +49,15 @@ pub fn status(client: &Client, output: Output) -> Result {
         (
             "agents",
             format!(
-                "{} of {} connected, {} blocking",
-                status.agents.connected, status.agents.total, status.agents.blocking
+                "{} of {} connected, {} blocking{}",
+                status.agents.connected,
+                status.agents.total,
+                status.agents.blocking,
+                match (status.agents.unplaced, status.hosts.total) {
+                    // Without hosts it is so of all.
+                    (0, _) | (_, 0) => String::new(),
+                    (many, _) => format!(", {many} in a domain that no host knows"),
+                }
             ),
         ),
         (
@@ -197,7 +204,15 @@ pub fn inventory(client: &Client, output: Output) -> Result {
         };
         return json(&hosts.into_iter().map(row).collect::<Vec<_>>());
     }
-    let mut table = Table::new(["HOST", "HOST STATE", "DOMAIN", "STATE", "PROTECTED", "UUID"]);
+    let mut table = Table::new([
+        "HOST",
+        "HOST STATE",
+        "DOMAIN",
+        "STATE",
+        "PROTECTED",
+        "TAGS",
+        "UUID",
+    ]);
     let mut notes = String::new();
     for host in hosts {
         let name = if host.host.is_empty() {
@@ -219,7 +234,7 @@ pub fn inventory(client: &Client, output: Output) -> Result {
         }
         if host.domains.is_empty() {
             let none = String::new;
-            table.row([name, host.state, none(), none(), none(), none()]);
+            table.row([name, host.state, none(), none(), none(), none(), none()]);
             continue;
         }
         for domain in host.domains {
@@ -229,6 +244,7 @@ pub fn inventory(client: &Client, output: Output) -> Result {
                 domain.name,
                 domain.state,
                 if domain.protected { "yes" } else { "no" }.to_owned(),
+                domain.tags.join(", "),
                 domain.uuid.to_string(),
             ]);
         }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! **Invariant:** an agent that was there while its domain ran is an alarm within
-//! [`PROMISE`] of its loss, whatever ended it.
+//! [`PROMISE`] of its loss, whatever ended it, unless its domain stopped or started anew
+//! by then.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,10 +16,9 @@ use palisade_protocol::endpoint::{CONTROL_IDLE_TIMEOUT, CONTROL_KEEP_ALIVE};
 use palisade_protocol::ids::AgentId;
 use uuid::Uuid;
 
-use super::lost::{Alarm, Change, Lost, Timing, Why};
+use super::lost::{Alarm, Change, End, Lost, Timing, Why};
 use crate::interval::Interval;
 use crate::inventory::keeper::View;
-use crate::inventory::sight::Sight;
 use crate::store::{MaintenanceRecord, Result, Store};
 use crate::time::{millis, now_ms, rfc3339};
 
@@ -26,6 +26,9 @@ use crate::time::{millis, now_ms, rfc3339};
 pub const PROMISE: Duration = Duration::from_secs(30);
 /// How long an agent whose session ended may take to come back.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(5);
+/// How long one may take whose guest closed its session: it was heard at once. A guest
+/// that restarts stops its agent first, and then all else that it runs.
+pub const FAREWELL_GRACE: Duration = Duration::from_secs(25);
 /// How often it is looked whether a grace is over or a domain is off.
 pub const TICK: Duration = Duration::from_secs(1);
 /// What a reading may take beyond the poll: a host that hangs is given up by then.
@@ -40,6 +43,7 @@ const _: () = assert!(
         + TICK.as_secs()
         < PROMISE.as_secs()
 );
+const _: () = assert!(FAREWELL_GRACE.as_secs() + TICK.as_secs() < PROMISE.as_secs());
 
 /// Alarms about agents.
 #[derive(Debug)]
@@ -54,8 +58,11 @@ impl Alarms {
     pub fn new(inventory: View, poll: Interval, boot_grace: Interval) -> Self {
         let timing = Timing {
             reconnect_ms: millis(RECONNECT_GRACE),
+            farewell_ms: millis(FAREWELL_GRACE),
             boot_ms: millis(boot_grace.get()),
             noticed_ms: millis(CONTROL_KEEP_ALIVE + CONTROL_IDLE_TIMEOUT),
+            // Nobody can tell whether its guest restarts.
+            unplaced_ms: millis(boot_grace.get()),
         };
         let facts_age = poll.get().saturating_mul(2).saturating_add(READING_TAKES);
         Self {
@@ -89,9 +96,7 @@ impl Alarms {
             tokio::time::sleep(TICK).await;
             let now_ms = now_ms();
             let sights = self.inventory.sights(now_ms, self.facts_age_ms);
-            // No host knows it, those that are down included: it runs nowhere here.
-            let sight_of = |uuid| sights.get(&uuid).copied().unwrap_or(Sight::Off);
-            let changes = self.lock().tick(now_ms, sight_of);
+            let changes = self.lock().tick(now_ms, |uuid| sights.get(&uuid).copied());
             for change in &changes {
                 self.tell(change);
             }
@@ -110,8 +115,8 @@ impl Alarms {
     }
 
     /// A session that had begun ended.
-    pub fn ended(&self, id: AgentId, now_ms: u64) {
-        self.lock().ended(id, now_ms);
+    pub fn ended(&self, id: AgentId, end: End, now_ms: u64) {
+        self.lock().ended(id, end, now_ms);
     }
 
     /// An agent was revoked.
@@ -146,21 +151,34 @@ impl Alarms {
     fn tell(&self, change: &Change) {
         match change {
             Change::Raised(alarm) => {
-                let facts = self.inventory.domain(alarm.domain);
-                tracing::warn!(
-                    agent = %alarm.agent,
-                    name = %alarm.name,
-                    domain = %alarm.domain,
-                    domain_name = %facts.map_or_else(String::new, |facts| facts.name).escape_debug(),
-                    since = %rfc3339(alarm.since_ms),
-                    "alarm: an agent is gone although its domain runs"
-                );
+                let domain = alarm.domain.unwrap_or_default();
+                let facts = self.inventory.domain(domain);
+                let name_of = facts.map_or_else(String::new, |facts| facts.name);
+                let since = rfc3339(alarm.since_ms);
+                match alarm.placed {
+                    true => tracing::warn!(
+                        agent = %alarm.agent,
+                        name = %alarm.name,
+                        %domain,
+                        domain_name = %name_of.escape_debug(),
+                        %since,
+                        "alarm: an agent is gone although its domain runs"
+                    ),
+                    false => tracing::warn!(
+                        agent = %alarm.agent,
+                        name = %alarm.name,
+                        %domain,
+                        %since,
+                        "alarm: an agent is gone, and no host knows its domain"
+                    ),
+                }
             }
             Change::Cleared(alarm, why) => {
                 let why = match why {
                     Why::Back => "the agent is back",
                     Why::Revoked => "the agent was revoked",
                     Why::DomainOff => "its domain does not run any more",
+                    Why::Restarted => "its domain has started anew",
                     Why::Maintenance => "a maintenance token allows it",
                 };
                 tracing::info!(agent = %alarm.agent, name = %alarm.name, why, "alarm is over");

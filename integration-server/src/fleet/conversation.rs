@@ -10,6 +10,7 @@
 //! ```
 
 use palisade_protocol::bounded::Text;
+use palisade_protocol::choice::Choice;
 use palisade_protocol::codec;
 use palisade_protocol::control::{
     AgentReport, Denied, DeniedCode, Detection, Hello, QuarantineKey, SvmReport, ToServer,
@@ -69,6 +70,8 @@ pub enum Asked {
     Detections(AgentId, Vec<Detection>),
     /// The list, unless it is the one that the agent has.
     List {
+        /// Whose agent it is.
+        tenant: TenantId,
         /// The version that the agent has.
         etag: u64,
     },
@@ -83,6 +86,8 @@ pub enum Asked {
     Key(AgentId),
     /// A Protection Server's answer to an order.
     Answer(SvmId, DefinitionsAnswer),
+    /// An agent's answer about its choice.
+    Choice(AgentId, Choice),
     /// What this member may not ask: answered, and the session goes on.
     NotAllowed(Denied),
 }
@@ -185,7 +190,11 @@ impl Conversation {
                 Asked::KeepKey(*id, key)
             }
             (Member::Agent { id, .. }, ToServer::GetQuarantineKey) => Asked::Key(*id),
-            (Member::Agent { .. }, ToServer::GetSvmList { etag }) => Asked::List { etag },
+            (Member::Agent { tenant, .. }, ToServer::GetSvmList { etag }) => Asked::List {
+                tenant: tenant.clone(),
+                etag,
+            },
+            (Member::Agent { id, .. }, ToServer::Choice(choice)) => Asked::Choice(*id, choice),
             (_, ToServer::Renew { csr }) => Asked::Renew {
                 csr: csr.into_vec(),
             },

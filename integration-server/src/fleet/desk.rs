@@ -95,7 +95,11 @@ impl Fleet {
                 })
             }
             Asked::Answer(id, answer) => {
-                self.orders.answered(id, answer);
+                self.orders.answered(id, answer.number, answer);
+                Ok(FromServer::Ack)
+            }
+            Asked::Choice(id, choice) => {
+                self.choices.answered(id, choice.number, choice);
                 Ok(FromServer::Ack)
             }
             Asked::Agent(id, report) => {
@@ -128,8 +132,8 @@ impl Fleet {
                 }
                 FromServer::QuarantineKey(key)
             }),
-            Asked::List { etag } => {
-                let list = self.list_for(product_uuid);
+            Asked::List { tenant, etag } => {
+                let list = self.list_for(&tenant, product_uuid);
                 Ok(if list.etag == etag {
                     FromServer::NotModified
                 } else {

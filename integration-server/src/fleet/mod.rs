@@ -16,7 +16,8 @@
 //! | [`limits`] | token buckets (pure) |
 //! | [`conversation`] | the order of a session's messages and who may say what (sans I/O) |
 //! | [`desk`] | answers to requests |
-//! | [`orders`] | orders to Protection Servers, and who waits for answers |
+//! | [`asking`] | what members are asked, and who waits for answers |
+//! | [`lists`] | the lists that agents have in common, made once for each change |
 //! | [`session`] | one session's sockets, queue and time limits |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
@@ -28,14 +29,15 @@
 //! bounds, and a slow peer holds up nobody but itself.
 
 pub mod alarms;
+pub mod asking;
 pub mod conversation;
 pub mod desk;
 pub mod enrol;
 pub mod limits;
 pub mod listener;
+mod lists;
 pub mod lost;
 pub mod maintenance;
-pub mod orders;
 pub mod roster;
 pub mod session;
 pub mod sessions;
@@ -43,9 +45,10 @@ pub mod sessions;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use palisade_protocol::bounded::List;
-use palisade_protocol::control::{MAX_SVMS, SvmEntry, SvmList, SvmReport};
-use palisade_protocol::ids::{AgentId, SvmId};
+use palisade_protocol::choice::Choice;
+use palisade_protocol::control::{SvmList, SvmReport};
+use palisade_protocol::definitions::DefinitionsAnswer;
+use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -57,8 +60,9 @@ use crate::settings::FleetSettings;
 use crate::store::{Result, Store};
 use crate::time::millis;
 use alarms::Alarms;
-use orders::Orders;
-use roster::Roster;
+use asking::Asking;
+use lists::Lists;
+use roster::{Roster, Standing};
 use sessions::Sessions;
 
 /// How long an expired, unrevoked certificate may still open a session, to renew:
@@ -83,20 +87,14 @@ pub struct Fleet {
     /// Who is connected.
     pub sessions: Sessions,
     /// What Protection Servers were asked to do.
-    pub orders: Orders,
+    pub orders: Asking<SvmId, DefinitionsAnswer>,
+    /// What agents were asked about their choices.
+    pub choices: Asking<AgentId, Choice>,
     /// Agents that are gone although their domains run.
     pub alarms: Alarms,
     roster: Mutex<Roster>,
-    published: Mutex<Option<Arc<Published>>>,
+    lists: Lists,
     changed: watch::Sender<u64>,
-}
-
-/// What all agents' lists have in common, as of one count of changes.
-#[derive(Debug)]
-struct Published {
-    version: u64,
-    hash: [u8; 32],
-    svms: List<SvmEntry, MAX_SVMS>,
 }
 
 impl Fleet {
@@ -126,10 +124,11 @@ impl Fleet {
             inventory,
             settings,
             sessions: Sessions::default(),
-            orders: Orders::default(),
+            orders: Asking::default(),
+            choices: Asking::default(),
             alarms,
             roster: Mutex::new(roster),
-            published: Mutex::new(None),
+            lists: Lists::default(),
             changed: watch::Sender::new(0),
         })
     }
@@ -154,41 +153,27 @@ impl Fleet {
         self.changed.subscribe()
     }
 
-    /// The list for an agent on the machine with this product UUID.
-    pub fn list_for(&self, product_uuid: Option<Uuid>) -> SvmList {
-        let published = self.published();
-        let own_path = product_uuid
-            .and_then(|uuid| self.inventory.place_of(uuid))
+    /// The list for an agent of this tenant on the machine with this product UUID.
+    pub fn list_for(&self, tenant: &TenantId, product_uuid: Option<Uuid>) -> SvmList {
+        let version = *self.changed.borrow();
+        let common = self.lists.get(version, tenant, || {
+            self.lock()
+                .entries(tenant, |uuid| self.inventory.place_of(uuid))
+        });
+        let (own_path, own_tags) = product_uuid
+            .and_then(|uuid| self.inventory.seat_of(uuid))
             .unwrap_or_default();
         SvmList {
-            etag: roster::etag(&published.hash, &own_path),
+            etag: roster::etag(&common.hash, &own_path, &own_tags),
             own_path,
-            own_tags: List::default(),
-            svms: published.svms.clone(),
+            own_tags,
+            svms: common.svms.clone(),
         }
     }
 
-    /// The list's common part, made once for each change: many agents ask for it.
-    fn published(&self) -> Arc<Published> {
-        let version = *self.changed.borrow();
-        let mut published = self
-            .published
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match published.as_ref() {
-            Some(current) if current.version == version => Arc::clone(current),
-            _ => {
-                let svms = self.lock().entries(|uuid| self.inventory.place_of(uuid));
-                let hash = roster::hash(&svms);
-                let new = Arc::new(Published {
-                    version,
-                    hash,
-                    svms,
-                });
-                *published = Some(Arc::clone(&new));
-                new
-            }
-        }
+    /// All Protection Servers that are known, and how each stands to agents of a tenant.
+    pub fn standings(&self, tenant: &TenantId) -> Vec<Standing> {
+        self.lock().standings(tenant)
     }
 
     /// Protection Servers that have no session, listed or not.

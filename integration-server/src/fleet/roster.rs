@@ -14,8 +14,8 @@
 use std::collections::BTreeMap;
 
 use palisade_protocol::bounded::{List, Text};
-use palisade_protocol::control::{InfrastructurePath, MAX_SVMS, SvmEntry, SvmReport};
-use palisade_protocol::ids::SvmId;
+use palisade_protocol::control::{InfrastructurePath, MAX_SVMS, Name, SvmEntry, SvmReport};
+use palisade_protocol::ids::{SvmId, TenantId};
 use palisade_protocol::problem::Problems;
 use palisade_protocol::trust::sha256;
 use uuid::Uuid;
@@ -28,6 +28,26 @@ pub const QUEUE_STEP_MS: u32 = 100;
 /// How long a Protection Server may be without a session until that is an alert, in
 /// milliseconds, if it does not leave the list before: it tries to connect once a minute.
 pub const ALERT_AFTER_MS: u64 = 90_000;
+
+/// How a Protection Server stands to a tenant's agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Which.
+    pub id: SvmId,
+    /// Why it is not in their list; none if it is.
+    pub unlisted: Option<Unlisted>,
+}
+
+/// Why a Protection Server is not in a list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unlisted {
+    /// It serves other tenants.
+    OtherTenants,
+    /// It has not said yet where it is.
+    NoReport,
+    /// It has had no session for long.
+    Gone,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Presence {
@@ -145,6 +165,20 @@ impl Roster {
         self.svms.remove(&id).is_some_and(|known| known.listed)
     }
 
+    /// How each one that is known stands to a tenant's agents.
+    pub fn standings(&self, tenant: &TenantId) -> Vec<Standing> {
+        let of = |(id, known): (&SvmId, &Known)| Standing {
+            id: *id,
+            unlisted: match known {
+                _ if !known.serves(tenant) => Some(Unlisted::OtherTenants),
+                Known { listed: true, .. } => None,
+                Known { report: None, .. } => Some(Unlisted::NoReport),
+                _ => Some(Unlisted::Gone),
+            },
+        };
+        self.svms.iter().map(of).collect()
+    }
+
     /// Time passed. True when lists change.
     pub fn tick(&mut self, now_ms: u64) -> bool {
         let mut changed = false;
@@ -175,21 +209,24 @@ impl Roster {
         gone.collect()
     }
 
-    /// The list, with the places that the inventory knows filled in where a
-    /// Protection Server does not say its own.
+    /// The list for a tenant's agents, with the places that the inventory knows filled in
+    /// where a Protection Server does not say its own.
     pub fn entries(
         &self,
+        tenant: &TenantId,
         place_of: impl Fn(Uuid) -> Option<InfrastructurePath>,
     ) -> List<SvmEntry, MAX_SVMS> {
         List::cut(
             self.svms
                 .iter()
-                .filter(|(_, known)| known.listed)
+                .filter(|(_, known)| known.listed && known.serves(tenant))
                 .filter_map(|(id, known)| {
                     let mut report = known.report.clone()?;
                     // Not agents' concern, and would make equal lists differ.
                     report.agents = 0;
                     report.problems = Problems::default();
+                    // Nobody is told who else there is.
+                    report.tenants = List::default();
                     if report.path == InfrastructurePath::default()
                         && let Some(place) = known.product_uuid.and_then(&place_of)
                     {
@@ -202,6 +239,13 @@ impl Roster {
                     })
                 }),
         )
+    }
+}
+
+impl Known {
+    fn serves(&self, tenant: &TenantId) -> bool {
+        let reserved = self.report.as_ref().map(|report| &report.tenants);
+        reserved.is_none_or(|tenants| tenants.is_empty() || tenants.contains(tenant))
     }
 }
 
@@ -226,9 +270,9 @@ pub fn hash(svms: &[SvmEntry]) -> [u8; 32] {
 
 /// A list's version: of its content alone, so that equal servers and restarts give
 /// equal lists the same one. Never 0.
-pub fn etag(svms_hash: &[u8; 32], own_path: &InfrastructurePath) -> u64 {
+pub fn etag(svms_hash: &[u8; 32], own_path: &InfrastructurePath, own_tags: &[Name]) -> u64 {
     let mut bytes = svms_hash.to_vec();
-    bytes.extend(serde_json::to_vec(own_path).unwrap_or_default());
+    bytes.extend(serde_json::to_vec(&(own_path, own_tags)).unwrap_or_default());
     let mut first = [0; 8];
     first.copy_from_slice(&sha256(&bytes)[..8]);
     u64::from_le_bytes(first).max(1)
@@ -258,14 +302,20 @@ mod tests {
             draining: false,
             tags: List::default(),
             problems: Problems::default(),
+            tenants: List::default(),
         }
     }
 
     fn version(roster: &Roster) -> u64 {
         etag(
-            &hash(&roster.entries(|_| None)),
+            &hash(&roster.entries(&tenant("one"), |_| None)),
             &InfrastructurePath::default(),
+            &[],
         )
+    }
+
+    fn tenant(name: &str) -> TenantId {
+        name.parse().unwrap()
     }
 
     #[test]
@@ -273,21 +323,24 @@ mod tests {
         let id = SvmId::random();
         let mut roster = Roster::new(1000);
         assert!(!roster.connected(id, "svm-1", None));
-        assert!(roster.entries(|_| None).is_empty(), "nothing to offer yet");
+        assert!(
+            roster.entries(&tenant("one"), |_| None).is_empty(),
+            "nothing to offer yet"
+        );
         assert!(roster.reported(id, report(0)));
-        assert_eq!(roster.entries(|_| None).len(), 1);
+        assert_eq!(roster.entries(&tenant("one"), |_| None).len(), 1);
         assert!(!roster.gone(id, 5000));
         let absent = &roster.absent()[0];
         assert_eq!((absent.since_ms, absent.alert_ms), (5000, 6000));
         assert!(!roster.tick(5999));
         assert!(roster.tick(6000));
-        assert!(roster.entries(|_| None).is_empty());
+        assert!(roster.entries(&tenant("one"), |_| None).is_empty());
         assert!(!roster.tick(9000), "said once");
         assert!(
             roster.connected(id, "svm-1", None),
             "back with its last report"
         );
-        assert_eq!(roster.entries(|_| None).len(), 1);
+        assert_eq!(roster.entries(&tenant("one"), |_| None).len(), 1);
     }
 
     #[test]
@@ -319,6 +372,39 @@ mod tests {
     }
 
     #[test]
+    fn who_is_reserved_for_others_is_not_listed_and_tells_nobody() {
+        let (all, some) = (SvmId::random(), SvmId::random());
+        let mut roster = Roster::new(1000);
+        for id in [all, some] {
+            roster.connected(id, "svm", None);
+        }
+        roster.reported(all, report(0));
+        let reserved = SvmReport {
+            tenants: List::cut([tenant("one"), tenant("two")]),
+            ..report(0)
+        };
+        assert!(roster.reported(some, reserved));
+        let listed = |name: &str| {
+            let entries = roster.entries(&tenant(name), |_| None);
+            assert!(entries.iter().all(|entry| entry.report.tenants.is_empty()));
+            entries.iter().map(|entry| entry.id).collect::<Vec<_>>()
+        };
+        assert_eq!(listed("one").len(), 2);
+        assert_eq!(listed("three"), [all]);
+        let standings = roster.standings(&tenant("three"));
+        let of = |id| standings.iter().find(|standing| standing.id == id).unwrap();
+        assert_eq!(of(all).unlisted, None);
+        assert_eq!(of(some).unlisted, Some(Unlisted::OtherTenants));
+    }
+
+    #[test]
+    fn a_tag_is_another_version() {
+        let here = InfrastructurePath::default();
+        let tagged = etag(&[0; 32], &here, &[Text::cut("gold")]);
+        assert_ne!(tagged, etag(&[0; 32], &here, &[]));
+    }
+
+    #[test]
     fn equal_lists_have_equal_versions_after_a_restart() {
         let id = SvmId::random();
         let mut first = Roster::new(1000);
@@ -343,7 +429,7 @@ mod tests {
         roster.connected(id, "svm-1", Some(uuid));
         roster.reported(id, report(0));
         let known = |asked: Uuid| (asked == uuid).then(|| place.clone());
-        assert_eq!(roster.entries(known)[0].report.path, place);
+        assert_eq!(roster.entries(&tenant("one"), known)[0].report.path, place);
         let own = InfrastructurePath {
             hypervisor: Text::cut("hv9"),
             ..Default::default()
@@ -355,6 +441,6 @@ mod tests {
                 ..report(0)
             },
         );
-        assert_eq!(roster.entries(known)[0].report.path, own);
+        assert_eq!(roster.entries(&tenant("one"), known)[0].report.path, own);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reader:  frame ─► Conversation ─► Fleet::answer ─► queue (bounded)
-//!   writer:  queue, "lists may have changed", orders ─► Sealer ─► frame
+//!   writer:  queue, "lists may have changed", questions ─► Sealer ─► frame
 //! ```
 //!
 //! Both run in one task. The writer alone seals, so that sequences on the wire are
@@ -13,17 +13,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use palisade_protocol::control::{ControlFrame, Denied, FromServer, Hello};
-use palisade_protocol::definitions::DefinitionsCommand;
 use palisade_protocol::envelope::{Envelope, Sealer};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::spiffe::SpiffeId;
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::conversation::{Asked, Conversation, Member};
+use super::lost::End;
 use super::sessions::Cut;
-use super::{EXPIRY_GRACE, Fleet, orders};
+use super::{EXPIRY_GRACE, Fleet, asking};
 use crate::time;
 
 /// How long the greeting may take.
@@ -57,8 +57,8 @@ struct Session<'a> {
     admitted: AtomicBool,
     /// The version of the list that the agent has; 0 when it has none.
     list: AtomicU64,
-    /// Where orders to a Protection Server go.
-    orders: mpsc::Sender<DefinitionsCommand>,
+    /// Where questions to it go.
+    questions: mpsc::Sender<asking::Numbered>,
 }
 
 /// Serves a session until it ends.
@@ -78,7 +78,7 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
     let trust = fleet.authority.trust();
     trust.grace.set(EXPIRY_GRACE);
     let conversation = Conversation::new(member.clone(), peer.clone(), own.id().clone(), trust);
-    let (orders, ordered) = orders::queue();
+    let (questions, asked) = asking::queue();
     let session = Session {
         fleet,
         connection: &connection,
@@ -86,7 +86,7 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
         member,
         admitted: AtomicBool::new(false),
         list: AtomicU64::new(0),
-        orders,
+        questions,
     };
     let (queue, queued) = mpsc::channel(MAX_QUEUED);
     tokio::join!(
@@ -95,7 +95,7 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
             let queue = queue;
             session.read(conversation, receive, &queue).await;
         },
-        session.write(sealer, send, queued, ordered),
+        session.write(sealer, send, queued, asked),
         async {
             // At once, whatever the two above still wait for. Both end by closing it.
             connection.closed().await;
@@ -129,7 +129,7 @@ impl Session<'_> {
                 Err(refused) => return self.refuse(refused.denied(), queue).await,
             };
             let held = match &asked {
-                Asked::List { etag } => Some(*etag),
+                Asked::List { etag, .. } => Some(*etag),
                 _ => None,
             };
             let message = self
@@ -233,7 +233,7 @@ impl Session<'_> {
         mut sealer: Sealer,
         mut send: SendStream,
         mut queued: mpsc::Receiver<Outgoing>,
-        mut ordered: mpsc::Receiver<DefinitionsCommand>,
+        mut asked: mpsc::Receiver<asking::Numbered>,
     ) {
         let mut changes = self.fleet.changes();
         let mut product_uuid = None;
@@ -256,8 +256,8 @@ impl Session<'_> {
                     None => break,
                 },
                 // Nothing goes before Welcome.
-                Some(command) = ordered.recv(), if welcomed => {
-                    self.seal(&mut sealer, &FromServer::Definitions(command), None)
+                Some(question) = asked.recv(), if welcomed => {
+                    self.seal(&mut sealer, &question.into(), None)
                 }
                 Ok(()) = changes.changed(), if pushes => {
                     tokio::time::sleep(DEBOUNCE).await;
@@ -303,7 +303,10 @@ impl Session<'_> {
 
     /// The agent's list, if it is not the one that it has.
     fn changed_list(&self, product_uuid: Option<Uuid>) -> Option<FromServer> {
-        let list = self.fleet.list_for(product_uuid);
+        let Member::Agent { tenant, .. } = &self.member else {
+            return None;
+        };
+        let list = self.fleet.list_for(tenant, product_uuid);
         (self.list.swap(list.etag, Ordering::Relaxed) != list.etag)
             .then_some(FromServer::SvmList(list))
     }
@@ -326,16 +329,20 @@ impl Session<'_> {
         match &self.member {
             Member::Svm(id) => {
                 self.fleet.svm_connected(*id, name, hello.host.product_uuid);
-                self.fleet.orders.began(*id, &self.orders);
+                self.fleet.orders.began(*id, &self.questions);
             }
-            Member::Agent { id, .. } => self.fleet.alarms.began(*id, hello.host.product_uuid),
+            Member::Agent { id, .. } => {
+                self.fleet.alarms.began(*id, hello.host.product_uuid);
+                self.fleet.choices.began(*id, &self.questions);
+            }
         }
         tracing::info!(peer = %self.peer, %name, version = %hello.version.escape_debug(), "session began");
     }
 
     fn ended(&self) {
-        if let Member::Svm(id) = &self.member {
-            self.fleet.orders.ended(*id, &self.orders);
+        match &self.member {
+            Member::Svm(id) => self.fleet.orders.ended(*id, &self.questions),
+            Member::Agent { id, .. } => self.fleet.choices.ended(*id, &self.questions),
         }
         let last = self.fleet.sessions.end(self.member.uuid(), self.connection);
         if let (true, Member::Svm(id)) = (last, &self.member) {
@@ -352,7 +359,11 @@ impl Session<'_> {
         if let Member::Agent { id, .. } = &self.member
             && self.admitted.swap(false, Ordering::Relaxed)
         {
-            self.fleet.alarms.ended(*id, time::now_ms());
+            let end = match self.connection.close_reason() {
+                Some(ConnectionError::ApplicationClosed(_)) => End::Farewell,
+                _ => End::Cut,
+            };
+            self.fleet.alarms.ended(*id, end, time::now_ms());
         }
     }
 }

@@ -40,6 +40,16 @@ pub enum Change {
         /// What it is.
         to: DomainState,
     },
+    /// A domain began to run, was resumed or restarted.
+    Began {
+        /// Which.
+        uuid: Uuid,
+    },
+    /// A domain has other tags.
+    Tagged {
+        /// Which.
+        uuid: Uuid,
+    },
 }
 
 /// The changes from one record of a host to its next.
@@ -73,6 +83,12 @@ pub fn between(before: &HostRecord, after: &HostRecord) -> Vec<Change> {
                         from: old.state,
                         to: new.state,
                     });
+                }
+                if new.began_ms.is_some() && old.began_ms != new.began_ms {
+                    changes.push(Change::Began { uuid: *uuid });
+                }
+                if old.tags != new.tags {
+                    changes.push(Change::Tagged { uuid: *uuid });
                 }
             }
         }
@@ -117,6 +133,7 @@ mod tests {
                     DomainFacts {
                         name: format!("vm-{id}"),
                         state: *state,
+                        ..DomainFacts::default()
                     },
                 )
             })

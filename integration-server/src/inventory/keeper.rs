@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::sight::{self, Sight};
-use super::{Change, DomainFacts, HostRecord, Inventory, Reading};
+use super::{Change, DomainFacts, HostRecord, Inventory, Reading, Tags};
 use crate::store::{Store, StoreError};
 
 /// Readings that may wait to be applied; collectors wait beyond that.
@@ -39,6 +39,14 @@ impl View {
     /// Where the domain with this UUID is.
     pub fn place_of(&self, uuid: Uuid) -> Option<InfrastructurePath> {
         self.read(|inventory| inventory.place_of(uuid))
+    }
+
+    /// Where the domain with this UUID is, and its tags.
+    pub fn seat_of(&self, uuid: Uuid) -> Option<(InfrastructurePath, Tags)> {
+        self.read(|inventory| {
+            let tags = inventory.domain(uuid)?.tags.clone();
+            Some((inventory.place_of(uuid)?, tags))
+        })
     }
 
     /// What is known of the domain with this UUID.
@@ -119,6 +127,13 @@ fn log(host: &HostRecord, change: &Change) {
         }
         Change::StateChanged { uuid, from, to } => {
             tracing::info!(%uri, %uuid, name = %name(uuid), %from, %to, "domain state");
+        }
+        Change::Began { uuid } => {
+            tracing::info!(%uri, %uuid, name = %name(uuid), "domain started, resumed or restarted");
+        }
+        Change::Tagged { uuid } => {
+            let tags = host.domains.get(uuid).map(|facts| &facts.tags);
+            tracing::info!(%uri, %uuid, name = %name(uuid), ?tags, "domain tags");
         }
     }
 }

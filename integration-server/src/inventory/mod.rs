@@ -25,8 +25,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use palisade_protocol::bounded::Text;
-use palisade_protocol::control::InfrastructurePath;
+use palisade_protocol::bounded::{List, Text};
+use palisade_protocol::control::{InfrastructurePath, MAX_TAGS, Name};
 use uuid::Uuid;
 
 use crate::settings::LibvirtSource;
@@ -36,7 +36,7 @@ pub use diff::Change;
 const MAX_NAME_BYTES: usize = 255;
 
 /// A domain's state, as libvirt tells it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum DomainState {
     /// It runs (or waits for a device).
     Running,
@@ -51,6 +51,7 @@ pub enum DomainState {
     /// It sleeps by its own power management.
     Suspended,
     /// libvirt does not say.
+    #[default]
     Unknown,
 }
 
@@ -99,13 +100,21 @@ impl FromStr for DomainState {
 }
 
 /// What is known of one domain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DomainFacts {
     /// Its name, which its owner chose: printed escaped, never trusted.
     pub name: String,
     /// Its state.
     pub state: DomainState,
+    /// What the host's administrator calls it in its metadata, in order.
+    pub tags: Tags,
+    /// When it last began to run, was resumed or restarted, as far as events told; not
+    /// stored.
+    pub began_ms: Option<u64>,
 }
+
+/// A domain's tags.
+pub type Tags = List<Name, MAX_TAGS>;
 
 /// What a collector saw, or could not see.
 #[derive(Debug, Clone, PartialEq, Eq)]

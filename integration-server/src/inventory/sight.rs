@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::{DomainState, HostRecord, HostState};
 
 /// What can be said of a domain now. Of a domain that several hosts know, the
-/// greatest counts: where it runs it runs, and a host that cannot be read may run it.
+/// greatest counts: where it runs it runs, and a host that cannot be read may run it. Of
+/// two that run it, the one counts that began to last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Sight {
     /// It does not run.
@@ -16,7 +17,11 @@ pub enum Sight {
     /// Nothing.
     Unknown,
     /// It runs.
-    Running,
+    Running {
+        /// When it began to, was resumed or restarted, in milliseconds since 1970, where
+        /// libvirt told of it while this server listened.
+        began_ms: Option<u64>,
+    },
 }
 
 /// What can be said of each domain. Facts count for `max_age_ms`.
@@ -32,7 +37,9 @@ pub fn of<'a>(
         for (uuid, facts) in &host.domains {
             let sight = match facts.state {
                 _ if !current => Sight::Unknown,
-                DomainState::Running => Sight::Running,
+                DomainState::Running => Sight::Running {
+                    began_ms: facts.began_ms,
+                },
                 DomainState::Unknown => Sight::Unknown,
                 DomainState::Paused
                 | DomainState::ShuttingDown
@@ -53,6 +60,7 @@ mod tests {
     use super::*;
 
     const DOMAIN: Uuid = Uuid::from_u128(7);
+    const RUNS: Sight = Sight::Running { began_ms: None };
 
     fn host(state: DomainState, read_ms: Option<u64>, error: Option<&str>) -> HostRecord {
         HostRecord {
@@ -68,6 +76,7 @@ mod tests {
                 DomainFacts {
                     name: "vm".to_owned(),
                     state,
+                    ..DomainFacts::default()
                 },
             )]
             .into(),
@@ -81,7 +90,7 @@ mod tests {
     #[test]
     fn old_facts_and_those_of_a_host_that_is_down_say_nothing() {
         let running = |read_ms, error| host(DomainState::Running, read_ms, error);
-        assert_eq!(seen(&[running(Some(900), None)]), Some(Sight::Running));
+        assert_eq!(seen(&[running(Some(900), None)]), Some(RUNS));
         assert_eq!(seen(&[running(Some(899), None)]), Some(Sight::Unknown));
         assert_eq!(seen(&[running(None, None)]), Some(Sight::Unknown));
         assert_eq!(
@@ -104,8 +113,20 @@ mod tests {
         let here = host(DomainState::Running, Some(1000), None);
         let defined = host(DomainState::ShutOff, Some(1000), None);
         let unread = host(DomainState::Running, Some(1000), Some("refused"));
-        assert_eq!(seen(&[here.clone(), defined.clone()]), Some(Sight::Running));
-        assert_eq!(seen(&[unread.clone(), here]), Some(Sight::Running));
+        assert_eq!(seen(&[here.clone(), defined.clone()]), Some(RUNS));
+        assert_eq!(seen(&[unread.clone(), here]), Some(RUNS));
         assert_eq!(seen(&[defined, unread]), Some(Sight::Unknown));
+    }
+
+    #[test]
+    fn of_two_hosts_that_run_it_the_one_counts_that_began_last() {
+        let at = |began_ms| {
+            let mut host = host(DomainState::Running, Some(1000), None);
+            host.domains.get_mut(&DOMAIN).unwrap().began_ms = began_ms;
+            host
+        };
+        let began_ms = Some(8);
+        let runs = Some(Sight::Running { began_ms });
+        assert_eq!(seen(&[at(Some(8)), at(Some(7)), at(None)]), runs);
     }
 }

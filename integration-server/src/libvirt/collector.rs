@@ -1,14 +1,16 @@
 //! One thread that follows one host. It only collects; what it could not collect
 //! is part of what it reports.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
+use uuid::Uuid;
 use virt::error::Error;
 
 use super::connection::Connection;
-use super::events::Subscription;
+use super::events::{self, Event, Subscription};
 use crate::inventory::{HostFacts, Reading};
 use crate::time;
 
@@ -26,6 +28,10 @@ pub struct Collector {
     poll: Duration,
     readings: mpsc::Sender<Reading>,
 }
+
+/// When domains began to run, in milliseconds since 1970. No more than there are domains:
+/// each reading forgets those that are gone.
+type Began = BTreeMap<Uuid, u64>;
 
 /// Nobody wants readings any more.
 struct Stopped;
@@ -58,21 +64,30 @@ impl Collector {
             Ok(connection) => connection,
             Err(error) => return self.report(Err(error)),
         };
-        let (wake, woken) = sync_channel(1);
+        let (sender, events) = events::queue();
         // Before the first reading, so that nothing falls between the two.
-        let subscription = Subscription::to_lifecycle(&connection, wake);
+        let subscription = Subscription::to_domains(&connection, &sender);
+        // What is left are the callbacks' own: without them nobody sends.
+        drop(sender);
+        let mut began = Began::new();
         if let Err(error) = &subscription {
             tracing::warn!(uri = %self.uri, %error, "no events from this host; it is polled");
         }
         loop {
-            let reading = connection.read();
+            let mut reading = connection.read();
             let failed = reading.is_err();
+            if let Ok(facts) = &mut reading {
+                began.retain(|uuid, _| facts.domains.contains_key(uuid));
+                for (uuid, domain) in &mut facts.domains {
+                    domain.began_ms = began.get(uuid).copied();
+                }
+            }
             self.report(reading)?;
             if failed {
                 return Ok(());
             }
             *retry = FIRST_RETRY;
-            if !self.wait_for_change(&connection, &woken)? {
+            if !self.wait_for_change(&connection, &events, &mut began)? {
                 tracing::info!(uri = %self.uri, "the connection to this host ended");
                 return Ok(());
             }
@@ -83,15 +98,17 @@ impl Collector {
     fn wait_for_change(
         &self,
         connection: &Connection,
-        woken: &Receiver<()>,
+        events: &Receiver<Event>,
+        began: &mut Began,
     ) -> Result<bool, Stopped> {
         let due = Instant::now() + self.poll;
         loop {
             let left = due.saturating_duration_since(Instant::now());
-            match woken.recv_timeout(left.min(ALIVE_EVERY)) {
-                Ok(()) => {
+            match events.recv_timeout(left.min(ALIVE_EVERY)) {
+                Ok(event) => {
+                    take(event, began);
                     std::thread::sleep(SETTLE);
-                    while woken.try_recv().is_ok() {}
+                    events.try_iter().for_each(|event| take(event, began));
                     return Ok(true);
                 }
                 // Disconnected: this host has no events.
@@ -133,5 +150,11 @@ impl Collector {
             }
             std::thread::sleep(left.min(ALIVE_EVERY));
         }
+    }
+}
+
+fn take(event: Event, began: &mut Began) {
+    if let Event::Began(uuid) = event {
+        began.insert(uuid, time::now_ms());
     }
 }

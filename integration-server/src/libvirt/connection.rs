@@ -9,7 +9,8 @@ use virt::domain::Domain;
 use virt::error::{Error, ErrorNumber};
 use virt::sys;
 
-use crate::inventory::{DomainFacts, DomainState, HostFacts};
+use super::tags;
+use crate::inventory::{DomainFacts, DomainState, HostFacts, Tags};
 
 /// A remote host that does not answer for this long is gone: interval in seconds
 /// and unanswered probes.
@@ -73,13 +74,37 @@ fn facts(domain: &Domain) -> Result<(Uuid, DomainFacts), Error> {
     let uuid = Uuid::from_bytes(*domain.get_uuid()?.as_bytes());
     let name = domain.get_name()?;
     let (state, _reason) = domain.get_state()?;
+    let tags = tags(domain, &name)?;
     Ok((
         uuid,
         DomainFacts {
             name,
             state: state_of(state),
+            tags,
+            began_ms: None,
         },
     ))
+}
+
+/// The tags in the domain's metadata: the running domain's, or those that it is defined
+/// with when it is off.
+fn tags(domain: &Domain, name: &str) -> Result<Tags, Error> {
+    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
+    let element = match domain.get_metadata(kind, Some(tags::NAMESPACE), 0) {
+        Ok(element) => element,
+        Err(error) => match error.code() {
+            ErrorNumber::NoDomainMetadata | ErrorNumber::NoSupport => return Ok(Tags::default()),
+            _ => return Err(error),
+        },
+    };
+    match tags::parse(&element) {
+        Ok(tags) => Ok(tags),
+        Err(problem) => {
+            // Said with each reading: somebody meant something by it.
+            tracing::warn!(domain = %name.escape_debug(), %problem, "a domain's tags are not used");
+            Ok(Tags::default())
+        }
+    }
 }
 
 fn state_of(state: sys::virDomainState) -> DomainState {

@@ -20,12 +20,14 @@
 //! | --- | --- |
 //! | [`collector`] | the loop above |
 //! | [`connection`] | a connection that is closed when it is dropped, and one reading of it |
-//! | [`events`] | lifecycle events; the only unsafe code |
+//! | [`events`] | what happens to domains; the only unsafe code |
+//! | [`tags`] | a domain's tags, from the element that its administrator put into it |
 
 pub mod collector;
 pub mod connection;
 #[allow(unsafe_code)]
 pub mod events;
+pub mod tags;
 
 use std::sync::OnceLock;
 

@@ -177,6 +177,7 @@ pub const SHAPES: [Shape; 12] = [
             ("uuid", Bytes),
             ("name", Bytes),
             ("state", Text),
+            ("tags", Bytes),
         ],
     },
 ];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use palisade_daemon::control::Session;
 use palisade_daemon::membership::Membership;
-use palisade_integration_server::fleet::alarms::PROMISE;
+use palisade_integration_server::fleet::alarms::{FAREWELL_GRACE, PROMISE, TICK};
 use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::control::{AgentReport, Component, Protection, SvmReport, ToServer};
 use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
@@ -219,6 +219,128 @@ async fn a_lost_agent_is_an_alert_in_time_and_only_while_it_is_one() {
     daemon.must(&["destroy", "tiny"]);
     until_alerts_are(&site, &[]).await;
     drop(back);
+    site.server.stop().await;
+}
+
+/// Three agents say goodbye, as a guest's service manager has them do. One domain restarts
+/// meanwhile and its agent comes back, one restarts and its agent does not, and one does
+/// not restart: that alone is an alert in time.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_a_guest_is_no_alert_unless_its_agent_stays_away() {
+    const GRACE: Duration = Duration::from_secs(40);
+    let Some(daemon) = Libvirtd::start() else {
+        return;
+    };
+    let settings = format!(
+        "{}[fleet]\nagent_boot_grace = '40s'\n[inventory]\npoll = '1h'",
+        settings(&daemon, "")
+    );
+    let domains: Vec<Uuid> = (0..3).map(|_| Uuid::new_v4()).collect();
+    let names = ["back", "away", "stopped"];
+    for (name, uuid) in names.iter().zip(&domains) {
+        daemon.define_as(name, &uuid.to_string());
+        daemon.must(&["start", name]);
+    }
+    let site = Site::start(&settings).await;
+    until("all domains run", || async {
+        let host = site.get("inventory").await["items"][0].clone();
+        let domains = host["domains"].as_array().unwrap().clone();
+        domains.len() == 3 && domains.iter().all(|domain| domain["state"] == "running")
+    })
+    .await;
+    let mut sessions = Vec::new();
+    for (name, uuid) in names.iter().zip(&domains) {
+        let member = site.join(Component::Agent, host(name, Some(*uuid))).await;
+        let session = again(&member, *uuid, &site).await;
+        sessions.push((member, session));
+    }
+    // Long enough to be seen in their domains.
+    tokio::time::sleep(3 * TICK).await;
+    assert!(alerts(&site).await.is_empty());
+    let lost = Instant::now();
+    for (_, session) in &sessions {
+        session.close();
+    }
+    // The guests stop what else they run, and two of them restart.
+    tokio::time::sleep(FAREWELL_GRACE - Duration::from_secs(8)).await;
+    for name in ["back", "away"] {
+        daemon.must(&["reset", name]);
+    }
+    let reset = Instant::now();
+    let alert_at = async |wanted: &[&str]| {
+        while self::names(&site).await != wanted {
+            let shown = self::names(&site).await;
+            assert!(lost.elapsed() < 3 * GRACE, "{wanted:?}: {shown:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    alert_at(&["stopped"]).await;
+    assert!(lost.elapsed() < PROMISE, "{:?}", lost.elapsed());
+    let _back = again(&sessions[0].0, domains[0], &site).await;
+    alert_at(&["away", "stopped"]).await;
+    let late = reset.elapsed();
+    println!("no alert for {late:?} after the restart");
+    assert!(late >= GRACE, "{late:?}");
+    // A restart of those that are alerts already gives them the time that they need.
+    daemon.must(&["reset", "stopped"]);
+    alert_at(&["away"]).await;
+    let _stopped = again(&sessions[2].0, domains[2], &site).await;
+    for name in names {
+        daemon.must(&["destroy", name]);
+    }
+    site.server.stop().await;
+}
+
+/// Whether their guests run cannot be told: they are alerts, not so soon, and with other
+/// words.
+#[tokio::test]
+async fn an_agent_that_no_domain_accounts_for_is_an_alert_when_it_is_gone_for_long() {
+    let more = "[[libvirt]]\nuri = 'test:///default'\n[fleet]\nagent_boot_grace = '7s'";
+    let site = Site::start(more).await;
+    let unknown = Uuid::new_v4();
+    let mut sessions = Vec::new();
+    for (name, claim) in [
+        ("nameless", None),
+        ("strange", Some(unknown)),
+        ("there", None),
+    ] {
+        let member = site.join(Component::Agent, host(name, claim)).await;
+        let (session, ..) = Session::connect(&member, hello(claim)).await.unwrap();
+        sessions.push((member, session));
+    }
+    // It is said while they are there.
+    assert_eq!(site.get("status").await["agents"]["unplaced"], 3);
+    let lost = Instant::now();
+    sessions[0].1.close();
+    sessions[1].1.close();
+    until_alerts_are(&site, &["nameless", "strange"]).await;
+    assert!(
+        lost.elapsed() >= Duration::from_secs(7),
+        "{:?}",
+        lost.elapsed()
+    );
+    let alerts = alerts(&site).await;
+    let of = |name: &str| {
+        let mut all = alerts.iter();
+        all.find(|alert| alert["agent_name"] == name).unwrap()
+    };
+    let says = |name: &str, key: &str, what: &str| {
+        let text = of(name)[key].as_str().unwrap();
+        assert!(text.contains(what), "{text}");
+    };
+    for name in ["nameless", "strange"] {
+        assert_eq!(of(name)["severity"], "warning");
+        says(name, "text", "cannot be told");
+        says(name, "remedy", "palisade agent revoke");
+    }
+    says("strange", "text", &unknown.to_string());
+    says("strange", "remedy", "[[libvirt]]");
+    says("nameless", "remedy", "SMBIOS");
+    assert!(of("nameless")["domain"].is_null());
+    // Back.
+    let member = sessions[0].0.clone();
+    let (_session, ..) = Session::connect(&member, hello(None)).await.unwrap();
+    until_alerts_are(&site, &["strange"]).await;
     site.server.stop().await;
 }
 

@@ -7,7 +7,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use insta::assert_snapshot;
+use palisade_daemon::control::Session;
 use palisade_daemon::enrol::enrol;
+use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::control::Component;
 use palisade_protocol::token::JoinToken;
 use tempfile::TempDir;
@@ -437,4 +439,106 @@ fn help_fits_one_screen() {
     let text = String::from_utf8(help.stdout).unwrap();
     assert!(text.lines().count() <= 40, "{text}");
     assert_snapshot!(text);
+}
+
+/// An agent's session, which answers what it is asked, until its sender is dropped; it
+/// lives on a runtime of its own.
+fn explaining_agent(site: &Running) -> (tokio::runtime::Runtime, tokio::sync::oneshot::Sender<()>) {
+    use palisade_protocol::choice::{Choice, ChoiceRole, Chosen};
+    use palisade_protocol::control::{FromServer, ToServer};
+    use palisade_protocol::selection::Reach;
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let joined = token(site, &[]);
+    let member = runtime
+        .block_on(enrol(&joined, Component::Agent, host("web-1", None)))
+        .unwrap();
+    let (ends, mut end) = tokio::sync::oneshot::channel();
+    runtime.spawn(async move {
+        let greeting = crate::talk::hello(None);
+        let (session, _, mut pushed) = Session::connect(&member, greeting).await.unwrap();
+        loop {
+            let number = tokio::select! {
+                _ = &mut end => return session.close(),
+                message = pushed.recv() => match message {
+                    Some(FromServer::Explain { number }) => number,
+                    _ => continue,
+                },
+            };
+            let svm = |name: &str, role, why: &str| Chosen {
+                id: Some(palisade_protocol::ids::SvmId(uuid::Uuid::from_u128(1))),
+                name: Text::cut(name),
+                addresses: List::cut([Text::cut("127.0.0.1:7443")]),
+                role,
+                why: Text::cut(why),
+                score: None,
+                connected_s: None,
+                round_trip_us: None,
+                failure: None,
+            };
+            let choice = Choice {
+                number,
+                source: Text::cut("the Integration Server's list, version 9"),
+                reach: Reach::Datacenter,
+                place: Text::cut("dc1 / hv1"),
+                tags: List::cut([Text::cut("dmz"), Text::cut("web")]),
+                svms: List::cut([
+                    Chosen {
+                        score: Some(12),
+                        connected_s: Some(60),
+                        round_trip_us: Some(1234),
+                        ..svm(
+                            "svm-a",
+                            ChoiceRole::InUse,
+                            "the best that answers: it is on the same hypervisor",
+                        )
+                    },
+                    Chosen {
+                        score: Some(40),
+                        failure: Some((Text::cut("no answer within 3 s"), 5)),
+                        ..svm(
+                            "svm-b",
+                            ChoiceRole::Candidate,
+                            "further away: it is elsewhere, not on the same hypervisor",
+                        )
+                    },
+                    // What an agent says is no command to a terminal.
+                    svm("svm-c\u{1b}[2J", ChoiceRole::Excluded, "it is draining"),
+                ]),
+                more: 2,
+            };
+            session.request(&ToServer::Choice(choice)).await.unwrap();
+        }
+    });
+    (runtime, ends)
+}
+
+#[test]
+fn an_agent_explains_its_choice() {
+    let site = Running::start("");
+    let svm = token(&site, &["--component", "svm"]);
+    tokio::runtime::Runtime::new()
+        .unwrap()
+        .block_on(enrol(&svm, Component::Svm, host("svm-new", None)))
+        .unwrap();
+    let (_runtime, agent) = explaining_agent(&site);
+    while !site.palisade(&["agent", "list"]).contains("connected") {}
+    let shown = |all: &[&[&str]]| -> String {
+        let one = |arguments: &&[&str]| {
+            let said = site.palisade(arguments);
+            format!("$ palisade {}\n{said}\n", arguments.join(" "))
+        };
+        all.iter().map(one).collect()
+    };
+    let mut all = shown(&[
+        &["agent", "explain", "web-1"],
+        &["agent", "explain", "web-1", "-o", "json"],
+        &["agent", "explain", "web-2"],
+        &["agent", "explain", "00000000-0000-4000-8000-000000000000"],
+    ]);
+    drop(agent);
+    while site.palisade(&["agent", "list"]).contains("connected") {}
+    all.push_str("# the agent is gone\n");
+    all.push_str(&shown(&[&["agent", "explain", "web-1"]]));
+    assert_snapshot!(all);
 }

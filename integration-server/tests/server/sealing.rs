@@ -10,7 +10,7 @@ use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{
     ApiToken, Database, MaintenanceRecord, Place, Spent, Store,
 };
-use palisade_protocol::bounded::{PathBytes, Text};
+use palisade_protocol::bounded::{List, PathBytes, Text};
 use palisade_protocol::control::{Component, Detection, Hello, HostFacts, QuarantineKey};
 use palisade_protocol::ids::AgentId;
 use palisade_protocol::maintenance::Allowed;
@@ -116,6 +116,8 @@ pub async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
             DomainFacts {
                 name: mark(),
                 state: DomainState::Running,
+                tags: List::cut([Text::cut(&mark())]),
+                began_ms: None,
             },
         )]
         .into(),

@@ -119,6 +119,17 @@ impl Site {
             .unwrap()
     }
 
+    /// An agent of this tenant that has joined.
+    pub async fn join_of(&self, tenant: &str, host: HostFacts) -> Membership {
+        let new = json!({"component": "agent", "tenant": tenant, "uses": 1, "expires_in": "1h"});
+        let made: Value = self
+            .api(move |client| client.post("tokens", &new))
+            .await
+            .unwrap();
+        let token: JoinToken = made["token"].as_str().unwrap().parse().unwrap();
+        enrol(&token, Component::Agent, host).await.unwrap()
+    }
+
     pub async fn try_enrol(&self, token: &JoinToken) -> Result<Membership, EnrolError> {
         enrol(token, token.component, host("guest", None)).await
     }

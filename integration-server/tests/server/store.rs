@@ -9,7 +9,7 @@ use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{
     ApiToken, Database, JoinTokenRecord, MaintenanceRecord, NewComponent, Place, Spent, Store,
 };
-use palisade_protocol::bounded::{PathBytes, Text};
+use palisade_protocol::bounded::{List, PathBytes, Text};
 use palisade_protocol::control::{
     Action, AgentReport, Component, Detection, Hello, HostFacts, Protection, QuarantineKey,
 };
@@ -394,6 +394,8 @@ async fn hosts(store: &dyn Store) {
     let facts = DomainFacts {
         name: "a'\"\n\u{202e}".to_owned(),
         state: DomainState::Running,
+        tags: List::cut([Text::cut("gold"), Text::cut("ü'\"")]),
+        began_ms: None,
     };
     let mut host = HostRecord {
         uri: "qemu:///system".to_owned(),

@@ -55,6 +55,7 @@ pub fn report(port: u16) -> SvmReport {
         draining: false,
         tags: List::default(),
         problems: List::default(),
+        tenants: List::default(),
     }
 }
 
@@ -81,7 +82,7 @@ async fn list(session: &Session, etag: u64) -> Option<SvmList> {
     }
 }
 
-async fn pushed(pushes: &mut mpsc::Receiver<FromServer>) -> SvmList {
+pub async fn pushed(pushes: &mut mpsc::Receiver<FromServer>) -> SvmList {
     match tokio::time::timeout(PATIENCE, pushes.recv())
         .await
         .unwrap()
@@ -90,6 +91,15 @@ async fn pushed(pushes: &mut mpsc::Receiver<FromServer>) -> SvmList {
         FromServer::SvmList(list) => list,
         other => panic!("{other:?}"),
     }
+}
+
+/// An agent that says it is in this domain, and has its list.
+pub async fn agent_in(site: &Site, domain: Uuid) -> (Session, mpsc::Receiver<FromServer>) {
+    let member = site.join(Component::Agent, host("guest", None)).await;
+    let greeting = hello(Some(domain));
+    let (session, _, pushes) = Session::connect(&member, greeting).await.unwrap();
+    list(&session, 0).await.unwrap();
+    (session, pushes)
 }
 
 pub fn svm_id(member: &Membership) -> SvmId {
@@ -163,6 +173,35 @@ async fn a_list_is_given_pushed_on_change_and_not_sent_twice() {
         .await
         .unwrap();
     assert!(pushed(&mut pushes).await.svms.is_empty());
+}
+
+#[tokio::test]
+async fn who_is_reserved_for_tenants_is_in_no_other_ones_list() {
+    let site = Site::start("").await;
+    let svm = site.join(Component::Svm, host("svm-1", None)).await;
+    let acme = site.join_of("acme", host("guest-a", None)).await;
+    let other = site.join(Component::Agent, host("guest-b", None)).await;
+    let (svm, ..) = connect(&svm).await;
+    let say = async |tenants: &[&str]| {
+        let tenants = tenants.iter().map(|name| name.parse().unwrap());
+        let report = SvmReport {
+            tenants: List::cut(tenants),
+            ..report(1)
+        };
+        svm.request(&ToServer::SvmReport(report)).await.unwrap();
+    };
+    say(&["acme"]).await;
+    let ((acme, _, mut to_acme), (other, _, mut to_other)) =
+        (connect(&acme).await, connect(&other).await);
+    let entry = list(&acme, 0).await.unwrap().svms[0].clone();
+    assert!(entry.report.tenants.is_empty(), "nobody is told who else");
+    assert!(list(&other, 0).await.unwrap().svms.is_empty());
+    // And on a change both are told, each its own.
+    say(&["other", "default"]).await;
+    assert!(pushed(&mut to_acme).await.svms.is_empty());
+    assert_eq!(pushed(&mut to_other).await.svms.len(), 1);
+    say(&[]).await;
+    assert_eq!(pushed(&mut to_acme).await.svms.len(), 1);
 }
 
 #[tokio::test]

@@ -184,7 +184,9 @@ impl Link {
                 return Err(LinkError::Protocol("it has no identity".to_owned()));
             }
         };
-        let welcome = greet(&connection, notices).await?;
+        let welcome = greet(&connection, notices)
+            .await
+            .map_err(|error| turned_away(&connection).unwrap_or(error))?;
         let now = Instant::now();
         Ok(Self {
             id,
@@ -369,6 +371,18 @@ impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
         self.0.ended.notify_waiters();
+    }
+}
+
+/// What a Protection Server said when it closed a session, where it did: a stream's error
+/// is only that the session is over.
+fn turned_away(connection: &quinn::Connection) -> Option<LinkError> {
+    match connection.close_reason()? {
+        quinn::ConnectionError::ApplicationClosed(closed) if !closed.reason.is_empty() => {
+            let reason = Text::<256>::cut(&String::from_utf8_lossy(&closed.reason));
+            Some(LinkError::Refused(reason.as_str().to_owned()))
+        }
+        _ => None,
     }
 }
 

@@ -7,9 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use palisade_protocol::control::{InfrastructurePath, LicenceState};
+use palisade_protocol::control::{InfrastructurePath, LicenceState, SvmEntry};
 use palisade_protocol::ids::SvmId;
-use palisade_protocol::selection::{Candidate, Reach, why_not};
+use palisade_protocol::selection::{Candidate, Excluded, Reach, why_not};
 use serde::{Deserialize, Serialize};
 
 use super::Source;
@@ -94,8 +94,10 @@ impl Explanation {
                     link: None,
                     candidate: None,
                     why: match used {
-                        true => format!("{why}; it is used until another one answers"),
-                        false => why.to_string(),
+                        true => {
+                            format!("{}; it is used until another one answers", said(*why, svm))
+                        }
+                        false => said(*why, svm),
                     },
                     failure: None,
                 });
@@ -113,6 +115,17 @@ impl Explanation {
             tags: self.tags.clone(),
             svms: self.svms.iter().map(|svm| svm.shown(now)).collect(),
         }
+    }
+}
+
+/// Why one is excluded, with the tags that it asks for.
+fn said(why: Excluded, svm: Option<&SvmEntry>) -> String {
+    match svm {
+        Some(svm) if why == Excluded::Tags => {
+            let tags: Vec<&str> = svm.report.tags.iter().map(|tag| tag.as_str()).collect();
+            format!("{why}: {}", tags.join(", "))
+        }
+        _ => why.to_string(),
     }
 }
 

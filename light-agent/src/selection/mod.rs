@@ -18,6 +18,7 @@ mod candidates;
 pub mod command;
 pub mod explained;
 mod keeper;
+mod told;
 
 use std::sync::Arc;
 use std::time::Instant;

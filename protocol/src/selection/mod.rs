@@ -128,7 +128,10 @@ pub enum Excluded {
 impl std::fmt::Display for Excluded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Tags => write!(f, "it takes only agents with a tag that this one lacks"),
+            Self::Tags => write!(
+                f,
+                "it takes only agents with one of its tags, and this one has none of them"
+            ),
             Self::NoDefinitions => write!(f, "it has no definitions yet"),
             Self::Draining => write!(f, "it is draining"),
             Self::NoAddress => write!(f, "it has told no address"),

@@ -109,6 +109,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         Arc::clone(&service),
         agents.clone(),
         settings.limits.requests_per_agent,
+        settings.tenants.clone(),
     )?;
     let address = listener.address()?;
     let accepting = tokio::spawn(listener.clone().run());

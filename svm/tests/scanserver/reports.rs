@@ -164,7 +164,9 @@ async fn session(connection: quinn::Connection, identity: Identity, epoch: u64, 
 #[tokio::test(flavor = "multi_thread")]
 async fn reports_come_at_once_on_a_change_and_regularly() {
     let mut site = Site::new(&[("some.yar", &rule("Some", &marker()))]);
-    site.settings = "tags = ['blue']\n[path]\ndatacenter = 'dc'\nhypervisor = 'hv-1'\n".to_owned();
+    site.settings =
+        "tags = ['blue']\ntenants = ['default']\n[path]\ndatacenter = 'dc'\nhypervisor = 'hv-1'\n"
+            .to_owned();
     let name = "server-1".parse().unwrap();
     let server = site.ca.issue(&SpiffeId::server(&site.ca.deployment, &name));
     let mut server = Server::open(&server);
@@ -181,6 +183,7 @@ async fn reports_come_at_once_on_a_change_and_regularly() {
         ("dc", "hv-1")
     );
     assert_eq!(first.tags[0].as_str(), "blue");
+    assert_eq!(first.tenants[0].as_str(), "default");
     assert_eq!(
         (first.agents, first.draining, first.generations.is_empty()),
         (0, false, false)

@@ -8,6 +8,7 @@
     reason = "each test file uses a part of it, and a panic fails the test"
 )]
 
+pub mod machine;
 pub mod peer;
 pub mod servers;
 pub mod watch;
@@ -92,6 +93,19 @@ impl TestSite {
         let line = log.lines().find(|line| line.contains(" metrics address="));
         let (_, address) = line.unwrap().split_once(" metrics address=").unwrap();
         address.split(' ').next().unwrap().parse().unwrap()
+    }
+
+    /// Adds to the settings of a part that does not run yet.
+    pub fn set(&self, part: &str, more: &str) {
+        let file = self
+            .site
+            .dir()
+            .join("etc")
+            .join(part)
+            .with_extension("toml");
+        let mut settings: toml::Table = fs::read_to_string(&file).unwrap().parse().unwrap();
+        settings.extend(more.parse::<toml::Table>().unwrap());
+        fs::write(file, settings.to_string()).unwrap();
     }
 
     /// A folder for files that are not protected.

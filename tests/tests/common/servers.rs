@@ -29,6 +29,11 @@ impl Another {
     /// Starts one in a folder of this name, and waits until the Integration Server lists
     /// as many as are `expected`.
     pub fn start(test: &TestSite, name: &str, expected: usize) -> Self {
+        Self::start_with(test, name, expected, "")
+    }
+
+    /// The same with further settings.
+    pub fn start_with(test: &TestSite, name: &str, expected: usize, more: &str) -> Self {
         let folder = test.folder().join(name);
         fs::create_dir_all(folder.join("etc")).unwrap();
         let own = fs::read_to_string(test.site.dir().join("etc/scanserver.toml")).unwrap();
@@ -39,6 +44,7 @@ impl Another {
         let token = folder.join("etc/scanserver.token");
         fs::write(&token, test.site.join_token("svm").unwrap()).unwrap();
         settings.insert("listen".into(), address.to_string().into());
+        settings.extend(more.parse::<toml::Table>().unwrap());
         settings.insert(
             "join_token_file".into(),
             token.to_str().unwrap().to_owned().into(),
@@ -74,6 +80,10 @@ impl Another {
 
 impl Drop for Another {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+            eprintln!("--- {} ---\n{log}", self.folder.display());
+        }
         let _ = self.process.kill();
     }
 }

@@ -119,6 +119,6 @@ pub const INVENTORY: [Table; 2] = [
     Table {
         name: "domains",
         key: &["host_id", "id"],
-        columns: &[text("uuid"), text("name")],
+        columns: &[text("uuid"), text("name"), text("tags")],
     },
 ];

@@ -46,6 +46,8 @@ pub async fn hosts(store: &Backend) -> Result<Vec<HostRecord>> {
         let facts = DomainFacts {
             name: sealed.text("name")?,
             state: row::parsed(found, "state")?,
+            tags: sealed.json_or_none("tags")?.unwrap_or_default(),
+            began_ms: None,
         };
         if let Some(host) = hosts.get_mut(&host) {
             host.domains.insert(uuid, facts);
@@ -107,12 +109,23 @@ pub async fn put(
         let seat = seals.seat("domains", format!("{host_id}/{id}"));
         sqlx::query(AssertSqlSafe(insert.clone()))
             .bind(host_id.clone())
-            .bind(id)
+            .bind(id.clone())
             .bind(seat.seal("uuid", uuid.as_bytes())?)
             .bind(seat.seal("name", facts.name.as_bytes())?)
             .bind(facts.state.as_str())
             .execute(&mut *connection)
             .await?;
+        // The first sealing's tables have no such column, and their rows no tags.
+        if !facts.tags.is_empty() {
+            let tag = format!("UPDATE {domains} SET tags = $3 WHERE host_id = $1 AND id = $2");
+            let tags = serde_json::to_vec(&facts.tags).unwrap_or_default();
+            sqlx::query(AssertSqlSafe(tag))
+                .bind(host_id.clone())
+                .bind(id)
+                .bind(seat.seal("tags", &tags)?)
+                .execute(&mut *connection)
+                .await?;
+        }
     }
     Ok(())
 }

@@ -478,7 +478,12 @@ async fn plain_hosts(connection: &mut Connection) -> sqlx::Result<Vec<HostRecord
             (hosts.get_mut(&uri), uuid.parse(), state.parse())
         {
             let name = found.try_get("name")?;
-            host.domains.insert(uuid, DomainFacts { name, state });
+            let facts = DomainFacts {
+                name,
+                state,
+                ..DomainFacts::default()
+            };
+            host.domains.insert(uuid, facts);
         }
     }
     Ok(hosts.into_values().collect())
