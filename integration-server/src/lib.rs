@@ -10,6 +10,7 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`settings`] | `server.toml` |
+//! | [`access`] | who may do what, and where (pure) |
 //! | [`ca`] | keys and certificates |
 //! | [`store`] | what must not be forgotten |
 //! | [`fleet`] | enrolment and control sessions |
@@ -25,6 +26,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod access;
 pub mod api;
 pub mod ca;
 pub mod cli;
