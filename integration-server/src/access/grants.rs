@@ -34,9 +34,12 @@ pub enum BadGrant {
 }
 
 impl Grant {
-    /// Whether it allows something somewhere.
+    /// Whether it allows something somewhere. What is the site's is nothing that anybody
+    /// has within a tenant.
     fn allows(&self, permission: Permission, place: &Scope) -> bool {
-        self.role.has(permission) && self.path.covers(place)
+        self.role.has(permission)
+            && self.path.covers(place)
+            && (place.is_site() || !permission.is_of_site())
     }
 }
 
@@ -117,6 +120,7 @@ impl Access {
             && grant
                 .role
                 .permissions()
+                .filter(|permission| grant.allows(*permission, &grant.path))
                 .all(|permission| self.may(permission, &grant.path))
     }
 
@@ -214,7 +218,7 @@ mod tests {
         #[test]
         fn nothing_is_allowed_without_a_grant_for_it(caller in callers(), permission in permissions(), place in scopes()) {
             let allowed = caller.may(permission, &place);
-            let by_grant = caller.grants.iter().any(|grant| grant.role.has(permission) && grant.path.covers(&place));
+            let by_grant = caller.grants.iter().any(|grant| grant.role.has(permission) && grant.path.covers(&place) && (place.is_site() || !permission.is_of_site()));
             prop_assert!(!allowed || by_grant);
             if let Some(limit) = &caller.limit {
                 prop_assert!(!allowed || limit.role.has(permission) && limit.path.covers(&place));

@@ -125,6 +125,11 @@ impl Permission {
         }
     }
 
+    /// Whether it is about what is the site's alone, and nothing of a tenant.
+    pub const fn is_of_site(self) -> bool {
+        matches!(self, SeeSite | ManageSvms)
+    }
+
     /// The roles that have it.
     pub fn roles(self) -> impl Iterator<Item = Role> {
         ROLES.into_iter().filter(move |role| role.has(self))

@@ -6,8 +6,10 @@
 // clippy.toml allows these within test functions; the helpers here are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod accounts_store;
 mod alerts;
 mod api;
+mod audit_store;
 mod authority;
 mod backup;
 mod command;
