@@ -6,6 +6,7 @@
 // clippy.toml allows these within test functions; the helpers here are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod accounts;
 mod accounts_store;
 mod alerts;
 mod api;
@@ -28,4 +29,5 @@ mod site;
 mod starting;
 mod store;
 mod talk;
+mod tenants;
 mod upkeep;
