@@ -6,6 +6,7 @@
 // clippy.toml allows these within test functions; the helpers here are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod account_commands;
 mod accounts;
 mod accounts_store;
 mod alerts;
