@@ -16,6 +16,7 @@ use ureq::http::Request;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use crate::command::{Running, server};
+use crate::postgres::Postgres;
 
 /// What people type.
 pub const PASSWORD: &str = "correct horse battery";
@@ -686,4 +687,59 @@ fn the_machines_own_token_is_on_record() {
         ]
     );
     assert_eq!(api.get(&admin, "session").value["via"], "admin_token");
+}
+
+/// Two server processes on one PostgreSQL: what one began, the other one knows.
+#[test]
+fn a_session_holds_at_every_server_of_one_database() {
+    let Some(postgres) = Postgres::start("a_session_holds_at_every_server_of_one_database") else {
+        return;
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let name = runtime.block_on(postgres.new_database());
+    let key = tempfile::tempdir().unwrap();
+    let key = key.path().join("master-key");
+    let settings = format!(
+        "database = '{}'\nmaster_key_file = '{}'",
+        postgres.url("palisade", &name),
+        key.display()
+    );
+    let (one, other) = (Api::start(&settings), Api::start(&settings));
+    let file = one.running.dir.path().join("var/server/setup.token");
+    assert!(file.exists(), "the one that was first has it");
+    let token = std::fs::read_to_string(&file).unwrap();
+    let new = json!({"token": token.trim(), "name": "ann", "password": PASSWORD});
+    assert_eq!(
+        other
+            .call(&Who::default(), "POST", "setup", Some(&new))
+            .status,
+        204
+    );
+    let ann = Who::session(&one.log_in("ann", Value::Null));
+    assert_eq!(other.get(&ann, "session").value["name"], "ann");
+    // Failures count at both together.
+    for n in 0..5 {
+        let server = if n % 2 == 0 { &one } else { &other };
+        let proof = json!({"name": "ann", "password": "wrong"});
+        let wrong = server.call(&Who::default(), "POST", "session", Some(&proof));
+        assert_eq!(wrong.kind(), "login-refused");
+    }
+    assert_eq!(other.log_in("ann", Value::Null).kind(), "too-early");
+    let jo = json!({"name": "jo", "password": PASSWORD});
+    let jo = one.call(&ann, "POST", "accounts", Some(&jo));
+    assert_eq!(jo.status, 201);
+    let session = Who::session(&other.log_in("jo", Value::Null));
+    assert_eq!(one.get(&session, "session").status, 200);
+    let path = format!("accounts/{}", jo.value["id"].as_str().unwrap());
+    let disable = json!({"disabled": true});
+    assert_eq!(other.call(&ann, "PATCH", &path, Some(&disable)).status, 200);
+    assert_eq!(
+        one.get(&session, "session").status,
+        401,
+        "at once, and everywhere"
+    );
+    let verified = one.get(&ann, "audit/verification").value;
+    assert_eq!(verified["intact"], true, "{verified}");
+    assert_eq!(one.call(&ann, "DELETE", "session", None).status, 204);
+    assert_eq!(other.get(&ann, "session").status, 401);
 }
