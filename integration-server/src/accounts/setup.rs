@@ -50,7 +50,7 @@ pub async fn ensure(
     now_ms: u64,
 ) -> Result<Option<PathBuf>, SetupTokenError> {
     let kept = file(state);
-    let open = store.has_setup_token().await?;
+    let open = store.has_setup_token(None).await?;
     if !store.accounts().await?.is_empty() {
         if !open {
             // Of a token that was used at another server; gone already is as good.

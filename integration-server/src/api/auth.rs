@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Method, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use palisade_protocol::identity::{self, IdentityError};
@@ -200,15 +200,11 @@ async fn caller(
             .ok_or(ApiError::Unauthorized)?;
         return by_token(api, token, peer, now_ms).await;
     }
-    // Several cookie headers are one list of cookies to a server (RFC 9113).
-    let mut cookies = headers.get_all(header::COOKIE).iter();
-    let (Some(cookies), None) = (cookies.next(), cookies.next()) else {
-        return Err(ApiError::Unauthorized);
-    };
-    let token = cookies
-        .to_str()
-        .ok()
-        .and_then(sessions::cookie)
+    // With HTTP/2 a browser sends each cookie by itself; they are one list (RFC 9113).
+    let cookies = headers.get_all(header::COOKIE).iter();
+    let cookies: Result<Vec<&str>, _> = cookies.map(HeaderValue::to_str).collect();
+    let cookies = cookies.map_err(|_| ApiError::Unauthorized)?.join("; ");
+    let token = sessions::cookie(&cookies)
         .filter(|token| token.len() <= MAX_TOKEN_BYTES)
         .ok_or(ApiError::Unauthorized)?;
     let caller = by_session(api, token, peer, now_ms).await?;

@@ -107,7 +107,8 @@ pub async fn set_up(
     let refused = || {
         ApiError::LoginRefused("the setup token is not right, or was used; palisade-server new-setup-token makes another one".to_owned())
     };
-    if !store.has_setup_token().await? {
+    let hash = setup::hash(&new.token);
+    if !store.has_setup_token(Some(&hash)).await? {
         return Err(refused());
     }
     let mut account = account.await?;
@@ -123,7 +124,7 @@ pub async fn set_up(
         address: Some(peer.to_string()),
     };
     let entry = Entry::done(actor, "account.create", &account.name, now_ms).after("admin at /");
-    let change = Change::Setup(&setup::hash(&new.token), &account);
+    let change = Change::Setup(&hash, &account);
     done(store.change(change, Some(&entry), now_ms).await?, refused)?;
     // It is void; gone already is as good as removed.
     let _ = std::fs::remove_file(setup::file(&state.state));

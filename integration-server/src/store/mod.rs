@@ -173,8 +173,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn account_tokens(&self) -> Result<Vec<AccountToken>>;
     /// An API token was used.
     async fn saw_account_token(&self, id: Uuid, now_ms: u64) -> Result<()>;
-    /// Whether there is a setup token that was not used.
-    async fn has_setup_token(&self) -> Result<bool>;
+    /// Whether there is a setup token that was not used: any, or the one with this hash.
+    async fn has_setup_token(&self, hash: Option<&Hash>) -> Result<bool>;
 
     /// Entries of the audit log, newest first, those before a number.
     async fn audit(&self, before: Option<u64>, limit: u32) -> Result<Vec<Record>>;

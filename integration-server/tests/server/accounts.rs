@@ -92,6 +92,8 @@ impl Api {
         let agent = Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)
+            // Who is refused before his body was read finds the connection closed.
+            .max_idle_connections(0)
             .build()
             .new_agent();
         Self { running, agent }

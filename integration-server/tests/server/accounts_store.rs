@@ -378,7 +378,7 @@ async fn a_code_counts_once(kind: Kind) {
 
 async fn a_setup_token_makes_one_account(kind: Kind) {
     let store = kind.store().await;
-    assert!(!store.has_setup_token().await.unwrap());
+    assert!(!store.has_setup_token(None).await.unwrap());
     let (old, new) = ([1; 32], [2; 32]);
     for hash in [&old, &new] {
         let change = Change::NewSetupToken(Uuid::new_v4(), hash);
@@ -398,7 +398,7 @@ async fn a_setup_token_makes_one_account(kind: Kind) {
         done += usize::from(racer.await.unwrap().is_done());
     }
     assert_eq!((done, store.accounts().await.unwrap().len()), (1, 1));
-    assert!(!store.has_setup_token().await.unwrap());
+    assert!(!store.has_setup_token(None).await.unwrap());
     // A name that is taken leaves the token as it was.
     let third = [3; 32];
     make(
@@ -406,10 +406,12 @@ async fn a_setup_token_makes_one_account(kind: Kind) {
         Change::NewSetupToken(Uuid::new_v4(), &third),
     )
     .await;
+    assert!(store.has_setup_token(Some(&third)).await.unwrap());
+    assert!(!store.has_setup_token(Some(&new)).await.unwrap());
     let name = store.accounts().await.unwrap()[0].name.clone();
     let taken = make(store.as_ref(), Change::Setup(&third, &account(&name))).await;
     assert_eq!(taken, Changed::Taken);
-    assert!(store.has_setup_token().await.unwrap());
+    assert!(store.has_setup_token(None).await.unwrap());
 }
 
 async fn a_tenants_detections_are_its_own(kind: Kind) {

@@ -223,6 +223,9 @@ async fn reads(place: &Place, agent: AgentId, name: &str) {
     assert_eq!(store.agent(agent).await.unwrap().unwrap().name, name);
     assert_eq!(store.detections(None, 9).await.unwrap().items.len(), 1);
     assert_eq!(store.hosts().await.unwrap().len(), 1);
+    // Each value opens, and the audit log's chain is as it was.
+    assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
+    assert!(store.verify_audit(None).await.unwrap().head.number > 0);
     store.close().await;
 }
 

@@ -341,3 +341,103 @@ fn every_change_has_its_entry() {
 fn unbase32(text: &str) -> Vec<u8> {
     crate::accounts::unbase32(text)
 }
+
+#[test]
+fn a_grant_for_one_vm_is_for_that_one() {
+    let api = Api::start("");
+    let (own, neighbour) = (Things::make(&api, "acme"), Things::make(&api, "acme"));
+    for things in [&own, &neighbour] {
+        things.detect(&api);
+    }
+    let grant = |things: &Things| {
+        let path = format!("/tenants/acme/vms/{}", things.agent);
+        json!([{"role": "operator", "path": path}])
+    };
+    let jo = api.somebody("jo", grant(&own));
+    for list in [
+        "agents",
+        "detections",
+        "exposures",
+        "alerts",
+        "tokens",
+        "audit",
+    ] {
+        let found = api.get(&jo, list);
+        let text = found.value.to_string();
+        assert!(
+            !text.contains(&neighbour.agent) && !text.contains(&neighbour.join_token),
+            "{list}"
+        );
+        if ["agents", "detections"].contains(&list) {
+            assert_eq!(
+                found.value["items"].as_array().unwrap().len(),
+                1,
+                "{list}: {text}"
+            );
+            assert!(text.contains(&own.marker), "{list}: {text}");
+        }
+    }
+    let work = json!({"allowed": "stop", "for_s": 60, "reason": "work"});
+    for (things, maintenance, revoked) in [(&neighbour, 404, 404), (&own, 201, 204)] {
+        let path = format!("agents/{}", things.agent);
+        let allowed = api.call(&jo, "POST", &format!("{path}/maintenance"), Some(&work));
+        assert_eq!(allowed.status, maintenance, "{allowed:?}");
+        assert_eq!(api.call(&jo, "DELETE", &path, None).status, revoked);
+    }
+    // Nobody joins one VM's place.
+    let join = json!({"tenant": "acme"});
+    assert_eq!(api.call(&jo, "POST", "tokens", Some(&join)).status, 403);
+}
+
+/// An agent says which domain it runs in, and may say another tenant's.
+#[test]
+fn a_claimed_domain_tells_a_tenant_nothing_of_it() {
+    const DOMAIN: Uuid = uuid::uuid!("6695eb01-f6a4-8304-79aa-97f2502e193f");
+    let api = Api::start("[[libvirt]]\nuri = 'test:///default'\n[fleet]\nagent_boot_grace = '1s'");
+    let admin = api.admin();
+    for (tenant, name) in [("acme", "claims"), ("other", "victim")] {
+        let new = json!({"tenant": tenant});
+        let made = api.call(&admin, "POST", "tokens", Some(&new)).value;
+        let token = made["token"].as_str().unwrap().parse().unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let joined = enrol(&token, Component::Agent, host(name, Some(DOMAIN)));
+        runtime.block_on(joined).unwrap();
+    }
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let alerts = || {
+        api.get(&admin, "alerts").value["items"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    while alerts() < 2 {
+        assert!(std::time::Instant::now() < end, "no alert of both");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    // The control: the site's admin is told whose domain it is.
+    let domain = api.get(&admin, "agents").value["items"][0]["domain_name"].clone();
+    assert_eq!(domain, "test");
+    assert!(
+        api.get(&admin, "alerts")
+            .value
+            .to_string()
+            .contains("\"test\"")
+    );
+    let path = "/tenants/acme";
+    let jo = api.somebody("jo", json!([{"role": "tenant_admin", "path": path}]));
+    for list in ["agents", "alerts"] {
+        let found = api.get(&jo, list).value;
+        assert_eq!(
+            found["items"].as_array().unwrap().len(),
+            1,
+            "{list}: {found}"
+        );
+        let text = found.to_string();
+        assert!(
+            text.contains("claims") && !text.contains("victim"),
+            "{list}: {text}"
+        );
+        assert!(found["items"][0]["domain_name"].is_null(), "{list}: {text}");
+        assert!(!text.contains("domain test"), "{list}: {text}");
+    }
+}

@@ -298,8 +298,15 @@ pub async fn use_setup_token(db: &mut Connection, hash: &Hash, now_ms: u64) -> s
     Ok(done.rows_affected() == 1)
 }
 
-pub async fn has_setup_token(store: &Backend) -> Result<bool> {
-    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM setup_tokens WHERE used_ms IS NULL")
+pub async fn has_setup_token(store: &Backend, hash: Option<&Hash>) -> Result<bool> {
+    let query = match hash {
+        None => sqlx::query_scalar("SELECT COUNT(*) FROM setup_tokens WHERE used_ms IS NULL"),
+        Some(hash) => sqlx::query_scalar(
+            "SELECT COUNT(*) FROM setup_tokens WHERE used_ms IS NULL AND token_sha256 = $1",
+        )
+        .bind(hash.to_vec()),
+    };
+    let count: i64 = query
         .fetch_one(&store.readers)
         .await
         .map_err(|error| store.failed("find a setup token", error))?;

@@ -118,8 +118,8 @@ impl Store for Backend {
     async fn saw_account_token(&self, id: Uuid, now_ms: u64) -> Result<()> {
         self.bounded(account_tokens::saw(self, id, now_ms)).await
     }
-    async fn has_setup_token(&self) -> Result<bool> {
-        self.bounded(accounts::has_setup_token(self)).await
+    async fn has_setup_token(&self, hash: Option<&Hash>) -> Result<bool> {
+        self.bounded(accounts::has_setup_token(self, hash)).await
     }
     async fn audit(&self, before: Option<u64>, limit: u32) -> Result<Vec<Record>> {
         self.bounded(audit::page(self, before, limit)).await
