@@ -55,7 +55,7 @@ pub enum ApiError {
     Csrf,
     /// The session's password was not shown lately.
     #[error(
-        "this wants the password once more: POST /api/v1/session/confirmation, or `palisade login NAME`, and try again within five minutes"
+        "this wants your password once more: type it, or show it to POST /api/v1/session/confirmation, and try again within five minutes"
     )]
     Unconfirmed,
     /// The request makes no sense.

@@ -31,11 +31,10 @@ pub struct Refusal {
     detail: String,
 }
 
-impl Refusal {
-    /// Whether it is of this kind.
-    pub fn is(&self, kind: &str) -> bool {
-        self.kind.strip_prefix("urn:palisade:problem:") == Some(kind)
-    }
+/// Whether an error is a refusal of this kind.
+pub fn is_refusal(error: &anyhow::Error, kind: &str) -> bool {
+    let refusal = error.downcast_ref::<Refusal>();
+    refusal.is_some_and(|refusal| refusal.kind.strip_prefix("urn:palisade:problem:") == Some(kind))
 }
 
 /// A client of one server.
@@ -62,6 +61,9 @@ impl Client {
             .https_only(true)
             .http_status_as_error(false)
             .max_redirects(0)
+            // A server that refuses before it has read a body may close the connection, and
+            // the next request must not meet that.
+            .max_idle_connections(0)
             .proxy(None)
             .timeout_global(Some(TIMEOUT))
             .user_agent(concat!("palisade/", env!("CARGO_PKG_VERSION")))
@@ -136,11 +138,31 @@ impl Client {
         &self.target.url
     }
 
-    /// Asks for anything; the answer is one of success.
+    /// Asks for anything; the answer is one of success. Where the server wants the
+    /// password once more, so does this.
     ///
     /// # Errors
     /// What is in the way, and what helps; a [`Refusal`] where the server says it.
     pub fn send<B: Serialize + ?Sized>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&B>,
+    ) -> anyhow::Result<Response<Body>> {
+        match self.send_once(method, path, body) {
+            Err(error) if is_refusal(&error, "unconfirmed") => {
+                super::login::confirm(self, error)?;
+                self.send_once(method, path, body)
+            }
+            other => other,
+        }
+    }
+
+    /// The same, whatever the server says.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_once<B: Serialize + ?Sized>(
         &self,
         method: &str,
         path: &str,

@@ -10,13 +10,13 @@ use palisade_protocol::identity::write_atomic;
 use serde::{Deserialize, Serialize};
 use ureq::http::header::SET_COOKIE;
 
-use super::client::{Client, Refusal};
+use super::client::{Client, is_refusal};
 use super::prompt;
 use super::resources::{Result, json};
 use super::table::safe;
 use crate::accounts::login::Proof;
 use crate::accounts::sessions;
-use crate::api::session::{Session, Setup};
+use crate::api::session::{Confirmation, Session, Setup};
 
 /// Names the file of the session, in place of the user's own.
 pub const SESSION: &str = "PALISADE_SESSION";
@@ -155,9 +155,30 @@ pub fn log_in(client: &Client, file: Option<&Path>, mut proof: Proof, output: Ou
 }
 
 fn needs_code(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<Refusal>()
-        .is_some_and(|refusal| refusal.is("code-needed"))
+    is_refusal(error, "code-needed")
+}
+
+/// Shows the password once more, for what is dangerous; `asked` is what the server said.
+///
+/// # Errors
+/// What the server said, where nobody types a password; or that it is wrong.
+pub fn confirm(client: &Client, asked: anyhow::Error) -> anyhow::Result<()> {
+    let Ok(password) = prompt::secret("Your password, once more") else {
+        return Err(asked);
+    };
+    let mut shown = Confirmation {
+        password,
+        code: None,
+        recovery_code: None,
+    };
+    let path = "session/confirmation";
+    match client.send_once("POST", path, Some(&shown)) {
+        Err(error) if needs_code(&error) => {
+            shown.code = Some(prompt::secret("Code of the authenticator")?);
+            client.send_once("POST", path, Some(&shown)).map(drop)
+        }
+        other => other.map(drop),
+    }
 }
 
 /// `palisade logout`: whatever the server says, the file is gone afterwards.

@@ -295,3 +295,35 @@ fn help_of_accounts_is_one_screen() {
     }
     assert_snapshot!(all);
 }
+
+#[test]
+fn what_is_dangerous_asks_for_the_password_once_more() {
+    let api = Api::start("");
+    fine(&api, "ann", &[PASSWORD], &["setup", "ann"]);
+    fine(&api, "ann", &[PASSWORD], &["login", "ann"]);
+    fine(&api, "ann", &[PASSWORD], &["account", "create", "jo"]);
+    let disable = ["account", "disable", "jo"];
+    let long_ago = || api.database("UPDATE sessions SET confirmed_ms = 0");
+    long_ago();
+    let nothing = run(&api, "ann", &[], &disable);
+    assert_eq!(nothing.status.code(), Some(3));
+    let said = String::from_utf8(nothing.stderr).unwrap();
+    assert!(said.contains("your password once more"), "{said}");
+    let wrong = run(&api, "ann", &["wrong"], &disable);
+    assert_eq!(wrong.status.code(), Some(3));
+    let listed = fine(&api, "ann", &[], &["account", "list"]);
+    assert!(!listed.contains("disabled"), "{listed}");
+    fine(&api, "ann", &[PASSWORD], &disable);
+    // For five minutes it is not asked for again.
+    fine(&api, "ann", &[], &["account", "enable", "jo"]);
+    long_ago();
+    // What the command itself asks for comes first.
+    let new = "another horse battery";
+    fine(
+        &api,
+        "ann",
+        &[new, PASSWORD],
+        &["account", "password", "jo"],
+    );
+    fine(&api, "jo", &[new], &["login", "jo"]);
+}
