@@ -187,6 +187,9 @@ fn the_setup_token_makes_the_first_account_once() {
     let file = api.running.dir.path().join("var/server/setup.token");
     let mode = std::fs::metadata(&file).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+    let log = api.running.log.lock().unwrap().clone();
+    let named = |line: &Value| line["fields"]["file"] == file.display().to_string().as_str();
+    assert!(log.iter().any(named), "its place is in the log: {log:?}");
     let token = std::fs::read_to_string(&file).unwrap().trim().to_owned();
     let nobody = Who::default();
     let setup = |token: &str, name: &str, password: &str| {

@@ -370,4 +370,7 @@ fn every_route_names_what_it_needs() {
         let found = palisade_integration_server::access::routes::find(method, path);
         assert!(found.is_some(), "{method} {path} needs no permission");
     }
+    // Nor does the table name what is not there.
+    let table = palisade_integration_server::access::routes::ROUTES;
+    assert_eq!(table.len(), operations.len());
 }

@@ -48,6 +48,7 @@ impl Running {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut log = Vec::new();
         let url = loop {
             let line = lines
                 .next()
@@ -57,9 +58,10 @@ impl Running {
             if line["fields"]["message"] == "ready" {
                 break line["fields"]["url"].as_str().unwrap().to_owned();
             }
+            log.push(line);
         };
         // Read on, so that the server never waits for its log to be taken.
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::new(Mutex::new(log));
         let kept = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
