@@ -10,6 +10,9 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`settings`] | `server.toml` |
+//! | [`access`] | who may do what, and where (pure) |
+//! | [`accounts`] | passwords, second factors, sessions, and how often may be tried |
+//! | [`audit`] | what an entry of the audit log says, and whether the chain holds (pure) |
 //! | [`ca`] | keys and certificates |
 //! | [`store`] | what must not be forgotten |
 //! | [`fleet`] | enrolment and control sessions |
@@ -25,7 +28,10 @@
 
 #![deny(unsafe_code)]
 
+pub mod access;
+pub mod accounts;
 pub mod api;
+pub mod audit;
 pub mod ca;
 pub mod cli;
 pub mod failure;

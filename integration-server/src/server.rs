@@ -22,6 +22,7 @@ use palisade_protocol::spiffe::SpiffeId;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::accounts::setup;
 use crate::api::listener::ApiListener;
 use crate::api::{self, Api, auth};
 use crate::ca::Authority;
@@ -74,6 +75,12 @@ impl Server {
         let authority = Authority::open(&state.join("ca"), &deployment, now_ms)?;
         let authority = Arc::new(authority);
         auth::ensure_admin_token(shared.as_ref(), &state, now_ms).await?;
+        if let Some(file) = setup::ensure(shared.as_ref(), &state, now_ms).await? {
+            tracing::warn!(
+                file = %file.display(),
+                "there is no account yet: `palisade setup NAME` makes the first one with the token in this file"
+            );
+        }
 
         let names = settings.certificate_names(&host::facts().hostname);
         let id = SpiffeId::server(&deployment, &name);
@@ -112,6 +119,9 @@ impl Server {
             server: name.to_string(),
             advertised: settings.advertised(control_address),
             started_ms: now_ms,
+            state: state.clone(),
+            sessions: settings.accounts,
+            admin_noted_ms: auth::Noted::default(),
         }));
 
         libvirt::start(&settings.libvirt, settings.inventory.poll, &readings)?;

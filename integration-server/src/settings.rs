@@ -12,6 +12,7 @@ use palisade_protocol::ids::{BadId, DeploymentId, ServerName};
 use palisade_protocol::{DEFAULT_API_PORT, DEFAULT_CONTROL_PORT};
 use serde::Deserialize;
 
+use crate::accounts::sessions::Limits;
 use crate::interval::Interval;
 use crate::store::postgres::Address;
 use crate::store::seal::master::{self, Source};
@@ -58,6 +59,8 @@ pub struct Settings {
     pub inventory: InventorySettings,
     /// Timing of control sessions.
     pub fleet: FleetSettings,
+    /// Accounts of people.
+    pub accounts: Limits,
 }
 
 /// One libvirt connection and where its host stands.
@@ -138,6 +141,7 @@ impl Default for Settings {
             libvirt: Vec::new(),
             inventory: InventorySettings::default(),
             fleet: FleetSettings::default(),
+            accounts: Limits::default(),
         }
     }
 }

@@ -13,9 +13,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::auth::Caller;
 use super::maintenance::Maintenance;
 use super::page::Page;
 use super::problem::{ApiError, Problem, revoked};
+use crate::access::{Permission, Scope};
 use crate::fleet::Fleet;
 use crate::store::AgentRecord;
 use crate::time::{now_ms, rfc3339};
@@ -63,7 +65,7 @@ pub struct Agent {
         (status = 503, body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub async fn list(state: State) -> Result<Json<Page<Agent>>, ApiError> {
+pub async fn list(state: State, caller: Caller) -> Result<Json<Page<Agent>>, ApiError> {
     let fleet = &state.fleet;
     let svms: BTreeMap<SvmId, String> = fleet
         .store
@@ -77,9 +79,42 @@ pub async fn list(state: State) -> Result<Json<Page<Agent>>, ApiError> {
     Ok(Json(Page::whole(
         agents
             .into_iter()
-            .map(|agent| of(agent, fleet, &svms, now_ms))
+            .filter(|agent| caller.may(Permission::SeeGuests, &place(agent)))
+            .map(|agent| {
+                let mut shown = of(agent, fleet, &svms, now_ms);
+                if !caller.may(Permission::SeeSite, &Scope::site()) {
+                    // Which domain it is in is what the agent says: it must not tell a
+                    // tenant another one's name.
+                    shown.domain_name = None;
+                }
+                shown
+            })
             .collect(),
     )))
+}
+
+/// Where an agent is.
+pub fn place(agent: &AgentRecord) -> Scope {
+    Scope::vm(agent.tenant.clone(), agent.id)
+}
+
+/// An agent that the caller may do this to; one that he may not is one that does not exist.
+///
+/// # Errors
+/// [`ApiError::NotFound`].
+pub async fn reached(
+    fleet: &Fleet,
+    caller: &Caller,
+    permission: Permission,
+    id: Uuid,
+) -> Result<AgentRecord, ApiError> {
+    let found = fleet.store.agent(AgentId(id)).await?;
+    found
+        .filter(|agent| caller.may(permission, &place(agent)))
+        .ok_or_else(|| ApiError::NotFound {
+            kind: "agent",
+            id: id.to_string(),
+        })
 }
 
 /// Revoke a Light Agent
@@ -101,10 +136,17 @@ pub async fn list(state: State) -> Result<Json<Page<Agent>>, ApiError> {
 )]
 pub async fn revoke(
     state: State,
+    caller: Caller,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Path(id) = id?;
-    let done = state.fleet.revoke_agent(AgentId(id), now_ms()).await?;
+    let now_ms = now_ms();
+    let agent = reached(&state.fleet, &caller, Permission::ManageGuests, id).await?;
+    let entry = caller
+        .entry("agent.revoke", id, now_ms)
+        .at(place(&agent))
+        .before(&agent.name);
+    let done = state.fleet.revoke_agent(agent.id, &entry, now_ms).await?;
     revoked(done, "agent", id)
 }
 

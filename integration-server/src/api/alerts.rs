@@ -11,8 +11,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::agents::place;
+use super::auth::Caller;
 use super::page::Page;
 use super::problem::{ApiError, Problem};
+use crate::access::{Access, Permission, Scope};
 use crate::fleet::Fleet;
 use crate::fleet::lost::Alarm;
 use crate::store::{AgentRecord, Result as Stored, SvmRecord};
@@ -68,18 +71,28 @@ pub struct Alert {
         (status = 503, body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub async fn list(state: State) -> Result<Json<Page<Alert>>, ApiError> {
-    Ok(Json(Page::whole(all(&state.fleet, now_ms()).await?)))
+pub async fn list(state: State, caller: Caller) -> Result<Json<Page<Alert>>, ApiError> {
+    let seen = all(&state.fleet, &caller.access, now_ms()).await?;
+    Ok(Json(Page::whole(seen)))
 }
 
-/// All of them, the oldest first.
+/// All that somebody may see, the oldest first.
 ///
 /// # Errors
 /// The store's.
-pub async fn all(fleet: &Fleet, now_ms: u64) -> Stored<Vec<Alert>> {
-    let name_of = |domain| fleet.inventory.domain(domain).map(|facts| facts.name);
-    let agents = fleet.store.agents().await?;
-    let lost = fleet.alarms.all().into_iter().map(|alarm| {
+pub async fn all(fleet: &Fleet, access: &Access, now_ms: u64) -> Stored<Vec<Alert>> {
+    // Which domain an agent is in is what it says: it must not tell a tenant another
+    // one's name.
+    let whole = access.may(Permission::SeeSite, &Scope::site());
+    let name_of = |domain| {
+        let known = fleet.inventory.domain(domain).filter(|_| whole);
+        known.map(|facts| facts.name)
+    };
+    let mut agents = fleet.store.agents().await?;
+    agents.retain(|agent| access.may(Permission::SeeGuests, &place(agent)));
+    let mut alarms = fleet.alarms.all();
+    alarms.retain(|alarm| agents.iter().any(|agent| agent.id == alarm.agent));
+    let lost = alarms.into_iter().map(|alarm| {
         let name = alarm.domain.and_then(name_of);
         // A guest that joined anew has another agent.
         let another = agents.iter().find(|agent| {
@@ -99,7 +112,9 @@ pub async fn all(fleet: &Fleet, now_ms: u64) -> Stored<Vec<Alert>> {
             alerts.push((raised_ms, exposed(&agent, window, raised_ms, name)));
         }
     }
-    svm_alerts(fleet, now_ms, &mut alerts).await?;
+    if whole {
+        svm_alerts(fleet, now_ms, &mut alerts).await?;
+    }
     alerts.sort_by_key(|(raised_ms, alert)| (*raised_ms, alert.id));
     Ok(alerts.into_iter().map(|(_, alert)| alert).collect())
 }

@@ -17,10 +17,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::auth::Caller;
 use super::problem::{ApiError, Problem};
 use super::svms::{Definitions, engines};
 use crate::fleet::asking::{AskError, Question};
-use crate::time::rfc3339;
+use crate::store::Change;
+use crate::time::{now_ms, rfc3339};
 
 /// How long an order is waited for; what takes longer goes on.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -162,13 +164,22 @@ pub async fn get(
 )]
 pub async fn order(
     state: State,
+    caller: Caller,
     id: Result<Path<Uuid>, PathRejection>,
     order: Result<Json<Order>, JsonRejection>,
 ) -> Result<(StatusCode, Json<SvmDefinitions>), ApiError> {
     let Path(id) = id?;
     let Json(order) = order?;
     let order = meant(order)?;
-    tracing::info!(svm = %id, ?order, "ordered by the API");
+    known(&state, SvmId(id)).await?;
+    // Before it is given: what it does is the Protection Server's, and not in one
+    // transaction with anything here.
+    let now_ms = now_ms();
+    let entry = caller
+        .entry("svm.definitions", id, now_ms)
+        .after(format!("ordered: {order:?}"));
+    let store = &state.fleet.store;
+    store.change(Change::Nothing, Some(&entry), now_ms).await?;
     if let Some(answer) = give(&state, id, order).await? {
         return match answer.failure {
             Some(failure) => Err(ApiError::Conflict(failure.to_string())),
@@ -203,16 +214,21 @@ async fn give(
     order: DefinitionsOrder,
 ) -> Result<Option<DefinitionsAnswer>, ApiError> {
     let svm = SvmId(id);
+    known(state, svm).await?;
+    let order = Question::Definitions(order);
+    let given = state.fleet.orders.ask(svm, order, PATIENCE).await;
+    given.map_err(|error| ApiError::Conflict(refused(error).to_owned()))
+}
+
+async fn known(state: &State, svm: SvmId) -> Result<(), ApiError> {
     let known = state.fleet.store.svm(svm).await?;
     if known.is_none_or(|record| record.revoked) {
         return Err(ApiError::NotFound {
             kind: "Protection Server",
-            id: id.to_string(),
+            id: svm.to_string(),
         });
     }
-    let order = Question::Definitions(order);
-    let given = state.fleet.orders.ask(svm, order, PATIENCE).await;
-    given.map_err(|error| ApiError::Conflict(refused(error).to_owned()))
+    Ok(())
 }
 
 fn refused(error: AskError) -> &'static str {

@@ -9,8 +9,10 @@ use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
 use super::State;
+use super::auth::Caller;
 use super::page::Page;
 use super::problem::{ApiError, Problem};
+use crate::access::{Permission, Scope};
 use crate::store::DetectionRecord;
 use crate::time::rfc3339;
 
@@ -91,6 +93,7 @@ pub struct Asked {
 )]
 pub async fn list(
     state: State,
+    caller: Caller,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Result<Json<Page<Detection>>, ApiError> {
     let Query(asked) = asked?;
@@ -101,9 +104,17 @@ pub async fn list(
         )));
     }
     let before = asked.cursor.as_deref().map(cursor).transpose()?;
-    let page = state.fleet.store.detections(before, limit).await?;
+    let store = &state.fleet.store;
+    let page = match caller.access.tenants(Permission::SeeGuests) {
+        None => store.detections(before, limit).await?,
+        Some(tenants) => store.detections_of(&tenants, before, limit).await?,
+    };
+    let seen = |found: &DetectionRecord| {
+        let place = Scope::vm(found.tenant.clone(), found.agent);
+        caller.may(Permission::SeeGuests, &place)
+    };
     Ok(Json(Page {
-        items: page.items.into_iter().map(of).collect(),
+        items: page.items.into_iter().filter(seen).map(of).collect(),
         next: page.next.map(|seq| format!("s{seq}")),
     }))
 }

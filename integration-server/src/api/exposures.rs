@@ -9,8 +9,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::agents::place;
+use super::auth::Caller;
 use super::page::Page;
 use super::problem::{ApiError, Problem};
+use crate::access::Permission;
 use crate::store::AgentRecord;
 use crate::time::rfc3339;
 
@@ -64,8 +67,9 @@ pub struct Exposure {
         (status = 503, body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub async fn list(state: State) -> Result<Json<Page<Exposure>>, ApiError> {
-    let agents = state.fleet.store.agents().await?;
+pub async fn list(state: State, caller: Caller) -> Result<Json<Page<Exposure>>, ApiError> {
+    let mut agents = state.fleet.store.agents().await?;
+    agents.retain(|agent| caller.may(Permission::SeeGuests, &place(agent)));
     let mut all: Vec<(u64, Exposure)> = agents.iter().flat_map(of_agent).collect();
     all.sort_by_key(|(from_ms, _)| Reverse(*from_ms));
     let shown = all.into_iter().map(|(_, exposure)| exposure);

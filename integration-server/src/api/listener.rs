@@ -82,6 +82,8 @@ impl ApiListener {
             .http_builder()
             .http2()
             .max_concurrent_streams(MAX_STREAMS);
-        server.serve(router.into_make_service()).await
+        server
+            .serve(router.into_make_service_with_connect_info::<SocketAddr>())
+            .await
     }
 }

@@ -4,14 +4,16 @@ use axum::Json;
 use axum::extract::Path;
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::http::StatusCode;
-use palisade_protocol::ids::AgentId;
 use palisade_protocol::maintenance;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::agents::{place, reached};
+use super::auth::Caller;
 use super::problem::{ApiError, Problem};
+use crate::access::Permission;
 use crate::fleet::maintenance::{NotGranted, Wanted};
 use crate::store::MaintenanceRecord;
 use crate::time::{now_ms, rfc3339};
@@ -127,6 +129,7 @@ impl From<MaintenanceRecord> for Maintenance {
 )]
 pub async fn create(
     state: State,
+    caller: Caller,
     id: Result<Path<Uuid>, PathRejection>,
     new: Result<Json<NewMaintenance>, JsonRejection>,
 ) -> Result<(StatusCode, Json<CreatedMaintenance>), ApiError> {
@@ -137,7 +140,13 @@ pub async fn create(
         for_s: new.for_s,
         reason: new.reason,
     };
-    let (grant, token) = state.fleet.allow(AgentId(id), &wanted, now_ms()).await?;
+    let fleet = &state.fleet;
+    let now_ms = now_ms();
+    let agent = reached(fleet, &caller, Permission::ManageGuests, id).await?;
+    let entry = caller
+        .entry("agent.maintenance", id, now_ms)
+        .at(place(&agent));
+    let (grant, token) = fleet.allow(agent.id, &wanted, entry, now_ms).await?;
     let created = CreatedMaintenance {
         id: grant.id,
         token,

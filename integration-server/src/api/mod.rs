@@ -2,25 +2,29 @@
 //! programs see. One file per resource; a handler parses, calls, and maps errors.
 //!
 //! ```text
-//!   TLS 1.3 ─► headers ─► time limit ─► token ─► handler ─► store, fleet, inventory
-//!                                         │         │
-//!                                         └─────────┴──► problem (one place)
+//!   TLS 1.3 ─► headers ─► time limit ─► who, and may he ─► handler ─► store, fleet, inventory
+//!                                              │              │
+//!                                              └──────────────┴──► problem (one place)
 //! ```
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`selection`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`] | a resource each: its JSON and its routes |
+//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`selection`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`], [`accounts`], [`api_tokens`], [`audit`] | a resource each: its JSON and its routes |
+//! | [`session`], [`own`] | becoming somebody and being it; an account's own secrets |
 //! | [`page`] | lists with a cursor |
 //! | [`problem`] | errors as RFC 9457 `application/problem+json` |
-//! | [`auth`] | bearer tokens |
+//! | [`auth`] | who asks, and whether he may |
 //! | [`guard`] | headers and time limits around every answer |
 //! | [`listener`] | HTTPS |
 //!
 //! `openapi.json` beside `Cargo.toml` is the specification, made from this code
 //! and compared with it by a test; `palisade-server openapi` prints a new one.
 
+pub mod accounts;
 pub mod agents;
 pub mod alerts;
+pub mod api_tokens;
+pub mod audit;
 pub mod auth;
 pub mod definitions;
 pub mod detections;
@@ -29,24 +33,33 @@ pub mod guard;
 pub mod inventory;
 pub mod listener;
 pub mod maintenance;
+pub mod own;
 pub mod page;
 pub mod problem;
 pub mod selection;
+pub mod session;
 pub mod status;
 pub mod svms;
 pub mod tokens;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
 use axum::{Router, middleware};
 use utoipa::OpenApi;
-use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::openapi::{Content, Ref, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::access::routes::{Need, ROUTES, Route};
+use crate::accounts::sessions::{COOKIE, Limits};
 use crate::fleet::Fleet;
 
 /// Largest request body, in bytes.
@@ -63,6 +76,12 @@ pub struct Api {
     pub advertised: Vec<SocketAddr>,
     /// When the server started.
     pub started_ms: u64,
+    /// The state folder.
+    pub state: PathBuf,
+    /// How long sessions last.
+    pub sessions: Limits,
+    /// When the machine's own token was last noted.
+    pub admin_noted_ms: auth::Noted,
 }
 
 /// The state as handlers take it.
@@ -78,7 +97,7 @@ pub type State = axum::extract::State<Arc<Api>>;
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     servers((url = "/", description = "This server")),
-    security(("token" = [])),
+    security(("token" = []), ("session" = [])),
 )]
 struct Document;
 
@@ -98,6 +117,23 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(detections::list))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
+        .routes(routes!(accounts::list, accounts::create))
+        .routes(routes!(accounts::change))
+        .routes(routes!(accounts::set_password))
+        .routes(routes!(accounts::remove_totp))
+        .routes(routes!(api_tokens::list, api_tokens::create))
+        .routes(routes!(api_tokens::revoke))
+        .routes(routes!(audit::list))
+        .routes(routes!(audit::verify))
+        .routes(routes!(session::set_up))
+        .routes(routes!(session::get, session::log_in, session::log_out))
+        .routes(routes!(session::confirm))
+        .routes(routes!(own::change_password))
+        .routes(routes!(
+            own::begin_totp,
+            own::confirm_totp,
+            own::remove_totp
+        ))
 }
 
 /// The specification.
@@ -106,14 +142,59 @@ pub fn document() -> utoipa::openapi::OpenApi {
     let scheme = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some(
-            "An API token, like the one in the state folder's `admin.token`.",
+            "An API token of an account, or the machine's own one in the state folder's \
+             `admin.token`.",
         ))
         .build();
+    let cookie = SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::with_description(
+        COOKIE,
+        "A session, begun by `logIn`. Each change carries the session's `csrf` in the header \
+         `x-palisade-csrf`.",
+    )));
+    let components = document.components.get_or_insert_with(Default::default);
+    components.add_security_scheme("token", SecurityScheme::Http(scheme));
+    components.add_security_scheme("session", cookie);
+    for route in ROUTES {
+        let path = document.paths.paths.get_mut(route.path);
+        let operation = path.and_then(|path| match route.method {
+            "GET" => path.get.as_mut(),
+            "PUT" => path.put.as_mut(),
+            "POST" => path.post.as_mut(),
+            "PATCH" => path.patch.as_mut(),
+            "DELETE" => path.delete.as_mut(),
+            _ => None,
+        });
+        if let Some(operation) = operation {
+            say_need(operation, route);
+        }
+    }
     document
-        .components
-        .get_or_insert_with(Default::default)
-        .add_security_scheme("token", SecurityScheme::Http(scheme));
-    document
+}
+
+/// What a route needs stands in one table; the specification says it from there.
+fn say_need(operation: &mut Operation, route: &Route) {
+    let said = operation.description.take().unwrap_or_default();
+    let text = format!("{said}\n\n{}", route.explain());
+    operation.description = Some(text.trim().to_owned());
+    match route.need {
+        Need::Nobody => operation.security = Some(vec![SecurityRequirement::default()]),
+        Need::Session => {
+            let session = SecurityRequirement::new("session", Vec::<String>::new());
+            operation.security = Some(vec![session]);
+        }
+        _ => {}
+    }
+    if route.need == Need::Nobody {
+        return;
+    }
+    let problem = Content::new(Some(Ref::from_schema_name("Problem")));
+    let refused = ResponseBuilder::new()
+        .content("application/problem+json", problem)
+        .build();
+    operation
+        .responses
+        .responses
+        .insert("403".to_owned(), refused.into());
 }
 
 /// The specification as the file `openapi.json` holds it.

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::accounts::login::{NotProven, seconds};
+use crate::accounts::password::PasswordError;
 use crate::store::StoreError;
 
 /// A problem, as it is sent (`application/problem+json`).
@@ -30,9 +32,32 @@ pub struct Problem {
 pub enum ApiError {
     /// No token, or not a valid one.
     #[error(
-        "a valid API token is needed: Authorization: Bearer …; the first one is in the server's state folder, in admin.token"
+        "a valid API token is needed (Authorization: Bearer …), or a session; on the server's own machine the token is in its state folder, in admin.token"
     )]
     Unauthorized,
+    /// Who logs in, or shows a secret again, did not show the right one.
+    #[error("{0}")]
+    LoginRefused(String),
+    /// The password is right, and there is a second factor.
+    #[error("this account asks for the code of its authenticator, or a recovery code")]
+    CodeNeeded,
+    /// Too many failures; after so many seconds again.
+    #[error("too many logins have failed; try again in {0} s")]
+    TooEarly(u64),
+    /// Too much at once.
+    #[error("{0}")]
+    Busy(String),
+    /// He may not do that.
+    #[error("{0}")]
+    Forbidden(String),
+    /// A session's change without its second token.
+    #[error("a change by a session carries the session's csrf in the header x-palisade-csrf")]
+    Csrf,
+    /// The session's password was not shown lately.
+    #[error(
+        "this wants your password once more: type it, or show it to POST /api/v1/session/confirmation, and try again within five minutes"
+    )]
+    Unconfirmed,
     /// The request makes no sense.
     #[error("{0}")]
     BadRequest(String),
@@ -95,6 +120,21 @@ impl ApiError {
                 "unauthorized",
                 "A valid token is needed",
             ),
+            Self::LoginRefused(_) => (StatusCode::UNAUTHORIZED, "login-refused", "Not logged in"),
+            Self::CodeNeeded => (StatusCode::UNAUTHORIZED, "code-needed", "A code is needed"),
+            Self::TooEarly(_) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-early",
+                "Too many failures",
+            ),
+            Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too much at once"),
+            Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "Not allowed"),
+            Self::Csrf => (StatusCode::FORBIDDEN, "csrf", "Not sure that you asked"),
+            Self::Unconfirmed => (
+                StatusCode::FORBIDDEN,
+                "unconfirmed",
+                "The password is asked for again",
+            ),
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request", "Bad request"),
             Self::Unprocessable(_) => (
                 StatusCode::UNPROCESSABLE_ENTITY,
@@ -142,6 +182,11 @@ impl IntoResponse for ApiError {
             _ => {}
         }
         let (status, kind, title) = self.parts();
+        let wait_s = match &self {
+            Self::TooEarly(seconds) => Some(*seconds),
+            _ if status == StatusCode::SERVICE_UNAVAILABLE => Some(5),
+            _ => None,
+        };
         let problem = Problem {
             kind: format!("urn:palisade:problem:{kind}"),
             title: title.to_owned(),
@@ -157,10 +202,34 @@ impl IntoResponse for ApiError {
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+        if let Some(wait_s) = wait_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait_s));
         }
         response
+    }
+}
+
+impl From<NotProven> for ApiError {
+    fn from(error: NotProven) -> Self {
+        match error {
+            NotProven::Wrong(_) => Self::LoginRefused(error.to_string()),
+            NotProven::CodeNeeded => Self::CodeNeeded,
+            NotProven::TooEarly(wait_ms) => Self::TooEarly(seconds(wait_ms)),
+            NotProven::Password(error) => error.into(),
+            NotProven::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PasswordError> for ApiError {
+    fn from(error: PasswordError) -> Self {
+        match error {
+            PasswordError::Short | PasswordError::Long | PasswordError::Name => {
+                Self::Unprocessable(error.to_string())
+            }
+            PasswordError::Busy => Self::Busy(error.to_string()),
+            PasswordError::Randomness(_) | PasswordError::Argon2(_) => Self::Internal(error.into()),
+        }
     }
 }
 

@@ -17,7 +17,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::agents::reached;
+use super::auth::Caller;
 use super::problem::{ApiError, Problem};
+use crate::access::{Permission, Scope};
 use crate::fleet::asking::{AskError, Question};
 use crate::fleet::roster::Unlisted;
 use crate::store::SvmRecord;
@@ -95,24 +98,30 @@ pub struct SelectionSvm {
 )]
 pub async fn get(
     state: State,
+    caller: Caller,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<Json<Selection>, ApiError> {
     let Path(id) = id?;
     let agent = AgentId(id);
     let fleet = &state.fleet;
-    let record = fleet.store.agent(agent).await?;
-    let record = record
-        .filter(|record| !record.revoked)
-        .ok_or_else(|| ApiError::NotFound {
+    let record = reached(fleet, &caller, Permission::SeeGuests, id).await?;
+    if record.revoked {
+        return Err(ApiError::NotFound {
             kind: "agent",
             id: id.to_string(),
-        })?;
+        });
+    }
     let asked = fleet.choices.ask(agent, Question::Explain, PATIENCE).await;
     let choice = asked.map_err(|error| refused(error, &record.name))?;
     let choice = choice.ok_or(ApiError::TimedOut)?;
     let mut svms: Vec<SelectionSvm> = choice.svms.iter().map(of).collect();
     let standings = fleet.standings(&record.tenant);
-    for svm in fleet.store.svms().await? {
+    // A tenant is not told of Protection Servers that its agents may not use.
+    let others = match caller.may(Permission::SeeSite, &Scope::site()) {
+        true => fleet.store.svms().await?,
+        false => Vec::new(),
+    };
+    for svm in others {
         let standing = standings.iter().find(|standing| standing.id == svm.id);
         // One that joined and was never there is on no roster.
         let why = standing.map_or(Some(Unlisted::NoReport), |standing| standing.unlisted);

@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::State;
+use super::auth::Caller;
 use super::page::Page;
 use super::problem::{ApiError, Problem, revoked};
 use crate::fleet::Fleet;
@@ -97,10 +98,13 @@ pub async fn list(state: State) -> Result<Json<Page<Svm>>, ApiError> {
 )]
 pub async fn revoke(
     state: State,
+    caller: Caller,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
     let Path(id) = id?;
-    let done = state.fleet.revoke_svm(SvmId(id), now_ms()).await?;
+    let now_ms = now_ms();
+    let entry = caller.entry("svm.revoke", id, now_ms);
+    let done = state.fleet.revoke_svm(SvmId(id), &entry, now_ms).await?;
     revoked(done, "Protection Server", id)
 }
 

@@ -13,12 +13,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::auth::Caller;
 use super::page::Page;
 use super::problem::{ApiError, Problem, revoked};
 use super::{Api, State};
+use crate::access::{Permission, Scope};
 use crate::interval::Interval;
 use crate::secret;
-use crate::store::JoinTokenRecord;
+use crate::store::{Change, JoinTokenRecord};
 use crate::time::{millis, now_ms, rfc3339};
 
 /// Most uses of one token.
@@ -108,11 +110,15 @@ pub struct CreatedToken {
         (status = 503, body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub async fn list(state: State) -> Result<Json<Page<Token>>, ApiError> {
+pub async fn list(state: State, caller: Caller) -> Result<Json<Page<Token>>, ApiError> {
     let now_ms = now_ms();
     let tokens = state.fleet.store.join_tokens().await?;
     Ok(Json(Page::whole(
-        tokens.iter().map(|token| of(token, now_ms)).collect(),
+        tokens
+            .iter()
+            .filter(|token| caller.may(Permission::SeeJoinTokens, &place(token)))
+            .map(|token| of(token, now_ms))
+            .collect(),
     )))
 }
 
@@ -135,13 +141,29 @@ pub async fn list(state: State) -> Result<Json<Page<Token>>, ApiError> {
 )]
 pub async fn create(
     state: State,
+    caller: Caller,
     new: Result<Json<NewToken>, JsonRejection>,
 ) -> Result<(StatusCode, Json<CreatedToken>), ApiError> {
     let Json(new) = new?;
     let now_ms = now_ms();
     let (text, record) = make(&state, &new, now_ms)?;
-    state.fleet.store.add_join_token(&record).await?;
-    tracing::info!(token = %record.id, component = ?record.component, uses = record.uses, "join token created");
+    let place = place(&record);
+    caller.require(Permission::ManageJoinTokens, &place)?;
+    let entry = caller
+        .entry("join_token.create", record.id, now_ms)
+        .at(place)
+        .after(format!(
+            "{} uses for {:?} until {}",
+            record.uses,
+            record.component,
+            rfc3339(record.expires_ms)
+        ));
+    let change = Change::AddJoinToken(&record);
+    state
+        .fleet
+        .store
+        .change(change, Some(&entry), now_ms)
+        .await?;
     let created = CreatedToken {
         token: text,
         about: of(&record, now_ms),
@@ -168,14 +190,31 @@ pub async fn create(
 )]
 pub async fn revoke(
     state: State,
+    caller: Caller,
     id: Result<Path<Uuid>, PathRejection>,
 ) -> Result<StatusCode, ApiError> {
+    const KIND: &str = "join token that could be revoked:";
     let Path(id) = id?;
-    let done = state.fleet.store.revoke_join_token(id, now_ms()).await?;
-    if done {
-        tracing::info!(token = %id, "join token revoked");
+    let now_ms = now_ms();
+    let store = &state.fleet.store;
+    let may = |token: &JoinTokenRecord| caller.may(Permission::ManageJoinTokens, &place(token));
+    let Some(token) = store.join_token(id).await?.filter(may) else {
+        return revoked(false, KIND, id);
+    };
+    let entry = caller
+        .entry("join_token.revoke", id, now_ms)
+        .at(place(&token));
+    let change = Change::RevokeJoinToken(id);
+    let changed = store.change(change, Some(&entry), now_ms).await?;
+    revoked(changed.is_done(), KIND, id)
+}
+
+/// Where a token belongs: to the tenant that agents join by it; SVMs are the site's.
+fn place(token: &JoinTokenRecord) -> Scope {
+    match token.component {
+        control::Component::Agent => Scope::tenant(token.tenant.clone()),
+        control::Component::Svm => Scope::site(),
     }
-    revoked(done, "join token that could be revoked:", id)
 }
 
 fn make(api: &Api, new: &NewToken, now_ms: u64) -> Result<(String, JoinTokenRecord), ApiError> {

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, exit};
 use palisade_daemon::logging;
+use palisade_integration_server::accounts::setup;
 use palisade_integration_server::api::{self, auth};
 use palisade_integration_server::failure;
 use palisade_integration_server::server::{Server, lock};
@@ -31,6 +32,8 @@ enum Command {
     CheckConfig,
     /// Make a new admin token; the one before is void
     NewAdminToken,
+    /// Make a one-time token for another first account, for who is locked out
+    NewSetupToken,
     /// Seal the database with a new master key; the server is stopped meanwhile
     RotateKey {
         /// Seal every value with a new data key, too
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Command::NewAdminToken => block_on(new_admin_token(settings, common)),
+        Command::NewSetupToken => block_on(new_setup_token(settings, common)),
         Command::RotateKey { reseal } => block_on(rotate_key(settings, common, reseal)),
         Command::Backup { file } => block_on(back_up(settings, common, file)),
         Command::Restore { file } => block_on(restore(settings, common, file)),
@@ -91,6 +95,16 @@ async fn new_admin_token(settings: Settings, common: Common) -> anyhow::Result<(
     let store = place.open_to(Opening::Look).await?;
     auth::new_admin_token(store.as_ref(), &state, now_ms()).await?;
     println!("{}", auth::admin_token_file(&state).display());
+    store.close().await;
+    Ok(())
+}
+
+async fn new_setup_token(settings: Settings, common: Common) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let store = place.open_to(Opening::Look).await?;
+    let file = setup::renew(store.as_ref(), &state, now_ms()).await?;
+    println!("{}", file.display());
     store.close().await;
     Ok(())
 }

@@ -9,11 +9,12 @@ use palisade_protocol::tls;
 use rustls::CertificateError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use ureq::http::{Response, StatusCode};
+use ureq::http::{Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body, Error};
 
-use super::target::{CA, TOKEN, Target, URL};
+use super::target::{CA, Credential, TOKEN, Target, URL};
+use crate::accounts::sessions::{COOKIE, CSRF_HEADER};
 use crate::api::page::Page;
 use crate::api::problem::Problem;
 
@@ -21,6 +22,20 @@ use crate::api::problem::Problem;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Largest answer, in bytes.
 const MAX_ANSWER_BYTES: u64 = 256 * 1024 * 1024;
+
+/// What the server did not do, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct Refusal {
+    kind: String,
+    detail: String,
+}
+
+/// Whether an error is a refusal of this kind.
+pub fn is_refusal(error: &anyhow::Error, kind: &str) -> bool {
+    let refusal = error.downcast_ref::<Refusal>();
+    refusal.is_some_and(|refusal| refusal.kind.strip_prefix("urn:palisade:problem:") == Some(kind))
+}
 
 /// A client of one server.
 #[derive(Debug)]
@@ -46,6 +61,9 @@ impl Client {
             .https_only(true)
             .http_status_as_error(false)
             .max_redirects(0)
+            // A server that refuses before it has read a body may close the connection, and
+            // the next request must not meet that.
+            .max_idle_connections(0)
             .proxy(None)
             .timeout_global(Some(TIMEOUT))
             .user_agent(concat!("palisade/", env!("CARGO_PKG_VERSION")))
@@ -59,11 +77,8 @@ impl Client {
     /// # Errors
     /// What is in the way, and what helps.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        let request = self
-            .agent
-            .get(self.url(path))
-            .header("authorization", self.bearer());
-        self.read(request.call())
+        let mut answer = self.send::<()>("GET", path, None)?;
+        self.read(&mut answer)
     }
 
     /// Reads a list, page after page, up to a number of items.
@@ -106,11 +121,8 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> anyhow::Result<T> {
-        let request = self
-            .agent
-            .post(self.url(path))
-            .header("authorization", self.bearer());
-        self.read(request.send_json(body))
+        let mut answer = self.send("POST", path, Some(body))?;
+        self.read(&mut answer)
     }
 
     /// Removes an object.
@@ -118,26 +130,65 @@ impl Client {
     /// # Errors
     /// What is in the way, and what helps.
     pub fn delete(&self, path: &str) -> anyhow::Result<()> {
-        let request = self
-            .agent
-            .delete(self.url(path))
-            .header("authorization", self.bearer());
-        self.check(request.call()).map(drop)
+        self.send::<()>("DELETE", path, None).map(drop)
     }
 
-    fn url(&self, path: &str) -> String {
-        format!("{}/api/v1/{path}", self.target.url)
+    /// Which server is asked.
+    pub fn server(&self) -> &str {
+        &self.target.url
     }
 
-    fn bearer(&self) -> String {
-        format!("Bearer {}", self.target.token)
-    }
-
-    fn read<T: DeserializeOwned>(
+    /// Asks for anything; the answer is one of success. Where the server wants the
+    /// password once more, so does this.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps; a [`Refusal`] where the server says it.
+    pub fn send<B: Serialize + ?Sized>(
         &self,
-        answer: Result<Response<Body>, Error>,
-    ) -> anyhow::Result<T> {
-        let mut response = self.check(answer)?;
+        method: &str,
+        path: &str,
+        body: Option<&B>,
+    ) -> anyhow::Result<Response<Body>> {
+        match self.send_once(method, path, body) {
+            Err(error) if is_refusal(&error, "unconfirmed") => {
+                super::login::confirm(self, error)?;
+                self.send_once(method, path, body)
+            }
+            other => other,
+        }
+    }
+
+    /// The same, whatever the server says.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_once<B: Serialize + ?Sized>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&B>,
+    ) -> anyhow::Result<Response<Body>> {
+        let url = format!("{}/api/v1/{path}", self.target.url);
+        let mut request = Request::builder().method(method).uri(url);
+        request = match &self.target.credential {
+            Credential::None => request,
+            Credential::Token(token) => request.header("authorization", format!("Bearer {token}")),
+            Credential::Session(kept) => request
+                .header("cookie", format!("{COOKIE}={}", kept.token))
+                .header(CSRF_HEADER, &kept.csrf),
+        };
+        let answer = match body {
+            Some(body) => {
+                let text = serde_json::to_vec(body)?;
+                let request = request.header("content-type", "application/json");
+                self.agent.run(request.body(text)?)
+            }
+            None => self.agent.run(request.body(Vec::new())?),
+        };
+        self.check(answer)
+    }
+
+    fn read<T: DeserializeOwned>(&self, response: &mut Response<Body>) -> anyhow::Result<T> {
         response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_json().with_context(|| {
             format!(
                 "{} answers with something else than this version of palisade expects; use the palisade of the server's version",
@@ -152,17 +203,30 @@ impl Client {
         if status.is_success() {
             return Ok(response);
         }
-        if status == StatusCode::UNAUTHORIZED {
-            bail!(
-                "{} does not accept the token; set {TOKEN} to the text of a valid one (the first is in admin.token in the server's state folder)",
-                self.target.url
-            );
-        }
         match response.body_mut().read_json::<Problem>() {
-            Ok(problem) => bail!("{}", super::table::safe(&problem.detail)),
+            Ok(problem) if problem.kind == "urn:palisade:problem:unauthorized" => {
+                bail!("{}", self.unaccepted());
+            }
+            Ok(problem) => Err(Refusal {
+                detail: super::table::safe(&problem.detail),
+                kind: problem.kind,
+            }
+            .into()),
             Err(_) => bail!(
                 "{} answers {status}, and is no Palisade server; check {URL}",
                 self.target.url
+            ),
+        }
+    }
+
+    fn unaccepted(&self) -> String {
+        let url = &self.target.url;
+        match &self.target.credential {
+            Credential::Session(_) => format!(
+                "the session at {url} has ended; begin another one with `palisade login NAME`, or forget it with `palisade logout`"
+            ),
+            _ => format!(
+                "{url} does not accept the token; set {TOKEN} to the text of a valid one (the first is in admin.token in the server's state folder), or log in with `palisade login NAME`"
             ),
         }
     }

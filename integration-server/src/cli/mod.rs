@@ -1,7 +1,7 @@
 //! The `palisade` command: a client of the public API, and no more.
 //!
 //! ```text
-//!   arguments ─► Target (URL, token, CA) ─► Client ─► resource's command ─► table | JSON
+//!   arguments ─► Target (URL, session or token, CA) ─► Client ─► resource's command ─► table | JSON
 //! ```
 //!
 //! | module | owns |
@@ -10,41 +10,45 @@
 //! | [`client`] | requests, and what an error means for the person who asked |
 //! | [`resources`] | one function a noun and verb: which columns, which JSON |
 //! | [`definitions`], [`maintenance`], [`selection`], [`alerts`], [`exposures`] | the same for a Protection Server's definitions, maintenance tokens, agents' choices, alerts, times without verdicts |
+//! | [`login`], [`accounts`], [`api_tokens`], [`audit`] | the same for sessions, accounts, their API tokens, the audit log |
+//! | [`prompt`] | secrets that are typed |
 //! | [`table`] | columns for people, with nothing in them that drives a terminal |
 
+pub mod accounts;
 pub mod alerts;
+pub mod api_tokens;
+pub mod audit;
 pub mod client;
 pub mod definitions;
 pub mod exposures;
+pub mod login;
 pub mod maintenance;
+pub mod prompt;
 pub mod resources;
 pub mod selection;
 pub mod table;
 pub mod target;
 
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, Format, exit};
 use uuid::Uuid;
 
+use crate::accounts::login::Proof;
 use crate::api::maintenance::{Allowed, NewMaintenance};
 use crate::api::tokens::Component;
 use crate::interval::Interval;
 use client::Client;
-use target::Target;
+use target::{Credential, Target, Wanted};
 
 /// Look at a Palisade site and let components join it
-///
-/// On the server's own machine it finds everything by itself. Elsewhere set
-/// PALISADE_URL, PALISADE_TOKEN and PALISADE_CA (a file with the site's root
-/// certificate, ca/root.pem in the server's state folder).
-///
-/// Exit codes: 0 fine, 1 there is an alert (`alert list`), 2 wrong usage, 3 could
-/// not do it.
 #[derive(Debug, Parser)]
-#[command(name = "palisade", version, verbatim_doc_comment)]
+#[command(name = "palisade", version, after_help = MORE)]
 pub struct Arguments {
     #[command(flatten)]
     common: Common,
@@ -53,6 +57,14 @@ pub struct Arguments {
     #[command(subcommand)]
     noun: Noun,
 }
+
+const MORE: &str = "\
+On the server's own machine it finds everything by itself. Elsewhere set PALISADE_URL
+and PALISADE_CA (a file with the site's root certificate, ca/root.pem in the server's
+state folder), and log in, or set PALISADE_TOKEN to an API token.
+
+Exit codes: 0 fine, 1 there is an alert (`alert list`) or the audit log was changed
+(`audit verify`), 2 wrong usage, 3 could not do it.";
 
 #[derive(Debug, Subcommand)]
 enum Noun {
@@ -76,9 +88,36 @@ enum Noun {
     /// When guests ran without verdicts
     #[command(subcommand)]
     Exposure(Exposures),
-    /// Join tokens
+    /// Join tokens, by which agents and Protection Servers join
     #[command(subcommand)]
     Token(Tokens),
+    /// Make the first account, with the server's setup token
+    Setup {
+        /// What it is called
+        name: String,
+        /// The file with the setup token, if it is not this machine's own
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// Begin a session; the password is asked for
+    Login {
+        /// The account's name
+        name: String,
+        /// A recovery code, in place of the authenticator's
+        #[arg(long, value_name = "CODE")]
+        recovery_code: Option<String>,
+    },
+    /// End the session
+    Logout,
+    /// Who may use this
+    #[command(subcommand)]
+    Account(accounts::Accounts),
+    /// API tokens, by which programs use your account
+    #[command(subcommand)]
+    ApiToken(api_tokens::ApiTokens),
+    /// What was changed, by whom
+    #[command(subcommand)]
+    Audit(audit::Audit),
 }
 
 #[derive(Debug, Subcommand)]
@@ -229,10 +268,42 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<Printed> {
-    let target = Target::find(&arguments.common, std::env::vars_os())?;
+    let environment: HashMap<OsString, OsString> = std::env::vars_os().collect();
+    let (common, output) = (&arguments.common, arguments.format.output);
+    let wanted = match &arguments.noun {
+        Noun::Setup { .. } | Noun::Login { .. } => Wanted::Nobody,
+        Noun::Logout => Wanted::Session,
+        _ => Wanted::Somebody,
+    };
+    let target = Target::find(common, &environment, wanted)?;
+    let in_session = matches!(target.credential, Credential::Session(_));
     let client = Client::new(target)?;
-    let output = arguments.format.output;
+    let session = login::file(|name| target::given(&environment, name));
+    let session = session.as_deref();
     let text = match &arguments.noun {
+        Noun::Setup { name, token_file } => {
+            let file = match token_file {
+                Some(file) => file.clone(),
+                None => target::setup_token_file(common, environment)?,
+            };
+            login::setup(&client, name, &file)
+        }
+        Noun::Login {
+            name,
+            recovery_code,
+        } => {
+            let proof = Proof {
+                name: name.clone(),
+                password: String::new(),
+                code: None,
+                recovery_code: recovery_code.clone(),
+            };
+            login::log_in(&client, session, proof, output)
+        }
+        Noun::Logout => login::log_out(in_session.then_some(&client), session),
+        Noun::Account(what) => accounts::run(&client, what, output),
+        Noun::ApiToken(what) => api_tokens::run(&client, what, output),
+        Noun::Audit(what) => return audit::run(&client, what, output),
         Noun::Status => resources::status(&client, output),
         Noun::Svm(Svms::List) => resources::svms(&client, output),
         Noun::Svm(Svms::Revoke { id }) => resources::revoke(&client, "svms", *id, output),

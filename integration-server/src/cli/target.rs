@@ -1,5 +1,5 @@
-//! Where the server is, with which token it is asked, and by which root it is
-//! trusted: the environment, or else the site's own files.
+//! Where the server is, as whom it is asked, and by which root it is trusted: the
+//! environment, or else the session of `palisade login`, or else the site's own files.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -11,6 +11,8 @@ use palisade_daemon::cli::Common;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use super::login::{self, Kept};
+use crate::accounts::setup;
 use crate::api::auth::admin_token_file;
 use crate::server::{url_file, url_of};
 use crate::settings::Settings;
@@ -27,12 +29,34 @@ pub const CA: &str = "PALISADE_CA";
 pub struct Target {
     /// `https://host:port`, without a slash at the end.
     pub url: String,
-    /// The API token.
-    pub token: String,
+    /// As whom it is asked.
+    pub credential: Credential,
     /// The one root that is trusted.
     pub root: CertificateDer<'static>,
     /// Where that root was read from.
     pub root_file: PathBuf,
+}
+
+/// As whom the server is asked.
+#[derive(Clone)]
+pub enum Credential {
+    /// As nobody yet.
+    None,
+    /// By an API token.
+    Token(String),
+    /// By a session.
+    Session(Kept),
+}
+
+/// What a command needs of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// To be somebody.
+    Somebody,
+    /// To be nobody yet.
+    Nobody,
+    /// The session, and nothing else.
+    Session,
 }
 
 impl std::fmt::Debug for Target {
@@ -48,20 +72,19 @@ impl Target {
     /// What is missing, and how to give it.
     pub fn find(
         common: &Common,
-        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        environment: &HashMap<OsString, OsString>,
+        wanted: Wanted,
     ) -> anyhow::Result<Self> {
-        let environment: HashMap<OsString, OsString> = environment.into_iter().collect();
-        let given = |name: &str| {
-            let value = environment.get(&OsString::from(name))?;
-            (!value.is_empty()).then(|| value.clone())
-        };
+        let given = |name: &str| given(environment, name);
         let text = |name: &str| match given(name).map(OsString::into_string) {
             None => Ok(None),
             Some(Ok(text)) => Ok(Some(text.trim().to_owned())),
             Some(Err(_)) => bail!("{name} is not text"),
         };
         // The server's settings are read only for what is not given.
-        let complete = given(URL).is_some() && given(TOKEN).is_some() && given(CA).is_some();
+        let session = login::file(given).filter(|file| file.exists());
+        let somebody = given(TOKEN).is_some() || session.is_some() || wanted != Wanted::Somebody;
+        let complete = given(URL).is_some() && somebody && given(CA).is_some();
         let site = if complete {
             None
         } else {
@@ -80,18 +103,45 @@ impl Target {
             (None, None) => bail!(missing(CA)),
         };
         let root = read_root(&root_file)?;
-        let token = match (text(TOKEN)?, &site) {
-            (Some(token), _) => token,
-            (None, Some(site)) => read_token(&site.token_file)?,
-            (None, None) => bail!(missing(TOKEN)),
+        let kept = || match &session {
+            Some(file) => login::kept(file, &url),
+            None => Ok(None),
+        };
+        let credential = match (wanted, text(TOKEN)?) {
+            (Wanted::Nobody, _) => Credential::None,
+            (Wanted::Session, _) => kept()?.map_or(Credential::None, Credential::Session),
+            (Wanted::Somebody, Some(token)) => Credential::Token(token),
+            (Wanted::Somebody, None) => match (kept()?, &site) {
+                (Some(kept), _) => Credential::Session(kept),
+                (None, Some(site)) => Credential::Token(read_token(&site.token_file)?),
+                (None, None) => bail!("{}, or log in with `palisade login NAME`", missing(TOKEN)),
+            },
         };
         Ok(Self {
             url,
-            token,
+            credential,
             root,
             root_file,
         })
     }
+}
+
+/// A variable that is set to something.
+pub fn given(environment: &HashMap<OsString, OsString>, name: &str) -> Option<OsString> {
+    let value = environment.get(&OsString::from(name))?;
+    (!value.is_empty()).then(|| value.clone())
+}
+
+/// Where the setup token of a site on this machine is.
+///
+/// # Errors
+/// The site's settings cannot be read.
+pub fn setup_token_file(
+    common: &Common,
+    environment: HashMap<OsString, OsString>,
+) -> anyhow::Result<PathBuf> {
+    let settings = Settings::load(common, environment)?;
+    Ok(setup::file(&settings.state(common)))
 }
 
 /// What the server's own machine knows.

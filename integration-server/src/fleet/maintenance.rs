@@ -12,7 +12,8 @@ use palisade_protocol::spiffe::SpiffeId;
 use uuid::Uuid;
 
 use super::Fleet;
-use crate::store::{MaintenanceRecord, StoreError};
+use crate::audit::Entry;
+use crate::store::{Change, MaintenanceRecord, StoreError};
 use crate::time::rfc3339;
 
 /// For how long one token may allow it, in seconds.
@@ -97,6 +98,7 @@ impl Fleet {
         &self,
         id: AgentId,
         wanted: &Wanted,
+        entry: Entry,
         now_ms: u64,
     ) -> Result<(MaintenanceRecord, String), NotGranted> {
         let reason = wanted.checked()?;
@@ -122,7 +124,14 @@ impl Fleet {
             reason,
         };
         let text = maintenance::sign(&self.own.identity(), &grant)?;
-        self.store.add_maintenance(&record).await?;
+        let entry = entry.after(format!(
+            "{} until {}: {}",
+            record.allowed.as_str(),
+            rfc3339(record.until_ms),
+            record.reason
+        ));
+        let change = Change::AddMaintenance(&record);
+        self.store.change(change, Some(&entry), now_ms).await?;
         tracing::warn!(
             agent = %id,
             name = %agent.name,

@@ -52,12 +52,13 @@ use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::audit::Entry;
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
 use crate::interval::Interval;
 use crate::inventory::keeper::View;
 use crate::settings::FleetSettings;
-use crate::store::{Result, Store};
+use crate::store::{Change, Result, Store};
 use crate::time::millis;
 use alarms::Alarms;
 use asking::Asking;
@@ -197,11 +198,12 @@ impl Fleet {
     ///
     /// # Errors
     /// The store's.
-    pub async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool> {
-        let revoked = self.store.revoke_agent(id, now_ms).await?;
+    pub async fn revoke_agent(&self, id: AgentId, entry: &Entry, now_ms: u64) -> Result<bool> {
+        let change = Change::RevokeAgent(id);
+        let changed = self.store.change(change, Some(entry), now_ms).await?;
         self.sessions.cut(id.0);
         self.alarms.forget(id);
-        Ok(revoked)
+        Ok(changed.is_done())
     }
 
     /// Revokes a Protection Server and cuts its session; false when there is none
@@ -209,11 +211,12 @@ impl Fleet {
     ///
     /// # Errors
     /// The store's.
-    pub async fn revoke_svm(&self, id: SvmId, now_ms: u64) -> Result<bool> {
-        let revoked = self.store.revoke_svm(id, now_ms).await?;
+    pub async fn revoke_svm(&self, id: SvmId, entry: &Entry, now_ms: u64) -> Result<bool> {
+        let change = Change::RevokeSvm(id);
+        let changed = self.store.change(change, Some(entry), now_ms).await?;
         self.sessions.cut(id.0);
         self.with_roster(|roster| roster.remove(id));
-        Ok(revoked)
+        Ok(changed.is_done())
     }
 
     fn with_roster(&self, change: impl FnOnce(&mut Roster) -> bool) {

@@ -13,6 +13,7 @@
 //!
 //! | module | owns |
 //! | --- | --- |
+//! | [`change`] | changes that somebody answers for, each with its entry of the audit log |
 //! | [`records`] | the rows, as the rest of the server sees them |
 //! | [`error`] | what can go wrong, with the remedy |
 //! | [`place`] | which database the settings name, and opening it |
@@ -22,6 +23,7 @@
 //! | [`postgres`] | the backend that several servers share |
 
 pub mod backup;
+pub mod change;
 pub mod error;
 pub mod place;
 pub mod postgres;
@@ -35,14 +37,16 @@ use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, S
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use uuid::Uuid;
 
+use crate::audit::{Entry, Head, Record, Verification};
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
 use backup::{RowSink, RowSource};
+pub use change::{Change, Changed};
 pub use error::StoreError;
 pub use place::{Database, Opening, Place};
 pub use records::{
-    AgentRecord, ApiToken, DetectionPage, DetectionRecord, JoinTokenRecord, Joined,
-    MaintenanceRecord, NewComponent, Spent, SvmRecord,
+    AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, DetectionPage, DetectionRecord,
+    JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, SessionRecord, Spent, SvmRecord,
 };
 use seal::Key;
 
@@ -70,6 +74,8 @@ pub fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
 enum Alone {
     /// Choosing a component's name.
     Names,
+    /// Counting attempts to log in.
+    Logins,
     /// What is kept of one agent.
     Agent(AgentId),
 }
@@ -103,14 +109,29 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// least `now_ms`.
     async fn next_epoch(&self, now_ms: u64) -> Result<u64>;
 
+    /// Makes a change and its entry in the audit log: both or neither. Without an entry
+    /// it is one that nobody answers for.
+    async fn change(
+        &self,
+        change: Change<'_>,
+        entry: Option<&Entry>,
+        now_ms: u64,
+    ) -> Result<Changed>;
+
     /// Keeps a new join token.
-    async fn add_join_token(&self, token: &JoinTokenRecord) -> Result<()>;
+    async fn add_join_token(&self, token: &JoinTokenRecord) -> Result<()> {
+        let change = Change::AddJoinToken(token);
+        self.change(change, None, token.created_ms).await.map(drop)
+    }
     /// A join token, if there is one.
     async fn join_token(&self, id: Uuid) -> Result<Option<JoinTokenRecord>>;
     /// All join tokens, newest first.
     async fn join_tokens(&self) -> Result<Vec<JoinTokenRecord>>;
     /// Revokes a join token; false when there is none that could be.
-    async fn revoke_join_token(&self, id: Uuid, now_ms: u64) -> Result<bool>;
+    async fn revoke_join_token(&self, id: Uuid, now_ms: u64) -> Result<bool> {
+        let changed = self.change(Change::RevokeJoinToken(id), None, now_ms).await;
+        changed.map(Changed::is_done)
+    }
     /// Who joined with this token and this key before, if anyone did.
     async fn joined(&self, token: Uuid, key_sha256: &Hash) -> Result<Option<Joined>>;
     /// Uses a join token once and keeps the component that joined: both or neither.
@@ -125,6 +146,41 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Revokes all API tokens of this name.
     async fn revoke_api_tokens(&self, name: &str, now_ms: u64) -> Result<()>;
 
+    /// All accounts, disabled ones too, by name.
+    async fn accounts(&self) -> Result<Vec<AccountRecord>>;
+    /// One account.
+    async fn account(&self, id: Uuid) -> Result<Option<AccountRecord>>;
+    /// The account of this name.
+    async fn account_named(&self, name: &str) -> Result<Option<AccountRecord>>;
+    /// Counts an attempt to log in, of an account and from a source, if it is not too
+    /// early for either: several at once are no more than one after the other.
+    async fn attempt(&self, account: Option<Uuid>, source: &str, now_ms: u64) -> Result<Attempt>;
+    /// Takes an attempt back that was no failure. With `proven`, the account's failures
+    /// before are forgotten; a source's never are, or whoever has an account would guess
+    /// others' for ever.
+    async fn take_back(&self, account: Uuid, source: &str, proven: bool) -> Result<()>;
+    /// Uses a code of the second factor: false when its step, or a later one, was used.
+    async fn use_totp(&self, account: Uuid, step: u64) -> Result<bool>;
+    /// Uses a recovery code: false when there is none, or it was used.
+    async fn use_recovery_code(&self, account: Uuid, code: &Hash, now_ms: u64) -> Result<bool>;
+    /// The session with this token, and whose it is.
+    async fn session(&self, hash: &Hash) -> Result<Option<(SessionRecord, AccountRecord)>>;
+    /// A session was used.
+    async fn saw_session(&self, id: Uuid, now_ms: u64) -> Result<()>;
+    /// The API token with this text's hash, and whose it is; void ones too.
+    async fn account_token(&self, hash: &Hash) -> Result<Option<(AccountToken, AccountRecord)>>;
+    /// All API tokens of accounts that are not revoked, newest first.
+    async fn account_tokens(&self) -> Result<Vec<AccountToken>>;
+    /// An API token was used.
+    async fn saw_account_token(&self, id: Uuid, now_ms: u64) -> Result<()>;
+    /// Whether there is a setup token that was not used: any, or the one with this hash.
+    async fn has_setup_token(&self, hash: Option<&Hash>) -> Result<bool>;
+
+    /// Entries of the audit log, newest first, those before a number.
+    async fn audit(&self, before: Option<u64>, limit: u32) -> Result<Vec<Record>>;
+    /// Goes through the whole audit log; a head that was noted elsewhere must come by.
+    async fn verify_audit(&self, noted: Option<Head>) -> Result<Verification>;
+
     /// All Protection Servers that are not revoked, by name.
     async fn svms(&self) -> Result<Vec<SvmRecord>>;
     /// One Protection Server, revoked or not.
@@ -134,7 +190,10 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// A Protection Server reported.
     async fn report_svm(&self, id: SvmId, report: &SvmReport, now_ms: u64) -> Result<()>;
     /// Revokes a Protection Server; false when there is none that could be.
-    async fn revoke_svm(&self, id: SvmId, now_ms: u64) -> Result<bool>;
+    async fn revoke_svm(&self, id: SvmId, now_ms: u64) -> Result<bool> {
+        let changed = self.change(Change::RevokeSvm(id), None, now_ms).await;
+        changed.map(Changed::is_done)
+    }
 
     /// All agents that are not revoked, by name.
     async fn agents(&self) -> Result<Vec<AgentRecord>>;
@@ -145,10 +204,16 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// An agent reported.
     async fn report_agent(&self, id: AgentId, report: &AgentReport, now_ms: u64) -> Result<()>;
     /// Revokes an agent; false when there is none that could be.
-    async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool>;
+    async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool> {
+        let changed = self.change(Change::RevokeAgent(id), None, now_ms).await;
+        changed.map(Changed::is_done)
+    }
 
     /// Keeps what a maintenance token allows; who was let stop an agent is on record for good.
-    async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()>;
+    async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()> {
+        let change = Change::AddMaintenance(grant);
+        self.change(change, None, grant.from_ms).await.map(drop)
+    }
     /// A grant ends now, if it has not ended before.
     async fn end_maintenance(&self, id: Uuid, now_ms: u64) -> Result<()>;
     /// The grants that have not ended, the first to end first.
@@ -176,6 +241,13 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Detections in the order of their arrival, newest first, those before the
     /// cursor's.
     async fn detections(&self, before: Option<u64>, limit: u32) -> Result<DetectionPage>;
+    /// The same of some tenants alone.
+    async fn detections_of(
+        &self,
+        tenants: &[String],
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<DetectionPage>;
     /// How many detections there are.
     async fn count_detections(&self) -> Result<u64>;
 

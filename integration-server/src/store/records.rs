@@ -6,6 +6,8 @@ use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use palisade_protocol::maintenance::Allowed;
 use uuid::Uuid;
 
+use crate::access::Grant;
+use crate::accounts::sessions::Times;
 use crate::secret::Hash;
 
 /// A join token, without its secret.
@@ -186,4 +188,84 @@ pub struct DetectionPage {
     pub items: Vec<DetectionRecord>,
     /// What to ask for next; none at the end.
     pub next: Option<u64>,
+}
+
+/// An account.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AccountRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// Its name, like no other's.
+    pub name: String,
+    /// The password's hash, with its parameters.
+    pub password: String,
+    /// What it may do.
+    pub grants: Vec<Grant>,
+    /// The second factor's secret.
+    pub totp: Option<Vec<u8>>,
+    /// Since when the second factor is asked for.
+    pub totp_on_ms: Option<u64>,
+    /// Grows with each change that somebody else makes.
+    pub revision: u64,
+    /// When it was made.
+    pub created_ms: u64,
+    /// When its password was set.
+    pub password_ms: u64,
+    /// When it last logged in.
+    pub login_ms: Option<u64>,
+    /// When it was disabled.
+    pub disabled_ms: Option<u64>,
+}
+
+impl std::fmt::Debug for AccountRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AccountRecord({} {:?})", self.id, self.name)
+    }
+}
+
+/// A session, without its token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// Whose.
+    pub account: Uuid,
+    /// The hash of its token.
+    pub token_sha256: Hash,
+    /// From where it was begun.
+    pub address: String,
+    /// Its times.
+    pub times: Times,
+}
+
+/// An account's API token, without its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountToken {
+    /// Its id.
+    pub id: Uuid,
+    /// Whose.
+    pub account: Uuid,
+    /// What it is for.
+    pub name: String,
+    /// What it is limited to, of what its account may do.
+    pub scope: Grant,
+    /// SHA-256 of its text.
+    pub token_sha256: Hash,
+    /// When it was made.
+    pub created_ms: u64,
+    /// When it ends.
+    pub expires_ms: u64,
+    /// When it was last used.
+    pub used_ms: Option<u64>,
+    /// When it was revoked.
+    pub revoked_ms: Option<u64>,
+}
+
+/// What came of an attempt to log in, before the password is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    /// It counts as a failure until it is taken back.
+    Counted,
+    /// It is too early; for how many milliseconds.
+    TooEarly(u64),
 }

@@ -26,7 +26,7 @@ pub struct Shape {
 use Kind::{Bytes, Number, Text};
 
 /// All tables; what is referred to comes before what refers to it.
-pub const SHAPES: [Shape; 12] = [
+pub const SHAPES: [Shape; 19] = [
     Shape {
         table: "meta",
         key: 1,
@@ -180,14 +180,101 @@ pub const SHAPES: [Shape; 12] = [
             ("tags", Bytes),
         ],
     },
+    Shape {
+        table: "accounts",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("name", Bytes),
+            ("name_index", Bytes),
+            ("password", Bytes),
+            ("grants", Bytes),
+            ("totp", Bytes),
+            ("totp_on_ms", Number),
+            ("totp_step", Number),
+            ("revision", Number),
+            ("created_ms", Number),
+            ("password_ms", Number),
+            ("login_ms", Number),
+            ("disabled_ms", Number),
+            ("failures", Number),
+            ("failed_ms", Number),
+        ],
+    },
+    Shape {
+        table: "recovery_codes",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("account_id", Text),
+            ("code_sha256", Bytes),
+            ("used_ms", Number),
+        ],
+    },
+    Shape {
+        table: "sessions",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("account_id", Text),
+            ("token_sha256", Bytes),
+            ("address", Bytes),
+            ("created_ms", Number),
+            ("seen_ms", Number),
+            ("confirmed_ms", Number),
+        ],
+    },
+    Shape {
+        table: "account_tokens",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("account_id", Text),
+            ("name", Bytes),
+            ("scope", Bytes),
+            ("token_sha256", Bytes),
+            ("created_ms", Number),
+            ("expires_ms", Number),
+            ("used_ms", Number),
+            ("revoked_ms", Number),
+        ],
+    },
+    Shape {
+        table: "setup_tokens",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("token_sha256", Bytes),
+            ("created_ms", Number),
+            ("used_ms", Number),
+        ],
+    },
+    Shape {
+        table: "login_sources",
+        key: 1,
+        columns: &[("id", Text), ("failures", Number), ("failed_ms", Number)],
+    },
+    Shape {
+        table: "audit",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("time_ms", Number),
+            ("body", Bytes),
+            ("hash", Bytes),
+        ],
+    },
 ];
 
 /// What refers to what: table, column, and the table whose `id` it is.
-pub const REFERENCES: [(&str, &str, &str); 6] = [
+pub const REFERENCES: [(&str, &str, &str); 9] = [
     ("svms", "token_id", "join_tokens"),
     ("agents", "token_id", "join_tokens"),
     ("detections", "agent_id", "agents"),
     ("quarantine_keys", "agent_id", "agents"),
     ("maintenance_grants", "agent_id", "agents"),
     ("domains", "host_id", "hosts"),
+    ("recovery_codes", "account_id", "accounts"),
+    ("sessions", "account_id", "accounts"),
+    ("account_tokens", "account_id", "accounts"),
 ];

@@ -341,3 +341,36 @@ async fn the_specification_is_served_and_names_every_resource() {
         );
     }
 }
+
+/// The methods and paths of the specification.
+pub fn operations() -> Vec<(String, String)> {
+    let text = palisade_integration_server::api::document_text().unwrap();
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let methods = [
+        "get", "put", "post", "delete", "options", "head", "patch", "trace",
+    ];
+    let paths = document["paths"].as_object().unwrap();
+    paths
+        .iter()
+        .flat_map(|(path, operations)| {
+            let operations = operations.as_object().unwrap();
+            operations
+                .keys()
+                .filter(|method| methods.contains(&method.as_str()))
+                .map(|method| (method.to_uppercase(), path.clone()))
+        })
+        .collect()
+}
+
+#[test]
+fn every_route_names_what_it_needs() {
+    let operations = operations();
+    assert!(operations.len() > 10, "{operations:?}");
+    for (method, path) in &operations {
+        let found = palisade_integration_server::access::routes::find(method, path);
+        assert!(found.is_some(), "{method} {path} needs no permission");
+    }
+    // Nor does the table name what is not there.
+    let table = palisade_integration_server::access::routes::ROUTES;
+    assert_eq!(table.len(), operations.len());
+}

@@ -273,7 +273,8 @@ async fn who_looks_changes_nothing() {
     place.open_to(Opening::Look).await.unwrap().close().await;
     let url = format!("sqlite:{}", path.display());
     let mut db = SqliteConnection::connect(&url).await.unwrap();
-    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = 8")
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = $1")
+        .bind(backup::SCHEMA)
         .execute(&mut db)
         .await
         .unwrap();

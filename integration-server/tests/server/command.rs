@@ -20,8 +20,8 @@ use crate::site::host;
 pub struct Running {
     pub dir: TempDir,
     pub child: Child,
-    url: String,
-    log: Arc<Mutex<Vec<serde_json::Value>>>,
+    pub url: String,
+    pub log: Arc<Mutex<Vec<serde_json::Value>>>,
 }
 
 pub fn site(settings: &str) -> TempDir {
@@ -43,13 +43,14 @@ impl Running {
         Self::start_in(site(settings))
     }
 
-    fn start_in(dir: TempDir) -> Self {
+    pub fn start_in(dir: TempDir) -> Self {
         let mut child = server(dir.path())
             .args(["--log-format", "json", "run"])
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut log = Vec::new();
         let url = loop {
             let line = lines
                 .next()
@@ -59,9 +60,10 @@ impl Running {
             if line["fields"]["message"] == "ready" {
                 break line["fields"]["url"].as_str().unwrap().to_owned();
             }
+            log.push(line);
         };
         // Read on, so that the server never waits for its log to be taken.
-        let log = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::new(Mutex::new(log));
         let kept = Arc::clone(&log);
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
@@ -88,7 +90,7 @@ impl Running {
             .collect()
     }
 
-    fn root(&self) -> PathBuf {
+    pub fn root(&self) -> PathBuf {
         self.dir.path().join("var/server/ca/root.pem")
     }
 
@@ -97,7 +99,7 @@ impl Running {
         self.show(&palisade(self.dir.path(), arguments, &[]))
     }
 
-    fn show(&self, output: &Output) -> String {
+    pub fn show(&self, output: &Output) -> String {
         let text = format!(
             "{}{}exit {}\n",
             String::from_utf8_lossy(&output.stdout),
@@ -124,7 +126,7 @@ impl Drop for Running {
     }
 }
 
-fn palisade(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+pub fn palisade(dir: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_palisade"))
         .env_clear()
         .env("PALISADE_SITE", dir)
@@ -144,8 +146,12 @@ fn masked(text: &str) -> String {
         let is_time = bare.len() >= 20 && bare.ends_with('Z') && bare.contains('T');
         let is_id = uuid::Uuid::try_parse(bare).is_ok_and(|uuid| uuid.get_version_num() == 4);
         let is_port = bare.starts_with("127.0.0.1:");
-        let is_hash = bare.len() == 64 && bare.bytes().all(|b| b.is_ascii_hexdigit());
-        let is_token = bare.starts_with("pj1.") || bare.starts_with("pm1.");
+        // A head of the audit log is a number and a hash.
+        let hash = bare.split_once(':').map_or(bare, |(_, hash)| hash);
+        let is_hash = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+        let is_token = ["pj1.", "pm1.", "pa1."]
+            .iter()
+            .any(|kind| bare.starts_with(kind));
         out.push_str(match (is_time, is_id, is_port, is_hash || is_token) {
             (true, ..) => "TIME",
             (_, true, ..) => "ID",

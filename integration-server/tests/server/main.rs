@@ -6,8 +6,12 @@
 // clippy.toml allows these within test functions; the helpers here are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod account_commands;
+mod accounts;
+mod accounts_store;
 mod alerts;
 mod api;
+mod audit_store;
 mod authority;
 mod backup;
 mod command;
@@ -26,4 +30,5 @@ mod site;
 mod starting;
 mod store;
 mod talk;
+mod tenants;
 mod upkeep;

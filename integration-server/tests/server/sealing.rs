@@ -8,7 +8,7 @@ use palisade_integration_server::inventory::{DomainFacts, DomainState, HostRecor
 use palisade_integration_server::store::seal::Key;
 use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{
-    ApiToken, Database, MaintenanceRecord, Place, Spent, Store,
+    ApiToken, Change, Changed, Database, MaintenanceRecord, Place, Spent, Store,
 };
 use palisade_protocol::bounded::{List, PathBytes, Text};
 use palisade_protocol::control::{Component, Detection, Hello, HostFacts, QuarantineKey};
@@ -86,6 +86,7 @@ pub async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
         markers.push(marker());
         markers.last().unwrap().clone()
     };
+    fill_accounts(store, &mut mark).await;
     let token = ApiToken {
         id: Uuid::new_v4(),
         name: mark(),
@@ -127,6 +128,28 @@ pub async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
     // The one machine of all of the suite's components.
     markers.push(Uuid::from_u128(9).to_string());
     (agent, markers)
+}
+
+/// An account with a session and a token, and an entry about it.
+async fn fill_accounts(store: &dyn Store, mark: &mut impl FnMut() -> String) {
+    let mut account = crate::accounts_store::account(&mark());
+    account.password = mark();
+    let mut entry = crate::audit_store::entry(&mark());
+    entry.body.actor.name = mark();
+    entry.body.actor.address = Some(mark());
+    let change = async |change: Change<'_>| {
+        let done = store.change(change, Some(&entry), 20).await.unwrap();
+        assert_eq!(done, Changed::Done);
+    };
+    change(Change::AddAccount(&account)).await;
+    let secret = mark();
+    change(Change::BeginTotp(account.id, 0, secret.as_bytes())).await;
+    let mut session = crate::accounts_store::session(&account);
+    session.address = mark();
+    change(Change::AddSession(&session, 1)).await;
+    let mut token = crate::accounts_store::token(&account);
+    token.name = mark();
+    change(Change::AddAccountToken(&token)).await;
 }
 
 /// All that lies below a folder, in one piece; what is no text there is replaced.
@@ -202,6 +225,9 @@ async fn reads(place: &Place, agent: AgentId, name: &str) {
     assert_eq!(store.agent(agent).await.unwrap().unwrap().name, name);
     assert_eq!(store.detections(None, 9).await.unwrap().items.len(), 1);
     assert_eq!(store.hosts().await.unwrap().len(), 1);
+    // Each value opens, and the audit log's chain is as it was.
+    assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
+    assert!(store.verify_audit(None).await.unwrap().head.number > 0);
     store.close().await;
 }
 

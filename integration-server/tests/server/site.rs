@@ -9,7 +9,7 @@ use palisade_daemon::enrol::{EnrolError, enrol};
 use palisade_daemon::membership::Membership;
 use palisade_integration_server::api::auth::admin_token_file;
 use palisade_integration_server::cli::client::Client;
-use palisade_integration_server::cli::target::Target;
+use palisade_integration_server::cli::target::{Credential, Target};
 use palisade_integration_server::server::Server;
 use palisade_integration_server::settings::Settings;
 use palisade_protocol::bounded::Text;
@@ -77,7 +77,7 @@ impl Site {
         let root_file = self.state().join("ca/root.pem");
         Target {
             url: format!("https://{}", self.server.api_address()),
-            token: self.admin_token(),
+            credential: Credential::Token(self.admin_token()),
             root: CertificateDer::from_pem_slice(&std::fs::read(&root_file).unwrap()).unwrap(),
             root_file,
         }

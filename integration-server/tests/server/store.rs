@@ -139,6 +139,8 @@ macro_rules! on_both {
     };
 }
 
+pub(crate) use on_both;
+
 on_both!(
     every_part_keeps_its_promises,
     what_was_acknowledged_is_there_after_a_restart,

@@ -503,13 +503,21 @@ mod tests {
             let rules = Rules {
                 paths: vec!["/a".into()], below: true, overlays: seen, ..Rules::default()
             };
-            let plans = [own(&mounts, &rules), foreign(&mounts, &HashSet::new(), seen)];
-            for one in plans.iter().flat_map(|plan| &plan.wanted) {
-                let local = |mount: &Mount| {
-                    mount.id == one.id && mount.device == one.device && is_local(&mount.kind)
-                };
-                prop_assert!(mounts.iter().any(local), "{one:?} of {text}");
-            }
+            let all = |wanted: &[Wanted], may_be_marked: &dyn Fn(&Mount) -> bool| {
+                wanted.iter().all(|one| {
+                    mounts.iter().any(|mount| {
+                        mount.id == one.id && mount.device == one.device && may_be_marked(mount)
+                    })
+                })
+            };
+            // An overlay whose layers do not see it is marked itself, in this namespace alone.
+            let own = own(&mounts, &rules).wanted;
+            let here = |mount: &Mount| {
+                is_local(&mount.kind) || (seen == Seen::No && mount.kind == "overlay")
+            };
+            prop_assert!(all(&own, &here), "{own:?} of {text}");
+            let foreign = foreign(&mounts, &HashSet::new(), seen).wanted;
+            prop_assert!(all(&foreign, &|mount| is_local(&mount.kind)), "{foreign:?} of {text}");
         }
     }
 }

@@ -112,7 +112,8 @@ impl Address {
         })
     }
 
-    pub(super) fn options(&self) -> &PgConnectOptions {
+    /// What sqlx connects with, the password included.
+    pub fn options(&self) -> &PgConnectOptions {
         &self.options
     }
 }

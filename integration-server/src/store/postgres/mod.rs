@@ -60,8 +60,10 @@ const MIGRATE: Duration = Duration::from_secs(300);
 const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(30);
 /// Class of our advisory locks: "PALI".
 const LOCKS: i32 = 0x5041_4c49;
-/// The lock of who brings a database up to date; agents' numbers are odd, names' is 0.
+/// The lock of who brings a database up to date; agents' numbers are odd, names' is 0, and `held` has one, too.
 const PREPARING: i32 = 2;
+/// The lock of who counts an attempt to log in.
+const LOGINS: i32 = 6;
 
 const HAS_KEYS: &str = "SELECT COUNT(*) FROM pg_tables \
      WHERE schemaname = current_schema() AND tablename = 'data_keys'";
@@ -81,6 +83,10 @@ const SWEEP: &[&str] = &[
     "VACUUM FULL maintenance_grants",
     "VACUUM FULL hosts",
     "VACUUM FULL domains",
+    "VACUUM FULL accounts",
+    "VACUUM FULL sessions",
+    "VACUUM FULL account_tokens",
+    "VACUUM FULL audit",
     "VACUUM FULL data_keys",
 ];
 
@@ -198,6 +204,7 @@ impl PostgresStore {
     ) -> sqlx::Result<()> {
         let key = match what {
             Alone::Names => 0,
+            Alone::Logins => LOGINS,
             // Two agents of one number wait for each other now and then: no harm.
             Alone::Agent(agent) => {
                 let (number, ..) = agent.0.as_fields();

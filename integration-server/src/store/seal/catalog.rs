@@ -102,6 +102,35 @@ pub const TABLES: [Table; 6] = [
     },
 ];
 
+/// Tables that came after values were sealed: nothing in them was ever plain.
+pub const LATER: [Table; 4] = [
+    Table {
+        name: "accounts",
+        key: &["id"],
+        columns: &[
+            found("name", "name_index"),
+            text("password"),
+            text("grants"),
+            bytes("totp"),
+        ],
+    },
+    Table {
+        name: "sessions",
+        key: &["id"],
+        columns: &[text("address")],
+    },
+    Table {
+        name: "account_tokens",
+        key: &["id"],
+        columns: &[text("name"), text("scope")],
+    },
+    Table {
+        name: "audit",
+        key: &["id"],
+        columns: &[text("body")],
+    },
+];
+
 /// Tables whose keys are keyed indexes themselves: a hypervisor's URI and a domain's
 /// UUID tell who they are.
 pub const INVENTORY: [Table; 2] = [

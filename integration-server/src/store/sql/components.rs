@@ -189,13 +189,6 @@ pub async fn report_svm(store: &Backend, id: SvmId, report: &SvmReport, now_ms: 
         .map_err(|error| store.failed("keep a Protection Server's report", error))
 }
 
-pub async fn revoke_svm(store: &Backend, id: SvmId, now_ms: u64) -> Result<bool> {
-    const SQL: &str = "UPDATE svms SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
-    revoke(store, SQL, id.to_string(), now_ms)
-        .await
-        .map_err(|error| store.failed("revoke a Protection Server", error))
-}
-
 pub async fn agents(store: &Backend) -> Result<Vec<AgentRecord>> {
     let rows = sqlx::query("SELECT * FROM agents WHERE revoked_ms IS NULL")
         .fetch_all(&store.readers)
@@ -264,13 +257,6 @@ pub async fn report_agent(
         .map_err(|error| store.failed("keep an agent's report", error))
 }
 
-pub async fn revoke_agent(store: &Backend, id: AgentId, now_ms: u64) -> Result<bool> {
-    const SQL: &str = "UPDATE agents SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL";
-    revoke(store, SQL, id.to_string(), now_ms)
-        .await
-        .map_err(|error| store.failed("revoke an agent", error))
-}
-
 async fn keep_report(
     store: &Backend,
     sql: &'static str,
@@ -285,16 +271,6 @@ async fn keep_report(
         .execute(&store.writer)
         .await
         .map(drop)
-}
-
-/// Whether there was one that was not revoked before.
-async fn revoke(store: &Backend, sql: &'static str, id: String, now_ms: u64) -> sqlx::Result<bool> {
-    let done = sqlx::query(sql)
-        .bind(id)
-        .bind(row::number(now_ms))
-        .execute(&store.writer)
-        .await?;
-    Ok(done.rows_affected() == 1)
 }
 
 fn svm_of(store: &Backend, found: &Row) -> Result<SvmRecord> {

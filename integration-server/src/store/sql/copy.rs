@@ -7,7 +7,7 @@ use super::keys::{self, page};
 use super::{Backend, Connection, Row, row};
 use crate::store::backup::{RowSink, RowSource, Value};
 use crate::store::seal::Key;
-use crate::store::seal::catalog::{INVENTORY, TABLES, Table};
+use crate::store::seal::catalog::{INVENTORY, LATER, TABLES, Table};
 use crate::store::seal::master::BadMaster;
 use crate::store::shape::{Kind, REFERENCES, SHAPES, Shape};
 use crate::store::{Result, StoreError};
@@ -98,7 +98,7 @@ fn values(shape: &Shape, found: &Row) -> sqlx::Result<Vec<Value>> {
 pub async fn import(store: &Backend, source: &mut dyn RowSource, master: &Key) -> Result<()> {
     let at = |error| store.failed("restore all rows", error);
     let mut transaction = store.begin().await.map_err(at)?;
-    for table in ["join_tokens", "api_tokens", "hosts", "meta"] {
+    for table in ["join_tokens", "api_tokens", "hosts", "meta", "accounts"] {
         let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}")))
             .fetch_one(&mut *transaction)
             .await
@@ -187,7 +187,7 @@ pub async fn check(store: &Backend) -> Result<Vec<String>> {
             ));
         }
     }
-    for table in TABLES.iter().chain(&INVENTORY) {
+    for table in TABLES.iter().chain(&INVENTORY).chain(&LATER) {
         let mut after: Option<Vec<String>> = None;
         loop {
             let found = page(&mut snapshot, table, after.as_deref())
@@ -206,6 +206,9 @@ pub async fn check(store: &Backend) -> Result<Vec<String>> {
             }
         }
     }
+    let chain = super::audit::verify(store, &mut snapshot, None).await?;
+    let of_chain = |problem: String| format!("the audit log: {problem}");
+    problems.extend(chain.problems.into_iter().map(of_chain));
     Ok(problems)
 }
 

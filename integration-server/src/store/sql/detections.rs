@@ -5,6 +5,8 @@ use palisade_protocol::control::Detection;
 use palisade_protocol::ids::AgentId;
 use palisade_protocol::scan::ScanClass;
 
+use sqlx::AssertSqlSafe;
+
 use super::opened::{Opened, unsealed};
 use super::{Backend, Row, row};
 use crate::store::{Alone, DetectionPage, DetectionRecord, Result};
@@ -75,18 +77,33 @@ pub async fn add(
     Ok(new)
 }
 
-pub async fn page(store: &Backend, before: Option<u64>, limit: u32) -> Result<DetectionPage> {
-    // One more than asked for: its absence is the end.
-    let rows = sqlx::query(
+/// Of these tenants alone, unless none are named.
+pub async fn page(
+    store: &Backend,
+    tenants: Option<&[String]>,
+    before: Option<u64>,
+    limit: u32,
+) -> Result<DetectionPage> {
+    let only = tenants.map_or_else(String::new, |tenants| {
+        let places: Vec<String> = (0..tenants.len()).map(|n| format!("${}", n + 3)).collect();
+        format!("AND detections.tenant IN ({})", places.join(", "))
+    });
+    let sql = format!(
         "SELECT detections.*, agents.name AS agent_name FROM detections \
          JOIN agents ON agents.id = detections.agent_id \
-         WHERE seq < $1 ORDER BY seq DESC LIMIT $2",
-    )
-    .bind(before.map_or(i64::MAX, row::number))
-    .bind(i64::from(limit) + 1)
-    .fetch_all(&store.readers)
-    .await
-    .map_err(|error| store.failed("list detections", error))?;
+         WHERE seq < $1 {only} ORDER BY seq DESC LIMIT $2"
+    );
+    // One more than asked for: its absence is the end.
+    let mut query = sqlx::query(AssertSqlSafe(sql))
+        .bind(before.map_or(i64::MAX, row::number))
+        .bind(i64::from(limit) + 1);
+    for tenant in tenants.unwrap_or_default() {
+        query = query.bind(tenant.clone());
+    }
+    let rows = query
+        .fetch_all(&store.readers)
+        .await
+        .map_err(|error| store.failed("list detections", error))?;
     let items: Result<Vec<_>> = rows.iter().map(|row| detection_of(store, row)).collect();
     let mut items = items?;
     let more = items.len() > limit as usize;

@@ -19,7 +19,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Row as _};
 use super::opened::SealingError;
 use super::{Backend, Connection, Row, inventory, row};
 use crate::inventory::{DomainFacts, HostRecord};
-use crate::store::seal::catalog::{INVENTORY, TABLES, Table};
+use crate::store::seal::catalog::{INVENTORY, LATER, TABLES, Table};
 use crate::store::seal::master::{self, BadMaster, Source};
 use crate::store::seal::{Key, Seals};
 use crate::store::{Result, StoreError};
@@ -260,7 +260,7 @@ pub async fn reseal(store: &Backend, master: &Key) -> Result<u64> {
         .await
         .map_err(named)?;
     let mut rows = 0;
-    for table in TABLES.iter().chain(&INVENTORY) {
+    for table in TABLES.iter().chain(&INVENTORY).chain(&LATER) {
         let done = every_row(
             &mut transaction,
             table,

@@ -3,14 +3,19 @@
 use palisade_protocol::maintenance::Allowed;
 use uuid::Uuid;
 
-use super::opened::{Opened, unsealed};
-use super::{Backend, Row, row};
+use super::opened::{Opened, SealingError};
+use super::{Backend, Connection, Row, row};
 use crate::store::{MaintenanceRecord, Result, StoreError};
 
-pub async fn add(store: &Backend, grant: &MaintenanceRecord) -> Result<()> {
+pub async fn add(
+    store: &Backend,
+    connection: &mut Connection,
+    grant: &MaintenanceRecord,
+) -> std::result::Result<(), SealingError> {
     let seat = store.seals.seat("maintenance_grants", grant.id.to_string());
     let reason = seat.seal("reason", grant.reason.as_bytes());
-    let reason = reason.map_err(|error| unsealed("maintenance_grants", "reason", error))?;
+    let reason =
+        reason.map_err(|error| SealingError::Seal("maintenance_grants", "reason", error))?;
     sqlx::query(
         "INSERT INTO maintenance_grants (id, agent_id, allowed, from_ms, until_ms, reason) \
          VALUES ($1, $2, $3, $4, $5, $6)",
@@ -21,10 +26,9 @@ pub async fn add(store: &Backend, grant: &MaintenanceRecord) -> Result<()> {
     .bind(row::number(grant.from_ms))
     .bind(row::number(grant.until_ms))
     .bind(reason)
-    .execute(&store.writer)
-    .await
-    .map(drop)
-    .map_err(|error| store.failed("keep a maintenance grant", error))
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 pub async fn end(store: &Backend, id: Uuid, now_ms: u64) -> Result<()> {

@@ -20,15 +20,23 @@
 //! | `quarantine_keys` | `quarantine_keys` |
 //! | `detections` | `detections` |
 //! | `inventory` | `hosts`, `domains` |
+//! | `accounts`, `logins`, `account_tokens` | `accounts`, `recovery_codes`, `setup_tokens`; `sessions`, `login_sources`; `account_tokens` |
+//! | `audit` | `audit`, whose length is a counter |
+//! | `change` | none: what somebody answers for, with its entry in `audit` |
 //! | `keys` | `data_keys`; the first sealing, another data key |
 //! | `copy` | all of them, for backups and checks |
 //! | `row`, `opened` | none: between Rust's types and a column's, plain and sealed |
 
+mod account_tokens;
+mod accounts;
+mod audit;
+mod change;
 mod components;
 mod copy;
 mod detections;
 mod inventory;
 pub mod keys;
+mod logins;
 mod maintenance;
 mod opened;
 mod quarantine_keys;
@@ -41,13 +49,15 @@ use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use uuid::Uuid;
 
 use super::{AFTER_IMPORT, Backend, Db, HAS_KEYS, HAS_PLAIN, INTEGRITY, Row, SWEEP};
+use crate::audit::{Entry, Head, Record, Verification};
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
 use crate::store::backup::{RowSink, RowSource};
 use crate::store::seal::Key;
 use crate::store::{
-    AgentRecord, ApiToken, DetectionPage, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent,
-    Result, Spent, Store, SvmRecord,
+    AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, Change, Changed, DetectionPage,
+    JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, Result, SessionRecord, Spent, Store,
+    SvmRecord,
 };
 
 type Connection = <Db as sqlx::Database>::Connection;
@@ -60,18 +70,69 @@ impl Store for Backend {
     async fn next_epoch(&self, now_ms: u64) -> Result<u64> {
         self.bounded(tokens::next_epoch(self, now_ms)).await
     }
-    async fn add_join_token(&self, token: &JoinTokenRecord) -> Result<()> {
-        self.bounded(tokens::add_join_token(self, token)).await
+    async fn change(
+        &self,
+        change: Change<'_>,
+        entry: Option<&Entry>,
+        now_ms: u64,
+    ) -> Result<Changed> {
+        self.bounded(change::change(self, change, entry, now_ms))
+            .await
+    }
+    async fn accounts(&self) -> Result<Vec<AccountRecord>> {
+        self.bounded(accounts::all(self)).await
+    }
+    async fn account(&self, id: Uuid) -> Result<Option<AccountRecord>> {
+        self.bounded(accounts::one(self, id)).await
+    }
+    async fn account_named(&self, name: &str) -> Result<Option<AccountRecord>> {
+        self.bounded(accounts::named(self, name)).await
+    }
+    async fn attempt(&self, account: Option<Uuid>, source: &str, now_ms: u64) -> Result<Attempt> {
+        self.bounded(logins::attempt(self, account, source, now_ms))
+            .await
+    }
+    async fn take_back(&self, account: Uuid, source: &str, proven: bool) -> Result<()> {
+        self.bounded(logins::take_back(self, account, source, proven))
+            .await
+    }
+    async fn use_totp(&self, account: Uuid, step: u64) -> Result<bool> {
+        self.bounded(accounts::use_totp(self, account, step)).await
+    }
+    async fn use_recovery_code(&self, account: Uuid, code: &Hash, now_ms: u64) -> Result<bool> {
+        self.bounded(accounts::use_recovery_code(self, account, code, now_ms))
+            .await
+    }
+    async fn session(&self, hash: &Hash) -> Result<Option<(SessionRecord, AccountRecord)>> {
+        self.bounded(logins::session(self, hash)).await
+    }
+    async fn saw_session(&self, id: Uuid, now_ms: u64) -> Result<()> {
+        self.bounded(logins::saw_session(self, id, now_ms)).await
+    }
+    async fn account_token(&self, hash: &Hash) -> Result<Option<(AccountToken, AccountRecord)>> {
+        self.bounded(account_tokens::one(self, hash)).await
+    }
+    async fn account_tokens(&self) -> Result<Vec<AccountToken>> {
+        self.bounded(account_tokens::all(self)).await
+    }
+    async fn saw_account_token(&self, id: Uuid, now_ms: u64) -> Result<()> {
+        self.bounded(account_tokens::saw(self, id, now_ms)).await
+    }
+    async fn has_setup_token(&self, hash: Option<&Hash>) -> Result<bool> {
+        self.bounded(accounts::has_setup_token(self, hash)).await
+    }
+    async fn audit(&self, before: Option<u64>, limit: u32) -> Result<Vec<Record>> {
+        self.bounded(audit::page(self, before, limit)).await
+    }
+    async fn verify_audit(&self, noted: Option<Head>) -> Result<Verification> {
+        // As long as it takes: each of its pages is bounded by itself.
+        audit::verify_all(self, noted).await
     }
     async fn join_token(&self, id: Uuid) -> Result<Option<JoinTokenRecord>> {
         self.bounded(tokens::join_token(self, id)).await
     }
     async fn join_tokens(&self) -> Result<Vec<JoinTokenRecord>> {
         self.bounded(tokens::join_tokens(self)).await
-    }
-    async fn revoke_join_token(&self, id: Uuid, now_ms: u64) -> Result<bool> {
-        self.bounded(tokens::revoke_join_token(self, id, now_ms))
-            .await
     }
     async fn joined(&self, token: Uuid, key_sha256: &Hash) -> Result<Option<Joined>> {
         self.bounded(components::joined(self, token, key_sha256))
@@ -108,9 +169,6 @@ impl Store for Backend {
         self.bounded(components::report_svm(self, id, report, now_ms))
             .await
     }
-    async fn revoke_svm(&self, id: SvmId, now_ms: u64) -> Result<bool> {
-        self.bounded(components::revoke_svm(self, id, now_ms)).await
-    }
     async fn agents(&self) -> Result<Vec<AgentRecord>> {
         self.bounded(components::agents(self)).await
     }
@@ -124,13 +182,6 @@ impl Store for Backend {
     async fn report_agent(&self, id: AgentId, report: &AgentReport, now_ms: u64) -> Result<()> {
         self.bounded(components::report_agent(self, id, report, now_ms))
             .await
-    }
-    async fn revoke_agent(&self, id: AgentId, now_ms: u64) -> Result<bool> {
-        self.bounded(components::revoke_agent(self, id, now_ms))
-            .await
-    }
-    async fn add_maintenance(&self, grant: &MaintenanceRecord) -> Result<()> {
-        self.bounded(maintenance::add(self, grant)).await
     }
     async fn end_maintenance(&self, id: Uuid, now_ms: u64) -> Result<()> {
         self.bounded(maintenance::end(self, id, now_ms)).await
@@ -160,7 +211,23 @@ impl Store for Backend {
             .await
     }
     async fn detections(&self, before: Option<u64>, limit: u32) -> Result<DetectionPage> {
-        self.bounded(detections::page(self, before, limit)).await
+        self.bounded(detections::page(self, None, before, limit))
+            .await
+    }
+    async fn detections_of(
+        &self,
+        tenants: &[String],
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<DetectionPage> {
+        if tenants.is_empty() {
+            return Ok(DetectionPage {
+                items: Vec::new(),
+                next: None,
+            });
+        }
+        let page = detections::page(self, Some(tenants), before, limit);
+        self.bounded(page).await
     }
     async fn count_detections(&self) -> Result<u64> {
         self.bounded(detections::count(self)).await

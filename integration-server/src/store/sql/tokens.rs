@@ -5,7 +5,7 @@ use palisade_protocol::ids::DeploymentId;
 use uuid::Uuid;
 
 use super::opened::{Opened, unsealed};
-use super::{Backend, Row, row};
+use super::{Backend, Connection, Row, row};
 use crate::secret::Hash;
 use crate::store::{ApiToken, JoinTokenRecord, Result, StoreError};
 
@@ -39,7 +39,10 @@ pub async fn next_epoch(store: &Backend, now_ms: u64) -> Result<u64> {
     })
 }
 
-pub async fn add_join_token(store: &Backend, token: &JoinTokenRecord) -> Result<()> {
+pub async fn add_join_token(
+    connection: &mut Connection,
+    token: &JoinTokenRecord,
+) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT INTO join_tokens \
          (id, component, tenant, secret_sha256, uses, used, created_ms, expires_ms) \
@@ -53,10 +56,9 @@ pub async fn add_join_token(store: &Backend, token: &JoinTokenRecord) -> Result<
     .bind(row::number(token.used))
     .bind(row::number(token.created_ms))
     .bind(row::number(token.expires_ms))
-    .execute(&store.writer)
+    .execute(connection)
     .await
     .map(drop)
-    .map_err(|error| store.failed("keep a join token", error))
 }
 
 pub async fn join_token(store: &Backend, id: Uuid) -> Result<Option<JoinTokenRecord>> {
@@ -74,17 +76,6 @@ pub async fn join_tokens(store: &Backend) -> Result<Vec<JoinTokenRecord>> {
         .await
         .map_err(|error| store.failed("list join tokens", error))?;
     rows.iter().map(join_token_of).collect()
-}
-
-pub async fn revoke_join_token(store: &Backend, id: Uuid, now_ms: u64) -> Result<bool> {
-    let done =
-        sqlx::query("UPDATE join_tokens SET revoked_ms = $2 WHERE id = $1 AND revoked_ms IS NULL")
-            .bind(id.to_string())
-            .bind(row::number(now_ms))
-            .execute(&store.writer)
-            .await
-            .map_err(|error| store.failed("revoke a join token", error))?;
-    Ok(done.rows_affected() == 1)
 }
 
 pub async fn add_api_token(store: &Backend, token: &ApiToken) -> Result<()> {

@@ -1,0 +1,81 @@
+//! Changes that somebody answers for: each is written together with its entry of the
+//! audit log, in one transaction, or not at all.
+
+use palisade_protocol::ids::{AgentId, SvmId};
+use uuid::Uuid;
+
+use super::{AccountRecord, AccountToken, JoinTokenRecord, MaintenanceRecord, SessionRecord};
+use crate::access::Grant;
+use crate::secret::Hash;
+
+/// Most accounts.
+pub const MAX_ACCOUNTS: i64 = 10_000;
+/// Most valid API tokens of one account.
+pub const MAX_ACCOUNT_TOKENS: i64 = 64;
+
+/// What is to be changed. A `revision` is the one that the caller has seen: where another
+/// change was faster, nothing is done.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// Nothing in the store: the entry alone.
+    Nothing,
+    /// A setup token; those before are void.
+    NewSetupToken(Uuid, &'a Hash),
+    /// The account that a setup token is for; the token is void then.
+    Setup(&'a Hash, &'a AccountRecord),
+    /// A new account.
+    AddAccount(&'a AccountRecord),
+    /// What an account may do.
+    SetGrants(Uuid, u64, &'a [Grant]),
+    /// Whether an account is disabled. Its sessions and tokens end with it.
+    SetDisabled(Uuid, u64, bool),
+    /// A password, by its hash. All sessions but the one that is named end.
+    SetPassword(Uuid, u64, &'a str, Option<Uuid>),
+    /// A second factor's secret, which is not asked for yet.
+    BeginTotp(Uuid, u64, &'a [u8]),
+    /// The second factor is asked for from now on: the step of the code that proved it,
+    /// and the hashes of the recovery codes.
+    ConfirmTotp(Uuid, u64, u64, &'a [Hash]),
+    /// No second factor any more.
+    RemoveTotp(Uuid, u64),
+    /// A session began, of an account of this revision that is not disabled.
+    AddSession(&'a SessionRecord, u64),
+    /// Its password was shown again.
+    ConfirmSession(Uuid),
+    /// A session ended.
+    EndSession(Uuid),
+    /// A new API token of an account.
+    AddAccountToken(&'a AccountToken),
+    /// An account's API token is void.
+    RevokeAccountToken(Uuid),
+    /// A new join token.
+    AddJoinToken(&'a JoinTokenRecord),
+    /// A join token is void.
+    RevokeJoinToken(Uuid),
+    /// An agent is revoked.
+    RevokeAgent(AgentId),
+    /// A Protection Server is revoked.
+    RevokeSvm(SvmId),
+    /// What a maintenance token allows.
+    AddMaintenance(&'a MaintenanceRecord),
+}
+
+/// What came of it. Only what is done has an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Changed {
+    /// It is done.
+    Done,
+    /// There is nothing that it could be done to, or another change was faster.
+    Nothing,
+    /// The name is another account's.
+    Taken,
+    /// There are too many already.
+    Full,
+}
+
+impl Changed {
+    /// Whether it is done.
+    pub fn is_done(self) -> bool {
+        self == Self::Done
+    }
+}
