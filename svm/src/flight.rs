@@ -10,7 +10,7 @@
 //!
 //! Whoever leads holds the work's lock; the lock's queue is the line of followers.
 //! A leader that fails, stalls or disconnects only lets go of it; who has to let others go
-//! first is [`line`]'s. Owns nothing of what the work is.
+//! first is [`mod@line`]'s. Owns nothing of what the work is.
 //!
 //! **Invariant:** a flight is in the table only while somebody has a seat in it,
 //! and never after it landed.

@@ -80,10 +80,17 @@ impl Running {
         }
     }
 
-    /// What was logged of an agent, with its level, with what differs replaced.
-    fn log_of(&self, agent: &str) -> String {
-        let log = self.log.lock().unwrap();
+    /// What was logged of an agent, with its level, with what differs replaced. So many lines
+    /// are waited for: another thread reads them.
+    fn log_of(&self, agent: &str, lines: usize) -> String {
         let of_agent = |line: &&serde_json::Value| line["fields"]["agent"] == agent;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while self.log.lock().unwrap().iter().filter(of_agent).count() < lines
+            && std::time::Instant::now() < deadline
+        {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let log = self.log.lock().unwrap();
         log.iter()
             .filter(of_agent)
             .map(|line| masked(&format!("{} {}\n", line["level"], line["fields"])))
@@ -301,7 +308,7 @@ fn an_alert_says_what_to_do_and_a_token_ends_it() {
     let palisade_protocol::spiffe::Role::Agent { id, .. } = &member.identity.id().role else {
         panic!()
     };
-    let all = all + "# the log\n" + &site.log_of(&id.to_string());
+    let all = all + "# the log\n" + &site.log_of(&id.to_string(), 5);
     assert_snapshot!(all);
 }
 
