@@ -144,7 +144,7 @@ fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>
         (true, another) => gone(&alarm, domain_name.as_deref(), another, &since),
     };
     Alert {
-        id: id_of(alarm.agent.0, alarm.since_ms, alarm.raised_ms),
+        id: id_of(alarm.agent.0, alarm.since_ms, &alarm.raised_ms.to_string()),
         kind: "agent_lost".to_owned(),
         severity: severity.to_owned(),
         agent: Some(alarm.agent.0),
@@ -267,7 +267,7 @@ fn exposed(
     let mut remedies: Vec<&str> = window.causes.iter().map(|cause| remedy(*cause)).collect();
     remedies.dedup();
     Alert {
-        id: id_of(agent.id.0, window.from_ms, window.id),
+        id: id_of(agent.id.0, window.from_ms, &window.id.to_string()),
         kind: "agent_exposed".to_owned(),
         severity: "warning".to_owned(),
         agent: Some(agent.id.0),
@@ -305,10 +305,10 @@ fn remedy(cause: ExposureCause) -> &'static str {
 }
 
 /// Made of what the alert is about: equal each time it is asked for.
-fn id_of(whose: Uuid, since: u64, which: u64) -> Uuid {
+fn id_of(whose: Uuid, since: u64, which: &str) -> Uuid {
     let mut about = whose.as_bytes().to_vec();
     about.extend(since.to_be_bytes());
-    about.extend(which.to_be_bytes());
+    about.extend(which.as_bytes());
     let mut first = [0; 16];
     first.copy_from_slice(&sha256(&about)[..16]);
     uuid::Builder::from_random_bytes(first).into_uuid()

@@ -43,7 +43,7 @@ pub(super) fn gone(absent: &Absent, others: usize) -> Alert {
             name,
             "svm_lost",
             (absent.since_ms, absent.alert_ms),
-            0,
+            "",
         )
     }
 }
@@ -52,11 +52,11 @@ pub(super) fn gone(absent: &Absent, others: usize) -> Alert {
 pub(super) fn problem(svm: &SvmRecord, problem: &Problem) -> Alert {
     let name = &svm.name;
     let (severity, text, remedy) = said(name, &problem.kind);
-    let kind = match &problem.kind {
-        // Of these there may be several at a time.
-        ProblemKind::EngineDown { engine } => number(engine),
-        ProblemKind::SignatureBraked { signature, .. } => number(signature),
-        _ => 0,
+    // Of these there may be several at a time.
+    let which = match &problem.kind {
+        ProblemKind::EngineDown { engine } => engine.as_str(),
+        ProblemKind::SignatureBraked { signature, .. } => signature.as_str(),
+        _ => "",
     };
     Alert {
         severity: severity.to_owned(),
@@ -67,7 +67,7 @@ pub(super) fn problem(svm: &SvmRecord, problem: &Problem) -> Alert {
             name,
             &format!("svm_{}", problem.kind.as_str()),
             (problem.since_ms, problem.since_ms),
-            kind,
+            which,
         )
     }
 }
@@ -154,10 +154,10 @@ fn about(
     name: &str,
     kind: &str,
     (since_ms, raised_ms): (u64, u64),
-    which: u64,
+    which: &str,
 ) -> Alert {
     Alert {
-        id: id_of(id.0, since_ms, which ^ number(kind)),
+        id: id_of(id.0, since_ms, &format!("{kind} {which}")),
         kind: kind.to_owned(),
         severity: String::new(),
         agent: None,
@@ -171,11 +171,4 @@ fn about(
         text: String::new(),
         remedy: String::new(),
     }
-}
-
-/// A number that two names hardly share.
-fn number(name: &str) -> u64 {
-    let mut first = [0; 8];
-    first.copy_from_slice(&palisade_protocol::trust::sha256(name.as_bytes())[..8]);
-    u64::from_be_bytes(first)
 }
