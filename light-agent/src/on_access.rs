@@ -328,7 +328,6 @@ impl Watching<'_> {
             table: settings.failure_table(),
             mode: kind.mode,
         });
-        let reserve = self.descriptors.saturating_sub(FD_RESERVE);
         let triage = Triage {
             desk,
             scope,
@@ -341,7 +340,7 @@ impl Watching<'_> {
             deadlines: self.deadlines.clone(),
             deadline: kind.deadline,
             max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
-            fd_reserve_from: i32::try_from(reserve).unwrap_or(i32::MAX),
+            fd_reserve_from: reserve_from(self.descriptors, kind.told),
             queue,
             turns: Arc::default(),
         };
@@ -381,6 +380,19 @@ impl Watching<'_> {
             reader: Some(reader),
         })
     }
+}
+
+/// The descriptor's number from which on a group of this kind answers by the failure table,
+/// where the process may have so many. The kernel gives the lowest that is free: a number
+/// says how many are in use. Files that were written wait for long, in thousands, and
+/// whoever writes them must not have opens let through: half is left to those.
+fn reserve_from(descriptors: u64, told: Told) -> i32 {
+    let all = descriptors.saturating_sub(FD_RESERVE);
+    let from = match told {
+        Told::Opens => all,
+        Told::Writes => all / 2,
+    };
+    i32::try_from(from).unwrap_or(i32::MAX)
 }
 
 /// The protected paths: without links, and as the settings name those that could not be

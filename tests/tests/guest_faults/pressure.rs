@@ -96,6 +96,35 @@ fn thousands_of_written_files_delay_no_opener() {
     guest.settled();
 }
 
+#[test]
+fn written_files_leave_opens_their_descriptors() {
+    const DESCRIPTORS: &str = "--nofile=1000:1000";
+    const FILES: u64 = 2_000;
+    if !skip::is_root("written_files_leave_opens_their_descriptors") {
+        return;
+    }
+    let guest = Guest::start("[on_access]\nafter_writes = true\nqueue = 20000");
+    guest.restart_agent(&["prlimit", DESCRIPTORS]);
+    guest.wait_state("blocking");
+    let folder = guest.test.protected.join("many");
+    fs::create_dir(&folder).unwrap();
+    guest.signal_svm(Signal::SIGSTOP);
+    for n in 0..FILES {
+        fs::write(folder.join(n.to_string()), n.to_string()).unwrap();
+    }
+    let mut writes = serde_json::Value::Null;
+    wait_until("all are seen", || {
+        writes = guest.status()["writes"].clone();
+        number(&writes, "seen") >= FILES
+    });
+    guest.signal_svm(Signal::SIGCONT);
+    assert!(denied(open_soon(&guest.bad("bad"))));
+    // The control: there were more than they may have, and each had one for long.
+    assert!(number(&writes["failures"], "out_of_fds") > 0, "{writes}");
+    assert!(number(&writes, "pending") > 100, "{writes}");
+    assert_eq!(number(&writes, "kernel_refused"), 0, "{writes}");
+}
+
 /// Ends the openers, however the test ends.
 struct Over<'a>(&'a AtomicBool);
 
