@@ -26,6 +26,7 @@
 
 pub mod coverage;
 pub mod devices;
+pub mod elsewhere;
 pub mod event;
 pub mod follow;
 pub mod group;

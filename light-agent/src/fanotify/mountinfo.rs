@@ -11,8 +11,11 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Largest table that is read, in bytes.
 const MAX_TABLE_BYTES: u64 = 4 * 1024 * 1024;
@@ -77,6 +80,35 @@ pub fn own() -> io::Result<String> {
 /// The kernel's.
 pub fn open_own() -> io::Result<File> {
     File::open(OWN)
+}
+
+/// The agent's own table, kept open: the kernel says of each change once to each that has
+/// it open.
+#[derive(Debug, Default)]
+pub struct Followed {
+    table: Option<File>,
+}
+
+impl Followed {
+    /// The table's text when it is asked for the first time, and when it has changed since.
+    /// It waits for nobody.
+    pub fn news(&mut self) -> Option<io::Result<String>> {
+        if let Some(table) = &self.table {
+            let mut ready = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
+            if poll(&mut ready, PollTimeout::ZERO).is_ok_and(|n| n == 0) {
+                return None;
+            }
+        }
+        Some(self.read())
+    }
+
+    fn read(&mut self) -> io::Result<String> {
+        let table = match &mut self.table {
+            Some(table) => table,
+            none => none.insert(open_own()?),
+        };
+        read(table)
+    }
 }
 
 /// Reads a table that is open, from its beginning.

@@ -11,45 +11,20 @@
 //! | a mount of the opener's namespace | if it may lie where a protected path does; always, if the agent has no mount of that file system |
 //! | any other mount, and one that is not looked up | always |
 //!
-//! The opener's table may be of its own making: its mount points are not believed, only
-//! what the kernel says of each mount's root; and it may be as long as its maker likes,
-//! while every opener waits for the reader. Only its beginning is read, what it said of a
-//! mount is remembered for a moment, and all openers' tables have a budget in common
-//! ([`Elsewhere`]).
+//! Every opener waits for the reader: what is read of openers' tables for this is bounded
+//! ([`elsewhere`](super::elsewhere)).
 //!
-//! Owns the agent's table of mounts, as the reader needs it, and what is remembered.
+//! Owns the agent's table of mounts, as the reader needs it.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::fs::{AtFlags, StatxFlags, statx};
-
-use super::mountinfo::{self, Mount, holding};
-
-/// How much of an opener's table is read, in bytes: some hundred mounts.
-const MOST_TABLE_BYTES: u64 = 64 * 1024;
-/// How much of all openers' tables is read in a second, in bytes: what the kernel writes in
-/// about a tenth of one.
-const BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
-/// Mounts of other namespaces that are remembered, at the most.
-const MOST_REMEMBERED: usize = 1024;
-/// For how long: a folder that is a mount's root may be moved.
-const REMEMBERED_FOR: Duration = Duration::from_secs(2);
-/// Asks for the id of a mount that no other one ever gets (Linux 6.8).
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
-/// A place within a file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Spot {
-    device: String,
-    at: PathBuf,
-}
+use super::elsewhere::{Elsewhere, MountId, Spot};
+use super::mountinfo::{self, Followed, Mount, holding};
 
 /// What is known of the agent's own mounts.
 #[derive(Debug, Default)]
@@ -64,10 +39,7 @@ impl Known {
         let mounts = mountinfo::parse_all(table);
         let spot = |path: &PathBuf| {
             let mount = holding(&mounts, path)?;
-            Some(Spot {
-                device: mount.device.clone(),
-                at: within(mount, path)?,
-            })
+            Spot::of(mount, path)
         };
         Self {
             protected: paths.iter().filter_map(spot).collect(),
@@ -78,11 +50,7 @@ impl Known {
 
     /// Of a file that a mount of this very table shows under this name.
     fn own_holds(&self, mount: &Mount, path: &Path) -> bool {
-        let Some(at) = within(mount, path) else {
-            return true;
-        };
-        let holds = |spot: &Spot| spot.device == mount.device && at.starts_with(&spot.at);
-        self.protected.iter().any(holds)
+        Spot::of(mount, path).is_none_or(|at| self.protected.iter().any(|spot| at.is_within(spot)))
     }
 
     /// Of a file that a mount of another namespace shows. Its name ends with the way
@@ -102,12 +70,6 @@ impl Known {
     }
 }
 
-/// Where a path of a mount lies within its file system.
-fn within(mount: &Mount, path: &Path) -> Option<PathBuf> {
-    let below = path.strip_prefix(&mount.point).ok()?;
-    Some(mount.root.join(below))
-}
-
 /// Whether the components of `way` follow each other anywhere in `path`.
 fn contains(path: &Path, way: &Path) -> bool {
     let path: Vec<&OsStr> = path.iter().collect();
@@ -115,90 +77,9 @@ fn contains(path: &Path, way: &Path) -> bool {
     way.is_empty() || path.windows(way.len()).any(|part| part == way)
 }
 
-/// Roots of other namespaces' mounts, as far as they were looked up of late, and how much
-/// may be read to look up more.
-#[derive(Debug, Default)]
-struct Elsewhere {
-    /// By the ids that no other mounts ever get; none, where its opener's table has none.
-    roots: HashMap<u64, (Instant, Option<Spot>)>,
-    /// Since when, and how many bytes were read since.
-    read: Option<(Instant, u64)>,
-}
-
-impl Elsewhere {
-    fn remembered(&self, id: u64, now: Instant) -> Option<&Option<Spot>> {
-        let (since, root) = self.roots.get(&id)?;
-        let fresh = now.saturating_duration_since(*since) < REMEMBERED_FOR;
-        fresh.then_some(root)
-    }
-
-    fn remember(&mut self, id: u64, root: Option<Spot>, now: Instant) {
-        if self.roots.len() >= MOST_REMEMBERED {
-            self.roots
-                .retain(|_, (since, _)| now.saturating_duration_since(*since) < REMEMBERED_FOR);
-        }
-        if self.roots.len() >= MOST_REMEMBERED {
-            self.roots.clear();
-        }
-        self.roots.insert(id, (now, root));
-    }
-
-    fn may_read(&mut self, now: Instant) -> bool {
-        match self.read {
-            Some((since, bytes))
-                if now.saturating_duration_since(since) < Duration::from_secs(1) =>
-            {
-                bytes < BYTES_PER_SECOND
-            }
-            _ => {
-                self.read = Some((now, 0));
-                true
-            }
-        }
-    }
-
-    fn have_read(&mut self, bytes: u64) {
-        if let Some((_, read)) = &mut self.read {
-            *read += bytes;
-        }
-    }
-
-    /// The root of a mount that is not the agent's. None, if it cannot be told, or is not
-    /// looked up.
-    fn root(&mut self, id: MountId, pid: u32, now: Instant) -> Option<Spot> {
-        if let Some(unique) = id.unique
-            && let Some(root) = self.remembered(unique, now)
-        {
-            return root.clone();
-        }
-        if !self.may_read(now) {
-            return None;
-        }
-        let mut table = File::open(format!("/proc/{pid}/mountinfo")).ok()?;
-        let part = mountinfo::read_part(&mut table, MOST_TABLE_BYTES).ok()?;
-        self.have_read(part.text.len() as u64);
-        let root = root_in(&part.text, id.now);
-        if let Some(unique) = id.unique {
-            self.remember(unique, root.clone(), now);
-        }
-        root
-    }
-}
-
-/// The root of the mount with this id.
-fn root_in(table: &str, id: u64) -> Option<Spot> {
-    let begin = format!("{id} ");
-    let line = table.lines().find(|line| line.starts_with(&begin))?;
-    let mount = mountinfo::parse(line)?;
-    Some(Spot {
-        device: mount.device,
-        at: mount.root,
-    })
-}
-
 /// Judges files by where they lie.
 pub struct Names {
-    table: Option<File>,
+    table: Followed,
     paths: Vec<PathBuf>,
     known: Known,
     elsewhere: Elsewhere,
@@ -207,14 +88,12 @@ pub struct Names {
 impl Names {
     /// For these protected paths.
     pub fn new(paths: &[PathBuf]) -> Self {
-        let mut names = Self {
-            table: mountinfo::open_own().ok(),
+        Self {
+            table: Followed::default(),
             paths: paths.to_vec(),
             known: Known::default(),
             elsewhere: Elsewhere::default(),
-        };
-        names.read();
-        names
+        }
     }
 
     /// Whether a file is protected whose name does not say so. What cannot be found out
@@ -230,64 +109,35 @@ impl Names {
             return true;
         };
         let path = Path::new(OsStr::from_bytes(path));
-        let Some(id) = id_of(file, StatxFlags::MNT_ID) else {
+        let Some(id) = MountId::of(file) else {
             return true;
         };
         self.refresh();
-        if let Some(mount) = self.known.by_id.get(&id) {
+        if let Some(mount) = self.known.by_id.get(&id.now) {
             return !excluded && self.known.own_holds(mount, path);
         }
-        let id = MountId {
-            now: id,
-            unique: id_of(file, MNT_ID_UNIQUE),
-        };
         match self.elsewhere.root(id, pid, Instant::now()) {
             Some(root) => self.known.foreign_may_hold(&root, path),
             None => true,
         }
     }
 
+    /// Without a table no mount is known: everything is in scope.
     fn refresh(&mut self) {
-        let changed = self.table.as_ref().is_none_or(|table| {
-            let mut ready = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-            // The kernel says so once to each that has it open.
-            poll(&mut ready, PollTimeout::ZERO).map_or(true, |n| n > 0)
-        });
-        if changed {
-            self.read();
+        if let Some(table) = self.table.news() {
+            let known = table.map(|table| Known::of(&table, &self.paths));
+            self.known = known.unwrap_or_default();
         }
     }
-
-    fn read(&mut self) {
-        let text = self
-            .table
-            .as_mut()
-            .and_then(|table| mountinfo::read(table).ok());
-        // Without a table no mount is known: everything is in scope.
-        self.known = text.map_or_else(Known::default, |text| Known::of(&text, &self.paths));
-    }
-}
-
-/// What a mount is called.
-#[derive(Debug, Clone, Copy)]
-struct MountId {
-    /// In tables; another mount gets it once this one is gone.
-    now: u64,
-    /// For ever, where the kernel has such ids.
-    unique: Option<u64>,
-}
-
-fn id_of(file: BorrowedFd<'_>, which: StatxFlags) -> Option<u64> {
-    let stat = statx(file, c"", AtFlags::EMPTY_PATH, which).ok()?;
-    StatxFlags::from_bits_retain(stat.stx_mask)
-        .contains(which)
-        .then_some(stat.stx_mnt_id)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::elsewhere::root_in;
     use super::*;
     use proptest::prelude::*;
+    use std::fs::File;
+    use std::os::fd::AsFd as _;
 
     const TABLE: &str = "1 0 8:1 / / rw - ext4 a rw\n2 1 8:1 /home/u /bound rw - ext4 a rw\n\
                          3 1 8:2 / /data rw - xfs b rw\n4 1 8:1 / /twice rw - ext4 a rw\n";
@@ -349,82 +199,6 @@ mod tests {
             let mount = format!("9 1 8:1 {root} /p rw - ext4 a rw");
             let path = format!("/{}/{}", point.join("/"), at[cut..].join("/"));
             prop_assert!(foreign_holds(&mount, &path), "{mount} {path}");
-        }
-    }
-
-    #[test]
-    fn a_long_table_is_not_read_to_its_end() {
-        let lines = |ids: std::ops::Range<u64>| {
-            let line = |id| format!("{id} 1 8:1 /var /a rw - ext4 a rw\n");
-            ids.map(line).collect::<String>()
-        };
-        let mut table = tempfile::tempfile().unwrap();
-        let text = lines(10..10_000);
-        std::io::Write::write_all(&mut table, text.as_bytes()).unwrap();
-        let part = mountinfo::read_part(&mut table, MOST_TABLE_BYTES).unwrap();
-        assert!(root_in(&part.text, 10).is_some() && root_in(&part.text, 9_999).is_none());
-        assert!(root_in(&text, 9_999).is_some() && root_in(&text, 1).is_none());
-    }
-
-    fn after(start: Instant, ms: u64) -> Instant {
-        start + Duration::from_millis(ms)
-    }
-
-    proptest! {
-        // However many open through however long tables, whoever waits for the reader does
-        // not wait for them.
-        #[test]
-        fn no_second_reads_more_than_its_budget(
-            opens in prop::collection::vec((0..10_u64, MOST_TABLE_BYTES / 2..=MOST_TABLE_BYTES), 0..400),
-        ) {
-            let start = Instant::now();
-            let mut elsewhere = Elsewhere::default();
-            let (mut ms, mut read) = (0, Vec::new());
-            for (wait, bytes) in opens {
-                ms += wait;
-                if elsewhere.may_read(after(start, ms)) {
-                    elsewhere.have_read(bytes);
-                    read.push((ms, bytes));
-                }
-            }
-            for (at, _) in &read {
-                let within = |(ms, _): &&(u64, u64)| (*at..at + 1000).contains(ms);
-                let bytes: u64 = read.iter().filter(within).map(|(_, bytes)| bytes).sum();
-                // A second of the clock may hold the end of one and the beginning of another.
-                prop_assert!(bytes <= 2 * (BYTES_PER_SECOND + MOST_TABLE_BYTES), "{}", bytes);
-            }
-        }
-
-        #[test]
-        fn what_is_remembered_is_bounded_and_fresh(
-            steps in prop::collection::vec((0..3000_u64, 0..5_u64, any::<bool>()), 0..60),
-        ) {
-            let start = Instant::now();
-            let mut elsewhere = Elsewhere::default();
-            let mut model: HashMap<u64, (u64, Option<Spot>)> = HashMap::new();
-            let mut ms = 0;
-            for (wait, id, told) in steps {
-                ms += wait;
-                let fresh = model.get(&id).filter(|(at, _)| ms - at < 2000);
-                prop_assert_eq!(
-                    elsewhere.remembered(id, after(start, ms)),
-                    fresh.map(|(_, root)| root)
-                );
-                let root = told.then(|| Spot { device: "8:1".into(), at: format!("/{ms}").into() });
-                elsewhere.remember(id, root.clone(), after(start, ms));
-                model.insert(id, (ms, root));
-            }
-        }
-    }
-
-    #[test]
-    fn many_mounts_are_not_remembered_for_ever() {
-        let start = Instant::now();
-        let mut elsewhere = Elsewhere::default();
-        for id in 0..3 * MOST_REMEMBERED as u64 {
-            elsewhere.remember(id, None, start);
-            assert!(elsewhere.roots.len() <= MOST_REMEMBERED);
-            assert!(elsewhere.remembered(id, start).is_some());
         }
     }
 

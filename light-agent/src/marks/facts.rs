@@ -4,15 +4,13 @@
 //! is [`policy`](super::policy)'s. Whatever cannot be found out speaks against a mark.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::{AtFlags, IFlags, StatVfsMountFlags, StatxFlags};
 use rustix::io::Errno;
 
 use super::policy::Facts;
-use crate::fanotify::mountinfo;
+use crate::fanotify::mountinfo::Followed;
 
 /// File systems that cannot be written, however they are mounted: by `statfs`'s type.
 const NEVER_WRITTEN: [u64; 2] = [0xE0F5_E1E2, 0x7371_7368]; // erofs, squashfs
@@ -58,44 +56,19 @@ fn unchangeable(file: BorrowedFd<'_>) -> bool {
 
 /// The mounts of the agent's own namespace that map no ids. Through any other, owner
 /// and permissions may be other ones than those that count elsewhere.
+#[derive(Debug, Default)]
 pub struct Mounts {
-    table: Option<File>,
+    table: Followed,
     plain: HashSet<u64>,
 }
 
 impl Mounts {
-    /// Reads them for the first time.
-    pub fn new() -> Self {
-        let table = mountinfo::open_own().ok();
-        let mut mounts = Self {
-            table,
-            plain: HashSet::new(),
-        };
-        mounts.read();
-        mounts
-    }
-
+    /// Without a table no mount is known, and no file is marked.
     fn is_plain(&mut self, id: u64) -> bool {
-        let changed = match &self.table {
-            Some(table) => {
-                let mut ready = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
-                // The kernel says so once to each that has it open.
-                poll(&mut ready, PollTimeout::ZERO).map_or(true, |n| n > 0)
-            }
-            None => false,
-        };
-        if changed {
-            self.read();
+        if let Some(table) = self.table.news() {
+            self.plain = table.map(|table| plain(&table)).unwrap_or_default();
         }
         self.plain.contains(&id)
-    }
-
-    fn read(&mut self) {
-        self.plain.clear();
-        // Without a table no mount is known, and no file is marked.
-        if let Ok(text) = mountinfo::own() {
-            self.plain = plain(&text);
-        }
     }
 }
 
@@ -114,6 +87,7 @@ fn plain(table: &str) -> HashSet<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd as _;
 
     #[test]
     fn mounts_that_map_ids_are_not_plain() {
@@ -126,7 +100,7 @@ mod tests {
     #[test]
     fn a_file_of_this_namespace_is_seen_as_it_is() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let facts = of(file.as_file().as_fd(), &mut Mounts::new()).unwrap();
+        let facts = of(file.as_file().as_fd(), &mut Mounts::default()).unwrap();
         assert_eq!(facts.owner, nix::unistd::getuid().as_raw());
         assert_eq!(facts.mode & 0o777, 0o600);
         assert!(facts.plain_mount && !facts.acl && !facts.unchangeable);

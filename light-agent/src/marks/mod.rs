@@ -107,7 +107,7 @@ impl Marks {
             cache: Arc::clone(cache),
             lift: Arc::clone(&marks.lift),
             counts: Arc::clone(&marks.counts),
-            mounts: Mounts::new(),
+            mounts: Mounts::default(),
             first: None,
         };
         threads::vital("marks", move || marker.run(&queued))?;

@@ -75,6 +75,45 @@ fn a_bind_mount_hides_nothing() {
 }
 
 #[test]
+fn what_is_private_is_so_by_whatever_name() {
+    if !skip::is_root("what_is_private_is_so_by_whatever_name") {
+        return;
+    }
+    let guest = Guest::prepare("private = ['{protected}/secret']\n[failure]\nprivate = 'deny'");
+    let protected = &guest.test.protected;
+    for folder in ["secret/part", "open/secret/part"] {
+        fs::create_dir_all(protected.join(folder)).unwrap();
+        // Of contents that nobody has had scanned: what is asked by hashes alone is denied.
+        for name in ["good", "part/good"] {
+            let number = rand::random::<u64>();
+            let way = folder.trim_end_matches("part");
+            guest.file(&format!("{way}{name}"), format!("{number:x}").as_bytes());
+        }
+    }
+    let elsewhere = guest.test.folder().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    guest.test.site.start().unwrap();
+    guest.wait_state("blocking");
+    let (secret, open) = (protected.join("secret"), protected.join("open"));
+    let private = || number(&guest.settled()["failures"], "private");
+    let read =
+        "mount --bind \"$1\" \"$2\"; cat \"$2/$3\" >/dev/null 2>&1 && echo read || echo denied";
+    let by = |from: &Path, file: &str| in_namespace(read, &[from, &elsewhere, Path::new(file)]);
+    let before = private();
+    assert_eq!(by(&secret, "good"), "denied\n");
+    assert_eq!(by(protected, "secret/good"), "denied\n");
+    assert_eq!(by(&secret.join("part"), "good"), "denied\n");
+    let bound = Mount::bind(&secret.join("part"), &elsewhere);
+    assert!(denied(File::open(elsewhere.join("good"))));
+    drop(bound);
+    assert_eq!(private(), before + 4);
+    // The control: what only looks so is scanned.
+    assert_eq!(by(protected, "open/secret/good"), "read\n");
+    assert_eq!(by(&open, "secret/part/good"), "read\n");
+    assert_eq!(private(), before + 4);
+}
+
+#[test]
 fn a_file_system_that_is_mounted_later_is_protected() {
     if !skip::is_root("a_file_system_that_is_mounted_later_is_protected") {
         return;
