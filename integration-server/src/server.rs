@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::accounts::setup;
 use crate::api::listener::ApiListener;
+use crate::api::pace::Paces;
 use crate::api::{self, Api, auth};
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
@@ -122,6 +123,7 @@ impl Server {
             state: state.clone(),
             sessions: settings.accounts,
             admin_noted_ms: auth::Noted::default(),
+            paces: Paces::default(),
         }));
 
         libvirt::start(&settings.libvirt, settings.inventory.poll, &readings)?;

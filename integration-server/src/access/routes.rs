@@ -35,6 +35,9 @@ pub struct Route {
     pub need: Need,
     /// Whether a session must have been confirmed lately by its password.
     pub dangerous: bool,
+    /// Whether it is refused to API tokens of accounts: who gives credentials would outlive
+    /// his own.
+    pub personal: bool,
 }
 
 use Need::{Nobody, Session, Site, Somebody, Within};
@@ -45,6 +48,7 @@ const fn calm(method: &'static str, path: &'static str, need: Need) -> Route {
         path,
         need,
         dangerous: false,
+        personal: false,
     }
 }
 
@@ -54,6 +58,17 @@ const fn dangerous(method: &'static str, path: &'static str, need: Need) -> Rout
         path,
         need,
         dangerous: true,
+        personal: false,
+    }
+}
+
+const fn personal(method: &'static str, path: &'static str, need: Need) -> Route {
+    Route {
+        method,
+        path,
+        need,
+        dangerous: true,
+        personal: true,
     }
 }
 
@@ -65,7 +80,7 @@ pub const ROUTES: &[Route] = &[
     calm     ("GET",    "/api/v1/svms",                       Site(SeeSite)),
     dangerous("DELETE", "/api/v1/svms/{id}",                  Site(ManageSvms)),
     calm     ("GET",    "/api/v1/svms/{id}/definitions",      Site(SeeSite)),
-    calm     ("POST",   "/api/v1/svms/{id}/definitions",      Site(ManageSvms)),
+    dangerous("POST",   "/api/v1/svms/{id}/definitions",      Site(ManageSvms)),
     calm     ("GET",    "/api/v1/agents",                     Within(SeeGuests)),
     dangerous("DELETE", "/api/v1/agents/{id}",                Within(ManageGuests)),
     dangerous("POST",   "/api/v1/agents/{id}/maintenance",    Within(ManageGuests)),
@@ -74,13 +89,14 @@ pub const ROUTES: &[Route] = &[
     calm     ("GET",    "/api/v1/exposures",                  Within(SeeGuests)),
     calm     ("GET",    "/api/v1/detections",                 Within(SeeGuests)),
     calm     ("GET",    "/api/v1/tokens",                     Within(SeeJoinTokens)),
-    calm     ("POST",   "/api/v1/tokens",                     Within(ManageJoinTokens)),
+    dangerous("POST",   "/api/v1/tokens",                     Within(ManageJoinTokens)),
     calm     ("DELETE", "/api/v1/tokens/{id}",                Within(ManageJoinTokens)),
     calm     ("GET",    "/api/v1/accounts",                   Within(SeeAccounts)),
-    dangerous("POST",   "/api/v1/accounts",                   Within(ManageAccounts)),
-    dangerous("PATCH",  "/api/v1/accounts/{id}",              Within(ManageAccounts)),
-    dangerous("PUT",    "/api/v1/accounts/{id}/password",     Within(ManageAccounts)),
-    dangerous("DELETE", "/api/v1/accounts/{id}/totp",         Within(ManageAccounts)),
+    personal ("POST",   "/api/v1/accounts",                   Within(ManageAccounts)),
+    personal ("PATCH",  "/api/v1/accounts/{id}",              Within(ManageAccounts)),
+    personal ("DELETE", "/api/v1/accounts/{id}",              Within(ManageAccounts)),
+    personal ("PUT",    "/api/v1/accounts/{id}/password",     Within(ManageAccounts)),
+    personal ("DELETE", "/api/v1/accounts/{id}/totp",         Within(ManageAccounts)),
     calm     ("GET",    "/api/v1/api-tokens",                 Somebody),
     dangerous("POST",   "/api/v1/api-tokens",                 Session),
     calm     ("DELETE", "/api/v1/api-tokens/{id}",            Somebody),
@@ -91,7 +107,7 @@ pub const ROUTES: &[Route] = &[
     calm     ("GET",    "/api/v1/session",                    Somebody),
     calm     ("DELETE", "/api/v1/session",                    Session),
     calm     ("POST",   "/api/v1/session/confirmation",       Session),
-    calm     ("PUT",    "/api/v1/session/password",           Session),
+    dangerous("PUT",    "/api/v1/session/password",           Session),
     dangerous("POST",   "/api/v1/session/totp",               Session),
     dangerous("PUT",    "/api/v1/session/totp",               Session),
     dangerous("DELETE", "/api/v1/session/totp",               Session),
@@ -142,6 +158,9 @@ impl Route {
         };
         if self.dangerous {
             text.push_str(" A session must have been confirmed within the last five minutes.");
+        }
+        if self.personal {
+            text.push_str(" Not with an API token.");
         }
         text
     }

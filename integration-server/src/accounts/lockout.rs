@@ -1,10 +1,17 @@
 //! When somebody may try again: back-off by account and by address. Pure; time is an
 //! argument.
 //!
+//! | what is tried | is counted for |
+//! | --- | --- |
+//! | to log in | the account, or the name that is nobody's: it shall not tell them apart; and the address |
+//! | to confirm a session, or to change its password | the session: whoever tries to log in from elsewhere does not keep its owner from it |
+//!
 //! Each attempt counts as a failure from its beginning, so that many at once are no more
 //! than one after the other; one that succeeds takes itself back.
 
 use std::net::IpAddr;
+
+use uuid::Uuid;
 
 /// A rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +26,9 @@ pub struct Rule {
     pub forgotten_ms: u64,
 }
 
-/// Failures of one account, from wherever. The wait is short enough that nobody is kept
-/// out for long by others who try his name, and long enough for 400 guesses a day at most.
+/// Failures of one account, from wherever: at most 400 guesses a day. Whoever tries a name
+/// over and over makes its owner wait for his next login, too; each wait is this long at
+/// the most.
 pub const ACCOUNT: Rule = Rule {
     free: 5,
     first_ms: 5_000,
@@ -39,7 +47,40 @@ pub const ADDRESS: Rule = Rule {
 /// Addresses that are remembered; with more, the oldest are forgotten.
 pub const MAX_ADDRESSES: i64 = 10_000;
 
-/// What is remembered of one account or address.
+/// What failures are counted for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Counter {
+    /// An account.
+    Account(Uuid),
+    /// A name that is no account's.
+    Name(String),
+    /// A session, of somebody who has logged in.
+    Session(Uuid),
+    /// Where somebody comes from ([`source`]).
+    Source(String),
+}
+
+impl Counter {
+    /// Its rule.
+    pub fn rule(&self) -> Rule {
+        match self {
+            Self::Account(_) | Self::Name(_) | Self::Session(_) => ACCOUNT,
+            Self::Source(_) => ADDRESS,
+        }
+    }
+
+    /// What it is found by where it is no account.
+    pub fn key(&self) -> String {
+        match self {
+            Self::Account(id) => format!("account {id}"),
+            Self::Name(name) => format!("name {name}"),
+            Self::Session(id) => format!("session {id}"),
+            Self::Source(source) => source.clone(),
+        }
+    }
+}
+
+/// What is remembered of one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Failures {
     /// How many there were.
@@ -49,14 +90,18 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// How long to wait still, in milliseconds; none when it may be tried now. A clock
-    /// that went back makes nobody wait longer than the rule says.
+    /// How long to wait still, in milliseconds; none when it may be tried now. A failure of
+    /// a time that is yet to come, by a clock that was wrong, makes nobody wait for longer
+    /// than twice what the rule says.
     pub fn wait_ms(self, rule: Rule, now_ms: u64) -> Option<u64> {
         let beyond = self.count.checked_sub(rule.free)?;
         let cost = 1_u64
             .checked_shl(beyond)
             .and_then(|factor| rule.first_ms.checked_mul(factor))
             .map_or(rule.most_ms, |cost| cost.min(rule.most_ms));
+        if self.last_ms.saturating_sub(now_ms) > rule.most_ms {
+            return None;
+        }
         let passed = now_ms.saturating_sub(self.last_ms);
         cost.checked_sub(passed).filter(|left| *left > 0)
     }
@@ -134,10 +179,13 @@ mod tests {
         fn the_wait_is_bounded_and_ends(count: u32, last_ms: u64, now_ms: u64) {
             let failures = Failures { count, last_ms };
             match failures.wait_ms(ACCOUNT, now_ms) {
-                None => prop_assert!(count < ACCOUNT.free || now_ms.saturating_sub(last_ms) >= ACCOUNT.first_ms),
+                None => prop_assert!(
+                    count < ACCOUNT.free
+                        || now_ms.abs_diff(last_ms) >= ACCOUNT.first_ms
+                ),
                 Some(wait) => {
                     prop_assert!(wait <= ACCOUNT.most_ms && count >= ACCOUNT.free);
-                    let then = last_ms.max(now_ms).saturating_add(ACCOUNT.most_ms);
+                    let then = now_ms.saturating_add(2 * ACCOUNT.most_ms);
                     prop_assert!(failures.wait_ms(ACCOUNT, then).is_none() || then == u64::MAX);
                 }
             }

@@ -11,12 +11,21 @@
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
-use super::lockout;
+use super::gate::Gate;
+use super::lockout::{self, Counter};
 use super::name::AccountName;
 use super::password::{self, PasswordError};
 use super::totp;
 use crate::store::{AccountRecord, Attempt, Store, StoreError};
+
+/// Logins that ask the store at a time.
+const AT_ONCE: usize = 4;
+/// Logins that wait for that.
+const MAX_WAITING: usize = 64;
+
+static LOGINS: Gate = Gate::new(AT_ONCE, MAX_WAITING);
 
 /// What somebody shows.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
@@ -38,6 +47,28 @@ pub struct Proof {
     pub recovery_code: Option<String>,
 }
 
+/// By what somebody proved who he is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// The password.
+    Password,
+    /// And a code of the authenticator.
+    Code,
+    /// And a recovery code.
+    RecoveryCode,
+}
+
+impl By {
+    /// For the audit log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Password => "by password",
+            Self::Code => "by password and code",
+            Self::RecoveryCode => "by password and recovery code",
+        }
+    }
+}
+
 /// Why nobody was proven.
 #[derive(Debug, thiserror::Error)]
 pub enum NotProven {
@@ -46,7 +77,7 @@ pub enum NotProven {
     Wrong(Option<Box<AccountRecord>>),
     /// The password is right, and a code is asked for.
     #[error("this account asks for the code of its authenticator, or a recovery code")]
-    CodeNeeded,
+    CodeNeeded(Box<AccountRecord>),
     /// Too many failures.
     #[error("too many logins have failed; try again in {} s", seconds(*.0))]
     TooEarly(u64),
@@ -63,53 +94,37 @@ pub fn seconds(ms: u64) -> u64 {
     ms.div_ceil(1000)
 }
 
-/// Proves who somebody is.
+/// What is looked at for a proof, and what its failures are counted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occasion {
+    /// To log in.
+    Login,
+    /// In a session, by everything that a login shows.
+    Confirm(Uuid),
+    /// In a session that was confirmed lately: the password alone.
+    Password(Uuid),
+}
+
+/// Proves who somebody is. Gives the account, and by what it was proven.
 ///
 /// # Errors
 /// [`NotProven`].
 pub async fn prove(
     store: &dyn Store,
     proof: Proof,
+    occasion: Occasion,
     source: std::net::IpAddr,
     now_ms: u64,
-) -> Result<AccountRecord, NotProven> {
-    prove_with(store, proof, source, true, now_ms).await
-}
-
-/// Looks at the password alone, of somebody who has a session already.
-///
-/// # Errors
-/// [`NotProven`].
-pub async fn prove_password(
-    store: &dyn Store,
-    name: &str,
-    password: String,
-    source: std::net::IpAddr,
-    now_ms: u64,
-) -> Result<AccountRecord, NotProven> {
-    let proof = Proof {
-        name: name.to_owned(),
-        password,
-        code: None,
-        recovery_code: None,
-    };
-    prove_with(store, proof, source, false, now_ms).await
-}
-
-async fn prove_with(
-    store: &dyn Store,
-    proof: Proof,
-    source: std::net::IpAddr,
-    second_factor: bool,
-    now_ms: u64,
-) -> Result<AccountRecord, NotProven> {
-    let source = lockout::source(source);
+) -> Result<(AccountRecord, By), NotProven> {
+    // Before the store is asked for anything: a flood of logins does not take it from
+    // everybody else.
+    let _place = LOGINS.enter().await.ok_or(PasswordError::Busy)?;
     let account = match proof.name.parse::<AccountName>() {
         Ok(name) => store.account_named(name.as_str()).await?,
         Err(_) => None,
     };
-    let id = account.as_ref().map(|account| account.id);
-    if let Attempt::TooEarly(wait_ms) = store.attempt(id, &source, now_ms).await? {
+    let counters = counters(&proof.name, account.as_ref(), occasion, source);
+    if let Attempt::TooEarly(wait_ms) = store.attempt(&counters, now_ms).await? {
         return Err(NotProven::TooEarly(wait_ms));
     }
     let hash = account.as_ref().map(|account| account.password.clone());
@@ -117,12 +132,11 @@ async fn prove_with(
         Ok(matches) => matches,
         Err(error) => {
             // It was not looked at.
-            if let Some(id) = id {
-                store.take_back(id, &source, false).await?;
-            }
+            store.take_back(&counters, false).await?;
             return Err(error.into());
         }
     };
+    let id = account.as_ref().map(|account| account.id);
     let Some(account) = account.filter(|_| matches) else {
         return Err(match id {
             Some(id) => NotProven::Wrong(store.account(id).await?.map(Box::new)),
@@ -133,25 +147,55 @@ async fn prove_with(
     if account.disabled_ms.is_some() {
         return Err(wrong(account));
     }
-    if second_factor && account.totp_on_ms.is_some() {
+    let mut by = By::Password;
+    if account.totp_on_ms.is_some() && !matches!(occasion, Occasion::Password(_)) {
         let good = match (&account.totp, proof.code, proof.recovery_code) {
-            (Some(secret), Some(code), _) => match totp::step_of(secret, code.trim(), now_ms) {
-                Some(step) => store.use_totp(account.id, step).await?,
-                None => false,
-            },
+            (Some(secret), Some(code), _) => {
+                by = By::Code;
+                match totp::step_of(secret, code.trim(), now_ms) {
+                    Some(step) => store.use_totp(account.id, step).await?,
+                    None => false,
+                }
+            }
             (_, None, Some(code)) => {
+                by = By::RecoveryCode;
                 let hash = totp::recovery_hash(&code);
                 store.use_recovery_code(account.id, &hash, now_ms).await?
             }
             _ => {
-                store.take_back(account.id, &source, false).await?;
-                return Err(NotProven::CodeNeeded);
+                store.take_back(&counters, false).await?;
+                return Err(NotProven::CodeNeeded(Box::new(account)));
             }
         };
         if !good {
             return Err(wrong(account));
         }
     }
-    store.take_back(account.id, &source, true).await?;
-    Ok(account)
+    store.take_back(&counters, true).await?;
+    Ok((account, by))
+}
+
+fn counters(
+    name: &str,
+    account: Option<&AccountRecord>,
+    occasion: Occasion,
+    source: std::net::IpAddr,
+) -> Vec<Counter> {
+    match (occasion, account) {
+        (Occasion::Confirm(session) | Occasion::Password(session), _) => {
+            vec![Counter::Session(session)]
+        }
+        (Occasion::Login, Some(account)) => vec![
+            Counter::Account(account.id),
+            Counter::Source(lockout::source(source)),
+        ],
+        // A text that is no name at all is nobody's account, as everybody knows.
+        (Occasion::Login, None) => {
+            let mut counters = vec![Counter::Source(lockout::source(source))];
+            if name.parse::<AccountName>().is_ok() {
+                counters.push(Counter::Name(name.to_owned()));
+            }
+            counters
+        }
+    }
 }

@@ -14,11 +14,13 @@
 //! | [`name`] | what an account may be called |
 //! | [`password`] | argon2id with its parameters, and how many run at once |
 //! | [`totp`] | RFC 6238, and recovery codes |
+//! | [`gate`] | so many at a time, and so many waiting |
 //! | [`lockout`] | when somebody may try again |
 //! | [`sessions`] | how long a session lasts, its secrets |
 //! | [`login`] | a login from its first word to its end |
 //! | [`setup`] | the one-time token for the first account |
 
+pub mod gate;
 pub mod lockout;
 pub mod login;
 pub mod name;

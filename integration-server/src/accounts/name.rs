@@ -3,8 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::audit::{ADMIN_TOKEN, LOCAL};
+
 /// Longest name, in bytes.
 pub const MAX_BYTES: usize = 64;
+
+/// Who stands in the audit log without an account.
+const RESERVED: [&str; 2] = [ADMIN_TOKEN, LOCAL];
 
 /// A name: lower-case letters, digits, and `.`, `-`, `_`, `@` within.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,7 +18,7 @@ pub struct AccountName(String);
 /// A text is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "an account's name is 1 to {MAX_BYTES} lower-case letters, digits, and . - _ @ within, like jo.doe@acme"
+    "an account's name is 1 to {MAX_BYTES} lower-case letters, digits, and . - _ @ within, like jo.doe@acme; {} are taken", RESERVED.join(" and ")
 )]
 pub struct BadName;
 
@@ -33,7 +38,8 @@ impl FromStr for AccountName {
         let sound = bytes.len() <= MAX_BYTES
             && bytes.first().is_some_and(plain)
             && bytes.last().is_some_and(plain)
-            && bytes.iter().all(within);
+            && bytes.iter().all(within)
+            && !RESERVED.contains(&text);
         if sound {
             Ok(Self(text.to_owned()))
         } else {
@@ -69,6 +75,8 @@ mod tests {
             "jö",
             "a b",
             "a/b",
+            "admin.token",
+            "palisade-server",
             &long,
         ] {
             assert!(bad.parse::<AccountName>().is_err(), "{bad:?}");

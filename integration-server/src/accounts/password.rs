@@ -5,11 +5,10 @@
 
 use std::sync::LazyLock;
 
+use super::gate::Gate;
+use crate::secret::{self, NoRandomness};
 use argon2::password_hash::{PasswordHash, PasswordHasher as _, PasswordVerifier as _, SaltString};
 use argon2::{Algorithm, Argon2, Params, Version};
-use tokio::sync::Semaphore;
-
-use crate::secret::{self, NoRandomness};
 
 /// Shortest password, in characters.
 pub const MIN_CHARS: usize = 12;
@@ -26,8 +25,7 @@ const AT_ONCE: usize = 2;
 /// Hashes that wait; each takes about 30 ms of a core.
 const MAX_WAITING: usize = 64;
 
-static RUNNING: Semaphore = Semaphore::const_new(AT_ONCE);
-static WAITING: Semaphore = Semaphore::const_new(AT_ONCE + MAX_WAITING);
+static HASHES: Gate = Gate::new(AT_ONCE, MAX_WAITING);
 
 /// A password cannot be taken, or looked at.
 #[derive(Debug, thiserror::Error)]
@@ -96,11 +94,10 @@ fn matches_now(password: &str, hash: &str) -> bool {
 async fn bounded<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, PasswordError> {
-    let _place = WAITING.try_acquire().map_err(|_| PasswordError::Busy)?;
-    let running = RUNNING.acquire().await.map_err(|_| PasswordError::Busy)?;
+    let place = HASHES.enter().await.ok_or(PasswordError::Busy)?;
     let done = tokio::task::spawn_blocking(move || {
         // Given back when the work is done, even where the request is gone by then.
-        let _running = running;
+        let _place = place;
         work()
     });
     done.await

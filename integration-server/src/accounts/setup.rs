@@ -51,7 +51,7 @@ pub async fn ensure(
 ) -> Result<Option<PathBuf>, SetupTokenError> {
     let kept = file(state);
     let open = store.has_setup_token(None).await?;
-    if !store.accounts().await?.is_empty() {
+    if store.has_accounts().await? {
         if !open {
             // Of a token that was used at another server; gone already is as good.
             let _ = std::fs::remove_file(kept);
@@ -59,8 +59,14 @@ pub async fn ensure(
         return Ok(None);
     }
     if open {
-        // Another server of this database may have the file.
-        return Ok(Some(kept).filter(|kept| kept.exists()));
+        if !kept.exists() {
+            tracing::warn!(
+                file = %kept.display(),
+                "there is no account yet, and the setup token was written by another server or before a restore; palisade-server new-setup-token makes another one"
+            );
+            return Ok(None);
+        }
+        return Ok(Some(kept));
     }
     renew(store, state, now_ms).await.map(Some)
 }

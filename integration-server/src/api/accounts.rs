@@ -18,6 +18,7 @@ use super::problem::{ApiError, Problem};
 use super::session::new_account;
 use crate::access::{Grant, Scope, grants};
 use crate::accounts::password;
+use crate::store::change::MAX_TENANT_ACCOUNTS;
 use crate::store::{AccountRecord, Change};
 use crate::time::{now_ms, rfc3339};
 
@@ -128,6 +129,18 @@ pub async fn create(
     let given = checked(new.grants)?;
     may_manage(&caller, &given)?;
     let account = new_account(&new.name, new.password, given, now_ms).await?;
+    let place_of_it = place(&account.grants);
+    if place_of_it.of_tenant().is_some() {
+        let accounts = state.fleet.store.accounts().await?;
+        let there = accounts
+            .iter()
+            .filter(|other| place(&other.grants) == place_of_it);
+        if there.count() >= MAX_TENANT_ACCOUNTS {
+            return Err(ApiError::Conflict(format!(
+                "there are {MAX_TENANT_ACCOUNTS} accounts at {place_of_it}; remove those that are not used any more (`palisade account remove NAME`)"
+            )));
+        }
+    }
     let entry = caller
         .entry("account.create", &account.name, now_ms)
         .at(place(&account.grants))
@@ -189,7 +202,13 @@ pub async fn change(
         (None, Some(given)) => {
             let given = checked(given)?;
             may_manage(&caller, &given)?;
+            // Of somebody who comes from elsewhere, or goes there, the site's people read.
+            let place = match place(&account.grants) == place(&given) {
+                true => place(&given),
+                false => Scope::site(),
+            };
             let entry = entry("account.grants")
+                .at(place)
                 .before(text(&account.grants))
                 .after(text(&given));
             let change = Change::SetGrants(id, account.revision, &given);
@@ -204,6 +223,52 @@ pub async fn change(
     done(changed, meanwhile)?;
     let now = store.account(id).await?;
     now.map(of).map(Json).ok_or_else(|| missing(id))
+}
+
+/// Remove an account that is disabled
+///
+/// Its name is free then; what it did stays in the audit log.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/accounts/{id}",
+    operation_id = "removeAccount",
+    tag = "accounts",
+    params(("id" = Uuid, Path, description = "The account's id")),
+    responses(
+        (status = 204, description = "Removed"),
+        (status = 400, body = Problem, content_type = "application/problem+json"),
+        (status = 401, body = Problem, content_type = "application/problem+json"),
+        (status = 404, body = Problem, content_type = "application/problem+json"),
+        (status = 409, body = Problem, content_type = "application/problem+json"),
+        (status = 503, body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub async fn remove(
+    state: State,
+    caller: Caller,
+    id: Result<Path<Uuid>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Path(id) = id?;
+    let now_ms = now_ms();
+    let account = managed(&state, &caller, id).await?;
+    if account.disabled_ms.is_none() {
+        return Err(ApiError::Conflict(format!(
+            "{} is enabled; disable it first (`palisade account disable {}`)",
+            account.name, account.name
+        )));
+    }
+    let entry = caller
+        .entry("account.remove", &account.name, now_ms)
+        .at(place(&account.grants))
+        .before(text(&account.grants));
+    let change = Change::RemoveAccount(id, account.revision);
+    let changed = state
+        .fleet
+        .store
+        .change(change, Some(&entry), now_ms)
+        .await?;
+    done(changed, meanwhile)?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Set another account's password

@@ -15,7 +15,8 @@ use super::accounts::place;
 use super::auth::{Caller, done};
 use super::page::Page;
 use super::problem::{ApiError, Problem, revoked};
-use crate::access::{Access, Grant, grants};
+use crate::access::{Access, Grant, Permission, grants};
+use crate::audit::Via;
 use crate::interval::Interval;
 use crate::secret;
 use crate::store::{AccountRecord, AccountToken, Change};
@@ -91,17 +92,25 @@ pub struct CreatedApiToken {
 )]
 pub async fn list(state: State, caller: Caller) -> Result<Json<Page<ApiToken>>, ApiError> {
     let store = &state.fleet.store;
-    let accounts: BTreeMap<Uuid, AccountRecord> = store
-        .accounts()
-        .await?
+    let now_ms = now_ms();
+    // Who sees no other account is asked about his own alone.
+    let (accounts, tokens) = match &caller.account {
+        Some(own) if !caller.access.may_somewhere(Permission::SeeAccounts) => {
+            let tokens = store.account_tokens(Some(own.id)).await?;
+            (vec![AccountRecord::clone(own)], tokens)
+        }
+        _ => (store.accounts().await?, store.account_tokens(None).await?),
+    };
+    let accounts: BTreeMap<Uuid, AccountRecord> = accounts
         .into_iter()
         .map(|account| (account.id, account))
         .collect();
-    let now_ms = now_ms();
-    let tokens = store.account_tokens().await?;
     let seen = tokens.into_iter().filter_map(|token| {
         let account = accounts.get(&token.account)?;
-        let own = caller.actor.account == Some(account.id);
+        let own = match caller.actor.via {
+            Via::ApiToken => caller.actor.credential == Some(token.id),
+            _ => caller.actor.account == Some(account.id),
+        };
         (own || caller.access.may_see(&account.grants)).then(|| of(token, account, now_ms))
     });
     Ok(Json(Page::whole(seen.collect())))
@@ -218,12 +227,15 @@ pub async fn revoke(
     let Path(id) = id?;
     let now_ms = now_ms();
     let store = &state.fleet.store;
-    let tokens = store.account_tokens().await?;
-    let Some(token) = tokens.into_iter().find(|token| token.id == id) else {
+    let Some(token) = store.account_token_by_id(id).await? else {
         return revoked(false, "API token", id);
     };
     let account = store.account(token.account).await?;
-    let own = caller.actor.account == Some(token.account);
+    // A token ends itself; of its account's others, it may what its scope lets it.
+    let own = match caller.actor.via {
+        Via::ApiToken => caller.actor.credential == Some(id),
+        _ => caller.actor.account == Some(token.account),
+    };
     let may = |account: &&AccountRecord| own || caller.access.may_manage(&account.grants);
     let Some(account) = account.as_ref().filter(may) else {
         return revoked(false, "API token", id);

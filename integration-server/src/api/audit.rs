@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -14,6 +15,9 @@ use super::problem::{ApiError, Problem};
 use crate::access::Permission;
 use crate::audit::{Head, Record, Via};
 use crate::time::rfc3339;
+
+/// One at a time: it reads all of the log, and others want to read, too.
+static VERIFICATIONS: Semaphore = Semaphore::const_new(1);
 
 /// Entries of a page, unless asked otherwise.
 const DEFAULT_LIMIT: u32 = 100;
@@ -174,6 +178,11 @@ pub async fn verify(
                 .map_err(|error: &str| ApiError::BadRequest(error.to_owned()))
         })
         .transpose()?;
+    let _turn = VERIFICATIONS.try_acquire().map_err(|_| {
+        ApiError::Busy(
+            "the audit log is being gone through already; try again in a minute".to_owned(),
+        )
+    })?;
     let found = state.fleet.store.verify_audit(noted).await?;
     Ok(Json(Verification {
         intact: found.problems.is_empty(),

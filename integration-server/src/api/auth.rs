@@ -27,8 +27,8 @@ use super::Api;
 use super::problem::ApiError;
 use crate::access::routes::{self, Need};
 use crate::access::{Access, Permission, Scope};
-use crate::accounts::sessions;
-use crate::audit::{Actor, Entry, Via};
+use crate::accounts::{login, sessions};
+use crate::audit::{ADMIN_TOKEN, Actor, Entry, Via};
 use crate::secret::{self, NoRandomness};
 use crate::store::{AccountRecord, ApiToken, Change, Changed, SessionRecord, Store, StoreError};
 use crate::time::now_ms;
@@ -175,11 +175,24 @@ pub async fn require(
             permission.explain()
         )));
     }
+    if route.personal && caller.actor.via == Via::ApiToken {
+        return Err(ApiError::Forbidden(
+            "an API token may not change accounts, whatever its account may do; log in with `palisade login NAME`"
+                .to_owned(),
+        ));
+    }
     if let Some((session, _)) = &caller.session
         && route.dangerous
         && !session.times.is_fresh(now_ms)
     {
         return Err(ApiError::Unconfirmed);
+    }
+    if let Some(account) = caller.actor.account
+        && *request.method() != Method::GET
+        && *request.method() != Method::HEAD
+    {
+        let paced = api.paces.take(account, now_ms);
+        paced.map_err(|wait_ms| ApiError::TooMany(login::seconds(wait_ms)))?;
     }
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
@@ -231,7 +244,7 @@ async fn by_token(
     if let Some(own) = store.api_token(&hash).await? {
         let caller = Caller {
             actor: Actor {
-                name: "admin.token".to_owned(),
+                name: ADMIN_TOKEN.to_owned(),
                 account: None,
                 via: Via::AdminToken,
                 credential: Some(own.id),
@@ -241,7 +254,9 @@ async fn by_token(
             account: None,
             session: None,
         };
-        note_admin(api, &caller, now_ms).await?;
+        if let Err(error) = note_admin(api, &caller, now_ms).await {
+            unnoted("the machine's own token", &error);
+        }
         return Ok(caller);
     }
     let found = store.account_token(&hash).await?;
@@ -252,7 +267,9 @@ async fn by_token(
     }
     let noted_ms = token.used_ms.unwrap_or_default();
     if now_ms.saturating_sub(noted_ms) >= sessions::NOTED_MS {
-        store.saw_account_token(token.id, now_ms).await?;
+        if let Err(error) = store.saw_account_token(token.id, now_ms).await {
+            unnoted("an API token", &error);
+        }
     }
     Ok(Caller {
         actor: Actor {
@@ -279,16 +296,19 @@ async fn by_session(
     let (session, account) = found.ok_or(ApiError::Unauthorized)?;
     if session.times.is_over(api.sessions, now_ms) {
         // Nobody answers for what ends by itself.
-        store
-            .change(Change::EndSession(session.id), None, now_ms)
-            .await?;
+        let change = Change::EndSession(session.id);
+        if let Err(error) = store.change(change, None, now_ms).await {
+            unnoted("a session that is over", &error);
+        }
         return Err(ApiError::Unauthorized);
     }
     if account.disabled_ms.is_some() {
         return Err(ApiError::Unauthorized);
     }
     if session.times.is_due(api.sessions, now_ms) {
-        store.saw_session(session.id, now_ms).await?;
+        if let Err(error) = store.saw_session(session.id, now_ms).await {
+            unnoted("a session", &error);
+        }
     }
     Ok(Caller {
         actor: Actor {
@@ -304,13 +324,19 @@ async fn by_session(
     })
 }
 
+/// A store that cannot be written, on a full disk perhaps, still lets people look: each
+/// change needs its own entry, and fails by itself.
+fn unnoted(what: &str, error: &StoreError) {
+    tracing::warn!(%error, "the use of {what} could not be noted");
+}
+
 /// The machine's own token is in use: an entry now and then, beside one for each change.
-async fn note_admin(api: &Api, caller: &Caller, now_ms: u64) -> Result<(), ApiError> {
+async fn note_admin(api: &Api, caller: &Caller, now_ms: u64) -> Result<(), StoreError> {
     let noted_ms = api.admin_noted_ms.load(Ordering::Relaxed);
     if noted_ms != 0 && now_ms.saturating_sub(noted_ms) < ADMIN_NOTED_MS {
         return Ok(());
     }
-    let entry = caller.entry("admin_token.use", "admin.token", now_ms);
+    let entry = caller.entry("admin_token.use", ADMIN_TOKEN, now_ms);
     let store = &api.fleet.store;
     store.change(Change::Nothing, Some(&entry), now_ms).await?;
     api.admin_noted_ms.store(now_ms, Ordering::Relaxed);
@@ -381,15 +407,14 @@ pub async fn new_admin_token(
     )?;
     let id = Uuid::new_v4();
     let entry = Entry::done(Actor::local(), "admin_token.create", id, now_ms);
-    store.change(Change::Nothing, Some(&entry), now_ms).await?;
-    store.revoke_api_tokens(ADMIN, now_ms).await?;
     let token = ApiToken {
         id,
         name: ADMIN.to_owned(),
         token_sha256,
         created_ms: now_ms,
     };
-    store.add_api_token(&token).await?;
+    let change = Change::NewApiToken(&token);
+    store.change(change, Some(&entry), now_ms).await?;
     Ok(())
 }
 

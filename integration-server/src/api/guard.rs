@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 
@@ -25,10 +25,19 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (header::CACHE_CONTROL, "no-store"),
 ];
 
-/// Runs the request within the time limit and adds the headers.
+/// Runs the request within the time limit and adds the headers. A change that has begun
+/// goes on when nobody waits for it any more, so that what follows from it is done, too:
+/// its line in the log, and the end of a session that was revoked.
 pub async fn around(request: Request, next: Next) -> Response {
-    let mut response = match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
-        Ok(response) => response,
+    let looks = matches!(*request.method(), Method::GET | Method::HEAD);
+    let work = next.run(request);
+    let within = match looks {
+        true => tokio::time::timeout(REQUEST_TIMEOUT, work).await.map(Ok),
+        false => tokio::time::timeout(REQUEST_TIMEOUT, tokio::spawn(work)).await,
+    };
+    let mut response = match within {
+        Ok(Ok(response)) => response,
+        Ok(Err(panicked)) => ApiError::Internal(panicked.into()).into_response(),
         Err(_) => ApiError::TimedOut.into_response(),
     };
     for (name, value) in HEADERS {

@@ -6,14 +6,19 @@ use std::time::Duration;
 
 use axum::Router;
 use axum_server::Handle;
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use palisade_protocol::tls;
 use rustls::ServerConfig;
 
+use super::connections::Connections;
 use crate::ca::renewal::OwnCertificates;
 
 /// How long a connection may take to ask for the first time.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be silent.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long an HTTP/2 connection that was silent may take to say that it is there.
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection.
 const MAX_STREAMS: u32 = 64;
 
@@ -75,13 +80,18 @@ impl ApiListener {
     /// # Errors
     /// The socket's.
     pub async fn serve(self, router: Router, handle: Handle<SocketAddr>) -> std::io::Result<()> {
-        let mut server = axum_server::from_tcp_rustls(self.socket, self.tls)?
+        let counted = RustlsAcceptor::new(self.tls).acceptor(Connections::default());
+        let mut server = axum_server::from_tcp(self.socket)?
+            .acceptor(counted)
             .handle(handle)
             .first_request_timeout(FIRST_REQUEST_TIMEOUT);
-        server
-            .http_builder()
-            .http2()
-            .max_concurrent_streams(MAX_STREAMS);
+        let http = server.http_builder();
+        // Between requests, too.
+        http.http1().header_read_timeout(IDLE);
+        http.http2()
+            .max_concurrent_streams(MAX_STREAMS)
+            .keep_alive_interval(Some(IDLE))
+            .keep_alive_timeout(KEEP_ALIVE_ANSWER);
         server
             .serve(router.into_make_service_with_connect_info::<SocketAddr>())
             .await

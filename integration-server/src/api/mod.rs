@@ -15,7 +15,8 @@
 //! | [`problem`] | errors as RFC 9457 `application/problem+json` |
 //! | [`auth`] | who asks, and whether he may |
 //! | [`guard`] | headers and time limits around every answer |
-//! | [`listener`] | HTTPS |
+//! | [`pace`] | how many changes one account makes |
+//! | [`listener`], [`connections`] | HTTPS, and how many connections |
 //!
 //! `openapi.json` beside `Cargo.toml` is the specification, made from this code
 //! and compared with it by a test; `palisade-server openapi` prints a new one.
@@ -26,6 +27,7 @@ pub mod alerts;
 pub mod api_tokens;
 pub mod audit;
 pub mod auth;
+pub mod connections;
 pub mod definitions;
 pub mod detections;
 pub mod exposures;
@@ -34,6 +36,7 @@ pub mod inventory;
 pub mod listener;
 pub mod maintenance;
 pub mod own;
+pub mod pace;
 pub mod page;
 pub mod problem;
 pub mod selection;
@@ -44,7 +47,7 @@ pub mod tokens;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::extract::DefaultBodyLimit;
 use axum::routing::get;
@@ -82,6 +85,8 @@ pub struct Api {
     pub sessions: Limits,
     /// When the machine's own token was last noted.
     pub admin_noted_ms: auth::Noted,
+    /// How many changes each account has made of late.
+    pub paces: pace::Paces,
 }
 
 /// The state as handlers take it.
@@ -118,7 +123,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::revoke))
         .routes(routes!(accounts::list, accounts::create))
-        .routes(routes!(accounts::change))
+        .routes(routes!(accounts::change, accounts::remove))
         .routes(routes!(accounts::set_password))
         .routes(routes!(accounts::remove_totp))
         .routes(routes!(api_tokens::list, api_tokens::create))
@@ -187,14 +192,15 @@ fn say_need(operation: &mut Operation, route: &Route) {
     if route.need == Need::Nobody {
         return;
     }
-    let problem = Content::new(Some(Ref::from_schema_name("Problem")));
-    let refused = ResponseBuilder::new()
-        .content("application/problem+json", problem)
-        .build();
-    operation
-        .responses
-        .responses
-        .insert("403".to_owned(), refused.into());
+    let problem = || {
+        let content = Content::new(Some(Ref::from_schema_name("Problem")));
+        ResponseBuilder::new().content("application/problem+json", content)
+    };
+    let responses = &mut operation.responses.responses;
+    responses.insert("403".to_owned(), problem().build().into());
+    if route.method != "GET" {
+        responses.insert("429".to_owned(), problem().build().into());
+    }
 }
 
 /// The specification as the file `openapi.json` holds it.
@@ -215,7 +221,11 @@ pub fn router(api: Arc<Api>) -> Router {
         ))
         .route(
             "/api/v1/openapi.json",
-            get(|| async { axum::Json(document()) }),
+            get(|| async {
+                static TEXT: LazyLock<serde_json::Value> =
+                    LazyLock::new(|| serde_json::to_value(document()).unwrap_or_default());
+                axum::Json(&*TEXT)
+            }),
         )
         .fallback(problem::no_such_resource)
         .method_not_allowed_fallback(problem::no_such_method)

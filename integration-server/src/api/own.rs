@@ -10,7 +10,8 @@ use super::State;
 use super::accounts::place;
 use super::auth::{Caller, Peer, done};
 use super::problem::{ApiError, Problem};
-use crate::accounts::{login, password, totp};
+use crate::accounts::login::{self, Occasion, Proof};
+use crate::accounts::{password, totp};
 use crate::secret::Hash;
 use crate::store::Change;
 use crate::time::now_ms;
@@ -94,9 +95,16 @@ pub async fn change_password(
     let entry = caller
         .entry("account.password", &account.name, now_ms)
         .at(place(&account.grants));
-    let proven = login::prove_password(store.as_ref(), &account.name, old, peer, now_ms).await;
+    let proof = Proof {
+        name: account.name.clone(),
+        password: old,
+        code: None,
+        recovery_code: None,
+    };
+    let occasion = Occasion::Password(session.id);
+    let proven = login::prove(store.as_ref(), proof, occasion, peer, now_ms).await;
     let account = match proven {
-        Ok(account) => account,
+        Ok((account, _)) => account,
         Err(error) => {
             if let login::NotProven::Wrong(_) = error {
                 let entry = entry.refused("the password before is wrong");

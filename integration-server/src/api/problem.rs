@@ -44,6 +44,9 @@ pub enum ApiError {
     /// Too many failures; after so many seconds again.
     #[error("too many logins have failed; try again in {0} s")]
     TooEarly(u64),
+    /// Too many changes; after so many seconds again.
+    #[error("this account makes too many changes; try again in {0} s")]
+    TooMany(u64),
     /// Too much at once.
     #[error("{0}")]
     Busy(String),
@@ -127,6 +130,11 @@ impl ApiError {
                 "too-early",
                 "Too many failures",
             ),
+            Self::TooMany(_) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many",
+                "Too many changes",
+            ),
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "busy", "Too much at once"),
             Self::Forbidden(_) => (StatusCode::FORBIDDEN, "forbidden", "Not allowed"),
             Self::Csrf => (StatusCode::FORBIDDEN, "csrf", "Not sure that you asked"),
@@ -183,7 +191,7 @@ impl IntoResponse for ApiError {
         }
         let (status, kind, title) = self.parts();
         let wait_s = match &self {
-            Self::TooEarly(seconds) => Some(*seconds),
+            Self::TooEarly(seconds) | Self::TooMany(seconds) => Some(*seconds),
             _ if status == StatusCode::SERVICE_UNAVAILABLE => Some(5),
             _ => None,
         };
@@ -213,7 +221,7 @@ impl From<NotProven> for ApiError {
     fn from(error: NotProven) -> Self {
         match error {
             NotProven::Wrong(_) => Self::LoginRefused(error.to_string()),
-            NotProven::CodeNeeded => Self::CodeNeeded,
+            NotProven::CodeNeeded(_) => Self::CodeNeeded,
             NotProven::TooEarly(wait_ms) => Self::TooEarly(seconds(wait_ms)),
             NotProven::Password(error) => error.into(),
             NotProven::Store(error) => error.into(),

@@ -1,5 +1,7 @@
 //! `/api/v1/setup` and `/api/v1/session`: becoming somebody, and being it.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -12,13 +14,17 @@ use super::accounts::place;
 use super::auth::{Caller, Peer, done};
 use super::problem::{ApiError, Problem};
 use crate::access::{Grant, Role, Scope};
-use crate::accounts::login::{self, NotProven, Proof};
+use crate::accounts::gate::Gate;
+use crate::accounts::login::{self, NotProven, Occasion, Proof};
 use crate::accounts::name::AccountName;
 use crate::accounts::sessions::{self, Times};
 use crate::accounts::{password, setup};
 use crate::audit::{Actor, Entry, Via};
-use crate::store::{AccountRecord, Change, SessionRecord};
+use crate::store::{AccountRecord, Change, Changed, SessionRecord};
 use crate::time::{now_ms, rfc3339};
+
+/// Entries of refused logins that wait to be written.
+const MAX_REFUSED_WAITING: usize = 256;
 
 /// The first account.
 #[derive(Clone, Serialize, Deserialize, ToSchema)]
@@ -194,22 +200,28 @@ pub async fn log_in(
         credential,
         address: Some(peer.to_string()),
     };
-    let account = match login::prove(store.as_ref(), proof, peer, now_ms).await {
-        Ok(account) => account,
+    let proven = login::prove(store.as_ref(), proof, Occasion::Login, peer, now_ms).await;
+    let (account, by) = match proven {
+        Ok(proven) => proven,
         Err(error) => {
             // How many there can be is the lock-out's matter; of names that are nobody's,
             // the log says nothing but here.
+            let refused = |account: &AccountRecord, why: &str| {
+                let actor = actor(account, None);
+                let entry = Entry::done(actor, "session.create", &account.name, now_ms);
+                note_refused(
+                    &state,
+                    entry.at(place(&account.grants)).refused(why),
+                    now_ms,
+                );
+            };
             match &error {
-                NotProven::Wrong(Some(account)) => {
-                    let entry = Entry::done(
-                        actor(account, None),
-                        "session.create",
-                        &account.name,
-                        now_ms,
-                    )
-                    .at(place(&account.grants))
-                    .refused("the password or the code is wrong, or the account is disabled");
-                    store.change(Change::Nothing, Some(&entry), now_ms).await?;
+                NotProven::Wrong(Some(account)) => refused(
+                    account,
+                    "the password or the code is wrong, or the account is disabled",
+                ),
+                NotProven::CodeNeeded(account) => {
+                    refused(account, "the password is right, and no code was shown");
                 }
                 NotProven::Wrong(None) => {
                     tracing::warn!(from = %peer, "a login of an unknown name was refused");
@@ -238,13 +250,36 @@ pub async fn log_in(
         &account.name,
         now_ms,
     )
-    .at(place(&account.grants));
+    .at(place(&account.grants))
+    .after(by.as_str());
     let change = Change::AddSession(&session, account.revision);
     done(store.change(change, Some(&entry), now_ms).await?, || {
         ApiError::Conflict("the account was changed just now; log in again".to_owned())
     })?;
     let shown = shown(&state, &account, &session, &sessions::csrf(&token));
     Ok((StatusCode::CREATED, cookie(Some(&token))?, Json(shown)))
+}
+
+/// Writes the entry beside the answer: how long that takes would say that there is such an
+/// account. Whatever cannot wait for its turn is in the server's own log alone.
+fn note_refused(state: &State, entry: Entry, now_ms: u64) {
+    static TURNS: Gate = Gate::new(1, MAX_REFUSED_WAITING);
+    let store = Arc::clone(&state.fleet.store);
+    tokio::spawn(async move {
+        let turn = TURNS.enter().await;
+        let done = match &turn {
+            Some(_) => store.change(Change::Nothing, Some(&entry), now_ms).await,
+            None => Ok(Changed::Full),
+        };
+        if !matches!(done, Ok(Changed::Done)) {
+            tracing::error!(
+                object = %entry.body.object.escape_debug(),
+                from = entry.body.actor.address.as_deref().unwrap_or_default(),
+                error = ?done.err(),
+                "a refused login is not in the audit log"
+            );
+        }
+    });
 }
 
 fn cookie(token: Option<&str>) -> Result<HeaderMap, ApiError> {
@@ -367,7 +402,8 @@ pub async fn confirm(
     let entry = caller
         .entry("session.confirm", &account.name, now_ms)
         .at(place(&account.grants));
-    if let Err(error) = login::prove(store.as_ref(), proof, peer, now_ms).await {
+    let occasion = Occasion::Confirm(session.id);
+    if let Err(error) = login::prove(store.as_ref(), proof, occasion, peer, now_ms).await {
         if let NotProven::Wrong(_) = error {
             let entry = entry.refused("the password or the code is wrong");
             store.change(Change::Nothing, Some(&entry), now_ms).await?;

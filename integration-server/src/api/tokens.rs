@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::auth::Caller;
+use super::auth::{Caller, done};
 use super::page::Page;
 use super::problem::{ApiError, Problem, revoked};
 use super::{Api, State};
@@ -133,6 +133,7 @@ pub async fn list(state: State, caller: Caller) -> Result<Json<Page<Token>>, Api
         (status = 201, body = CreatedToken),
         (status = 400, body = Problem, content_type = "application/problem+json"),
         (status = 401, body = Problem, content_type = "application/problem+json"),
+        (status = 409, body = Problem, content_type = "application/problem+json"),
         (status = 413, body = Problem, content_type = "application/problem+json"),
         (status = 415, body = Problem, content_type = "application/problem+json"),
         (status = 422, body = Problem, content_type = "application/problem+json"),
@@ -159,11 +160,12 @@ pub async fn create(
             rfc3339(record.expires_ms)
         ));
     let change = Change::AddJoinToken(&record);
-    state
+    let changed = state
         .fleet
         .store
         .change(change, Some(&entry), now_ms)
         .await?;
+    done(changed, || ApiError::Conflict("it was not made".to_owned()))?;
     let created = CreatedToken {
         token: text,
         about: of(&record, now_ms),

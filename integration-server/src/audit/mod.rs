@@ -25,8 +25,14 @@ use crate::secret::Hash;
 
 /// Longest name, address or action, in bytes.
 pub const MAX_FIELD_BYTES: usize = 256;
-/// Longest value before or after a change, in bytes.
-pub const MAX_VALUE_BYTES: usize = 1024;
+/// Longest value before or after a change, in bytes: as many grants as an account may have.
+pub const MAX_VALUE_BYTES: usize = 8192;
+/// The name of the machine's own token, which is no account's.
+pub const ADMIN_TOKEN: &str = "admin.token";
+/// The name of commands on the server's own machine, which is no account's.
+pub const LOCAL: &str = "palisade-server";
+/// What ends a text that was cut.
+const CUT: &str = "…";
 /// Most problems that a verification lists; whoever has more has one cause.
 const MAX_PROBLEMS: usize = 20;
 
@@ -81,7 +87,7 @@ impl Actor {
     /// A command on the server's own machine.
     pub fn local() -> Self {
         Self {
-            name: "palisade-server".to_owned(),
+            name: LOCAL.to_owned(),
             account: None,
             via: Via::Local,
             credential: None,
@@ -166,13 +172,16 @@ impl Entry {
     }
 }
 
-/// A text's beginning, whole characters.
+/// A text, or its beginning and [`CUT`]: whole characters, and no more bytes than these.
 fn cut(text: &str, bytes: usize) -> String {
-    let mut end = text.len().min(bytes);
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let mut end = bytes.saturating_sub(CUT.len());
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text.get(..end).unwrap_or_default().to_owned()
+    text.get(..end).unwrap_or_default().to_owned() + CUT
 }
 
 /// An entry of the chain.
@@ -376,10 +385,13 @@ mod tests {
         let mut actor = Actor::local();
         actor.name = long.clone();
         let entry = Entry::done(actor, "x", &long, 1).before(&long).after(&long);
-        assert_eq!(entry.body.object.len(), MAX_FIELD_BYTES);
-        assert_eq!(entry.body.actor.name.len(), MAX_FIELD_BYTES);
-        assert_eq!(entry.body.before.unwrap().len(), long.len());
-        assert_eq!(cut("aä", 2), "a");
+        for cut in [&entry.body.object, &entry.body.actor.name] {
+            assert!(cut.len() <= MAX_FIELD_BYTES && cut.len() + 4 > MAX_FIELD_BYTES);
+            assert!(cut.ends_with(CUT));
+        }
+        assert_eq!(entry.body.before.unwrap(), long);
+        assert_eq!(cut("aäää", 6), "aä…");
+        assert_eq!(cut("aä", 3), "aä");
     }
 
     #[test]

@@ -148,8 +148,11 @@ async fn restore(settings: Settings, common: Common, file: PathBuf) -> anyhow::R
     let state = settings.state(&common);
     let _lock = lock(&state)?;
     let place = settings.place(&state).map_err(anyhow::Error::msg)?;
-    let rows = backup::restore(&place, &state.join("ca"), &file).await?;
+    let rows = backup::restore(&place, &state.join("ca"), &file, now_ms()).await?;
     println!("Restored {rows} rows and the certificate authority.");
+    println!(
+        "Passwords, API tokens and accounts are those of the backup's time: disable, revoke and remove again what was since. Sessions are none."
+    );
     println!(
         "Run palisade-server new-admin-token if {} is lost.",
         auth::admin_token_file(&state).display()

@@ -46,6 +46,11 @@ pub enum Accounts {
         /// Its name or id
         account: String,
     },
+    /// Remove one that is disabled; its name is free then
+    Remove {
+        /// Its name or id
+        account: String,
+    },
     /// Change your password, or set another account's
     Password {
         /// Whose, by name or id; your own if it is not said
@@ -122,6 +127,11 @@ pub fn run(client: &Client, what: &Accounts, output: Output) -> Result {
                 ..AccountChange::default()
             };
             changed(client, account, &change, "is enabled", output)
+        }
+        Accounts::Remove { account } => {
+            let (id, name) = named(client, account)?;
+            client.delete(&format!("accounts/{id}"))?;
+            Ok(format!("{} is removed\n", safe(&name)))
         }
         Accounts::Password { account: None } => {
             let change = PasswordChange {

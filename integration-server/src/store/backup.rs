@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 use super::seal::master::{BadMaster, backup_key};
 use super::seal::{Key, Seals};
-use super::{Opening, Place, Result, StoreError};
+use super::{Change, Opening, Place, Result, StoreError};
+use crate::audit::{Actor, Entry};
 
 /// The schema that this version writes and reads.
 pub const SCHEMA: i64 = 9;
@@ -171,11 +172,12 @@ pub async fn write(place: &Place, ca: &Path, file: &Path, now_ms: u64) -> Result
     Ok(writer.rows)
 }
 
-/// Restores a backup into an empty store, and the CA into a folder that has none.
+/// Restores a backup into an empty store, and the CA into a folder that has none. Sessions
+/// are not restored, and the audit log has an entry of it.
 ///
 /// # Errors
 /// [`StoreError`]; the store is then as it was.
-pub async fn restore(place: &Place, ca: &Path, file: &Path) -> Result<u64> {
+pub async fn restore(place: &Place, ca: &Path, file: &Path, now_ms: u64) -> Result<u64> {
     let master = place.master.read()?.0;
     let master = master.ok_or_else(|| BadMaster::Missing(place.master.path()))?;
     let input = File::open(file).map_err(|error| bad(file, error))?;
@@ -210,7 +212,13 @@ pub async fn restore(place: &Place, ca: &Path, file: &Path) -> Result<u64> {
     let store = place.open_to(Opening::Alone).await?;
     let done = store.import(&mut reader, &master).await;
     store.close().await;
-    done.map(|()| reader.rows)
+    done?;
+    let store = place.open_to(Opening::Look).await?;
+    let entry = Entry::done(Actor::local(), "store.restore", file.display(), now_ms)
+        .after(format!("{} rows", reader.rows));
+    let noted = store.change(Change::Nothing, Some(&entry), now_ms).await;
+    store.close().await;
+    noted.map(|_| reader.rows)
 }
 
 /// The key of a backup's frames, and the place of the next one.

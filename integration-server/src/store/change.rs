@@ -4,12 +4,19 @@
 use palisade_protocol::ids::{AgentId, SvmId};
 use uuid::Uuid;
 
-use super::{AccountRecord, AccountToken, JoinTokenRecord, MaintenanceRecord, SessionRecord};
+use super::{
+    AccountRecord, AccountToken, ApiToken, JoinTokenRecord, MaintenanceRecord, SessionRecord,
+};
 use crate::access::Grant;
 use crate::secret::Hash;
 
-/// Most accounts.
+/// Most accounts. The first one, made with a setup token, is always possible: whoever may
+/// make accounts cannot keep the site's own people out.
 pub const MAX_ACCOUNTS: i64 = 10_000;
+/// Most accounts of one tenant.
+pub const MAX_TENANT_ACCOUNTS: usize = 1_000;
+/// Most join tokens of one tenant that are valid.
+pub const MAX_JOIN_TOKENS: i64 = 1_000;
 /// Most valid API tokens of one account.
 pub const MAX_ACCOUNT_TOKENS: i64 = 64;
 
@@ -44,6 +51,10 @@ pub enum Change<'a> {
     ConfirmSession(Uuid),
     /// A session ended.
     EndSession(Uuid),
+    /// An account that is disabled is gone, with all that was its own.
+    RemoveAccount(Uuid, u64),
+    /// A new token of the machine's; those of the same name are void.
+    NewApiToken(&'a ApiToken),
     /// A new API token of an account.
     AddAccountToken(&'a AccountToken),
     /// An account's API token is void.

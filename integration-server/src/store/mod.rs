@@ -37,6 +37,7 @@ use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, S
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use uuid::Uuid;
 
+use crate::accounts::lockout::Counter;
 use crate::audit::{Entry, Head, Record, Verification};
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
@@ -137,28 +138,26 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// Uses a join token once and keeps the component that joined: both or neither.
     async fn join(&self, component: &NewComponent, now_ms: u64) -> Result<Spent>;
 
-    /// Keeps an API token's hash.
-    async fn add_api_token(&self, token: &ApiToken) -> Result<()>;
     /// The valid API token with this hash.
     async fn api_token(&self, hash: &Hash) -> Result<Option<ApiToken>>;
     /// Whether a valid API token of this name exists.
     async fn has_api_token(&self, name: &str) -> Result<bool>;
-    /// Revokes all API tokens of this name.
-    async fn revoke_api_tokens(&self, name: &str, now_ms: u64) -> Result<()>;
 
     /// All accounts, disabled ones too, by name.
     async fn accounts(&self) -> Result<Vec<AccountRecord>>;
     /// One account.
     async fn account(&self, id: Uuid) -> Result<Option<AccountRecord>>;
+    /// Whether there is any.
+    async fn has_accounts(&self) -> Result<bool>;
     /// The account of this name.
     async fn account_named(&self, name: &str) -> Result<Option<AccountRecord>>;
-    /// Counts an attempt to log in, of an account and from a source, if it is not too
-    /// early for either: several at once are no more than one after the other.
-    async fn attempt(&self, account: Option<Uuid>, source: &str, now_ms: u64) -> Result<Attempt>;
-    /// Takes an attempt back that was no failure. With `proven`, the account's failures
-    /// before are forgotten; a source's never are, or whoever has an account would guess
-    /// others' for ever.
-    async fn take_back(&self, account: Uuid, source: &str, proven: bool) -> Result<()>;
+    /// Counts an attempt to prove who somebody is, if it is too early for none of these:
+    /// several at once are no more than one after the other.
+    async fn attempt(&self, counters: &[Counter], now_ms: u64) -> Result<Attempt>;
+    /// Takes an attempt back that was no failure. With `proven`, failures before are
+    /// forgotten, too; a source's never are, or whoever has an account would guess others'
+    /// for ever.
+    async fn take_back(&self, counters: &[Counter], proven: bool) -> Result<()>;
     /// Uses a code of the second factor: false when its step, or a later one, was used.
     async fn use_totp(&self, account: Uuid, step: u64) -> Result<bool>;
     /// Uses a recovery code: false when there is none, or it was used.
@@ -169,8 +168,10 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn saw_session(&self, id: Uuid, now_ms: u64) -> Result<()>;
     /// The API token with this text's hash, and whose it is; void ones too.
     async fn account_token(&self, hash: &Hash) -> Result<Option<(AccountToken, AccountRecord)>>;
-    /// All API tokens of accounts that are not revoked, newest first.
-    async fn account_tokens(&self) -> Result<Vec<AccountToken>>;
+    /// API tokens that are not revoked, newest first: one account's, or all accounts'.
+    async fn account_tokens(&self, account: Option<Uuid>) -> Result<Vec<AccountToken>>;
+    /// The API token of an account with this id, if it is not revoked.
+    async fn account_token_by_id(&self, id: Uuid) -> Result<Option<AccountToken>>;
     /// An API token was used.
     async fn saw_account_token(&self, id: Uuid, now_ms: u64) -> Result<()>;
     /// Whether there is a setup token that was not used: any, or the one with this hash.

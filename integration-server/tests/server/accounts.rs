@@ -1,10 +1,14 @@
 //! Accounts over real HTTPS, of a real `palisade-server` process: becoming somebody, what
 //! he may do then, and what is on record of it.
 
+use std::io::{ErrorKind, Read as _};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use palisade_integration_server::accounts::totp;
+use palisade_integration_server::api::connections::MOST_OF_ONE;
+use palisade_integration_server::api::pace::BURST;
 use palisade_integration_server::time::now_ms;
 use palisade_protocol::tls;
 use rustls::pki_types::CertificateDer;
@@ -326,9 +330,17 @@ fn what_is_wrong_is_not_told_and_too_many_failures_wait() {
         Some(&json!({"disabled": false})),
     );
 
-    for _ in 0..5 {
-        assert_eq!(try_with("jo", "wrong").kind(), "login-refused");
+    // Nor by how many: who is nobody has the same.
+    let mut answers = [const { Vec::new() }; 2];
+    for _ in 0..6 {
+        for (name, answers) in ["jo", "nobody"].iter().zip(&mut answers) {
+            answers.push(try_with(name, "wrong").kind().to_owned());
+        }
     }
+    let [jo, nobody] = answers;
+    // Enabling him anew has forgotten the two before.
+    assert_eq!(jo[1..], nobody[..5]);
+    assert_eq!(nobody[3..5], ["login-refused", "too-early"]);
     let early = api.log_in("jo", Value::Null);
     assert_eq!((early.status, early.kind()), (429, "too-early"));
     let wait: u64 = early.wait.unwrap().parse().unwrap();
@@ -338,13 +350,19 @@ fn what_is_wrong_is_not_told_and_too_many_failures_wait() {
     assert_eq!(api.log_in("ann", Value::Null).status, 201);
     std::thread::sleep(Duration::from_secs(wait));
     assert_eq!(api.log_in("jo", Value::Null).status, 201);
-    let log = api.get(&api.admin(), "audit?limit=500").value;
-    let refused = log["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|entry| entry["action"] == "session.create" && entry["result"] == "refused");
-    assert_eq!(refused.count(), 7, "those of an account that is there");
+    // Those of an account that is there; they are written beside the answers.
+    let refused = || {
+        let log = api.get(&api.admin(), "audit?limit=500").value;
+        let items = log["items"].as_array().unwrap().iter();
+        let refused =
+            |entry: &&Value| entry["action"] == "session.create" && entry["result"] == "refused";
+        items.filter(refused).count()
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while refused() < 7 && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(refused(), 7);
 }
 
 #[test]
@@ -438,11 +456,20 @@ fn dangerous_things_want_the_password_again() {
         api.call(&jo, "POST", "api-tokens", Some(&key)).kind(),
         "unconfirmed"
     );
-    // What is not dangerous goes on.
+    let join = json!({});
     assert_eq!(
-        api.call(&jo, "POST", "tokens", Some(&json!({}))).status,
-        201
+        api.call(&jo, "POST", "tokens", Some(&join)).kind(),
+        "unconfirmed"
     );
+    // What is not dangerous goes on.
+    let none = format!("tokens/{}", uuid::Uuid::new_v4());
+    assert_eq!(api.call(&jo, "DELETE", &none, None).status, 404);
+    // Who tries to log in by his name keeps nobody from confirming.
+    for _ in 0..6 {
+        let proof = json!({"name": "jo", "password": "wrong"});
+        api.call(&Who::default(), "POST", "session", Some(&proof));
+    }
+    assert_eq!(api.log_in("jo", Value::Null).status, 429, "the control");
     let confirm = |password: &str| {
         let shown = json!({"password": password});
         api.call(&jo, "POST", "session/confirmation", Some(&shown))
@@ -455,6 +482,116 @@ fn dangerous_things_want_the_password_again() {
     );
     assert_eq!(confirm(PASSWORD), 204);
     assert_eq!(api.call(&jo, "POST", "accounts", Some(&new)).status, 201);
+    // And who has a session cannot guess for ever.
+    for _ in 0..5 {
+        assert_eq!(confirm("wrong"), 401);
+    }
+    assert_eq!(confirm(PASSWORD), 429);
+}
+
+#[test]
+fn an_api_token_makes_no_credentials() {
+    let api = Api::start("");
+    let jo = api.somebody("jo", admin_at_site());
+    let ann = api.account("ann", json!([{"role": "auditor", "path": "/"}]));
+    let make = |role: &str| {
+        let new = json!({"name": "k", "scope": {"role": role, "path": "/"}});
+        let made = api.call(&jo, "POST", "api-tokens", Some(&new)).value;
+        let id = made["id"].as_str().unwrap().to_owned();
+        (id, Who::token(made["token"].as_str().unwrap()))
+    };
+    let ((all, key), (_, reading)) = (make("admin"), make("auditor"));
+    let path = format!("accounts/{ann}");
+    let password = format!("{path}/password");
+    for (method, path, body) in [
+        (
+            "POST",
+            "accounts",
+            json!({"name": "x", "password": PASSWORD}),
+        ),
+        ("PATCH", path.as_str(), json!({"grants": []})),
+        ("PUT", password.as_str(), json!({"password": PASSWORD})),
+        ("DELETE", path.as_str(), Value::Null),
+    ] {
+        let refused = api.call(&key, method, path, Some(&body));
+        assert_eq!(refused.status, 403, "{method} {path}: {refused:?}");
+    }
+    assert_eq!(api.get(&key, "accounts").status, 200, "the control");
+    // One that may only read ends itself, and no other one of its account.
+    let other = format!("api-tokens/{all}");
+    assert_eq!(api.call(&reading, "DELETE", &other, None).status, 404);
+    assert_eq!(api.call(&key, "DELETE", &other, None).status, 204);
+    assert_eq!(api.get(&key, "accounts").status, 401);
+
+    // The same with a session; who is removed is gone, and his name is free.
+    assert_eq!(api.call(&jo, "DELETE", &path, None).status, 409, "enabled");
+    let disabled = json!({"disabled": true});
+    assert_eq!(api.call(&jo, "PATCH", &path, Some(&disabled)).status, 200);
+    assert_eq!(api.call(&jo, "DELETE", &path, None).status, 204);
+    assert_eq!(api.call(&jo, "DELETE", &path, None).status, 404);
+    api.account("ann", json!([]));
+    let reserved = json!({"name": "admin.token", "password": PASSWORD});
+    assert_eq!(
+        api.call(&jo, "POST", "accounts", Some(&reserved)).status,
+        422
+    );
+}
+
+#[test]
+fn one_account_makes_so_many_changes_and_no_more() {
+    let api = Api::start("");
+    let (jo, ann) = (
+        api.somebody("jo", json!([])),
+        api.somebody("ann", json!([])),
+    );
+    let change = |who: &Who| {
+        let none = format!("api-tokens/{}", uuid::Uuid::new_v4());
+        api.call(who, "DELETE", &none, None).status
+    };
+    let mut done = 0;
+    while change(&jo) == 404 {
+        done += 1;
+        assert!(done <= 2 * BURST, "nothing stops it");
+    }
+    assert_eq!(change(&ann), 404);
+    assert_eq!(api.get(&jo, "session").status, 200, "he may look");
+}
+
+#[test]
+fn connections_that_say_nothing_are_bounded() {
+    let api = Api::start("");
+    let address = api.running.url.strip_prefix("https://").unwrap();
+    let open = |_| {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    };
+    let silent: Vec<TcpStream> = (0..=MOST_OF_ONE).map(open).collect();
+    let closed = || {
+        let is_closed = |mut stream: &TcpStream| match stream.read(&mut [0]) {
+            Err(error) => error.kind() != ErrorKind::WouldBlock,
+            Ok(_) => true,
+        };
+        silent.iter().filter(|stream| is_closed(stream)).count()
+    };
+    // One of them is too many. That is not because its handshake took too long: then all of
+    // them would be closed.
+    let until = Instant::now() + Duration::from_secs(20);
+    while closed() == 0 {
+        assert!(Instant::now() < until, "all are kept");
+    }
+    assert_eq!(closed(), 1);
+    drop(silent);
+    let admin = api.admin();
+    let again = || {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            api.get(&admin, "status").status
+        }))
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while again().ok() != Some(200) {
+        assert!(Instant::now() < until, "they left no room");
+    }
 }
 
 #[test]

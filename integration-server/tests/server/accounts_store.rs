@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use palisade_integration_server::access::{Grant, Role, Scope};
-use palisade_integration_server::accounts::lockout::{ACCOUNT, ADDRESS};
+use palisade_integration_server::accounts::lockout::{ACCOUNT, ADDRESS, Counter};
 use palisade_integration_server::accounts::sessions::{MAX_SESSIONS, Times};
 use palisade_integration_server::store::change::MAX_ACCOUNT_TOKENS;
 use palisade_integration_server::store::{
@@ -12,6 +12,7 @@ use palisade_integration_server::store::{
 use palisade_protocol::ids::AgentId;
 use uuid::Uuid;
 
+use crate::sealing::marker;
 use crate::store::{Kind, detection, joined_agent, on_both};
 
 pub fn grant(role: Role, path: &str) -> Grant {
@@ -184,7 +185,10 @@ async fn sessions_and_tokens_end_with_their_account(kind: Kind) {
         key
     );
     store.saw_account_token(key.id, 40).await.unwrap();
-    assert_eq!(store.account_tokens().await.unwrap()[0].used_ms, Some(40));
+    assert_eq!(
+        store.account_tokens(None).await.unwrap()[0].used_ms,
+        Some(40)
+    );
 
     // Another password ends all sessions but the one that set it.
     assert_eq!(
@@ -204,7 +208,7 @@ async fn sessions_and_tokens_end_with_their_account(kind: Kind) {
         .unwrap()
         .unwrap();
     assert_eq!((void.revoked_ms, of.disabled_ms), (Some(50), Some(50)));
-    assert!(store.account_tokens().await.unwrap().is_empty());
+    assert!(store.account_tokens(None).await.unwrap().is_empty());
     // And none begins any more, nor with what was proven before the change.
     for revision in [0, 1, 2] {
         let late = make(store, Change::AddSession(&session(&jo), revision)).await;
@@ -253,63 +257,111 @@ async fn sessions_and_tokens_end_with_their_account(kind: Kind) {
         make(store, Change::AddAccountToken(&token(&jo))).await,
         Changed::Full
     );
+    // What is void makes room, and leaves nothing behind but its entry.
+    let one = store.account_tokens(Some(jo.id)).await.unwrap()[0].clone();
+    let by_id = store.account_token_by_id(one.id).await.unwrap();
+    assert_eq!(by_id.as_ref(), Some(&one));
+    let revoked = make(store, Change::RevokeAccountToken(one.id)).await;
+    assert_eq!(revoked, Changed::Done);
+    assert!(store.account_token_by_id(one.id).await.unwrap().is_none());
+    let again = make(store, Change::AddAccountToken(&token(&jo))).await;
+    assert_eq!(again, Changed::Done);
+    assert!(
+        store
+            .account_token(&one.token_sha256)
+            .await
+            .unwrap()
+            .is_none()
+    );
+
+    // An account that is disabled can be removed, with all that was its own.
+    let session = session(&jo);
+    let begun = make(store, Change::AddSession(&session, 3)).await;
+    assert_eq!(begun, Changed::Done);
+    let enabled = make(store, Change::RemoveAccount(jo.id, 3)).await;
+    assert_eq!(enabled, Changed::Nothing);
+    let disabled = make(store, Change::SetDisabled(jo.id, 3, true)).await;
+    assert_eq!(disabled, Changed::Done);
+    let removed = make(store, Change::RemoveAccount(jo.id, 4)).await;
+    assert_eq!(removed, Changed::Done);
+    assert!(store.account(jo.id).await.unwrap().is_none());
+    assert!(
+        store
+            .session(&session.token_sha256)
+            .await
+            .unwrap()
+            .is_none()
+    );
+    assert!(store.account_tokens(Some(jo.id)).await.unwrap().is_empty());
+    assert_eq!(store.check().await.unwrap(), Vec::<String>::new());
+    added(store, "jo").await;
+}
+
+/// Somebody tries this account, or a name that is nobody's, from there.
+fn tried(account: Option<Uuid>, source: &str) -> Vec<Counter> {
+    let whose = match account {
+        Some(id) => Counter::Account(id),
+        None => Counter::Name(format!("n{:x}", rand::random::<u64>())),
+    };
+    vec![whose, Counter::Source(source.to_owned())]
 }
 
 async fn attempts_at_once_are_no_more_than_one_after_the_other(kind: Kind) {
     let place = kind.place().await;
     let (one, other) = (place.open().await.unwrap(), place.open().await.unwrap());
     let jo = added(one.as_ref(), "jo").await;
-    let racers: Vec<_> = (0..24)
-        .map(|n| {
-            // Each from another address, through two servers.
-            let store = Arc::clone(if n % 2 == 0 { &one } else { &other });
-            tokio::spawn(async move { store.attempt(Some(jo.id), &format!("a{n}"), 1000).await })
-        })
-        .collect();
-    let mut counted = 0;
-    for racer in racers {
-        match racer.await.unwrap().unwrap() {
-            Attempt::Counted => counted += 1,
-            Attempt::TooEarly(ms) => assert!(ms > 0 && ms <= ACCOUNT.most_ms),
+    // An account, a name that is nobody's, and a session have the same rule.
+    let (nobody, session) = (marker(), Uuid::new_v4());
+    for counter in [
+        Counter::Account(jo.id),
+        Counter::Name(nobody),
+        Counter::Session(session),
+    ] {
+        let from = |text: &str| vec![counter.clone(), Counter::Source(text.to_owned())];
+        let racers: Vec<_> = (0..24)
+            .map(|n| {
+                // Each from another address, through two servers.
+                let store = Arc::clone(if n % 2 == 0 { &one } else { &other });
+                let counters = from(&format!("{counter:?}{n}"));
+                tokio::spawn(async move { store.attempt(&counters, 1000).await })
+            })
+            .collect();
+        let mut counted = 0;
+        for racer in racers {
+            match racer.await.unwrap().unwrap() {
+                Attempt::Counted => counted += 1,
+                Attempt::TooEarly(ms) => assert!(ms > 0 && ms <= ACCOUNT.most_ms),
+            }
         }
+        assert_eq!(counted, ACCOUNT.free, "{counter:?}");
+        let early = one.attempt(&from("b"), 1000).await.unwrap();
+        assert_eq!(early, Attempt::TooEarly(ACCOUNT.first_ms), "{counter:?}");
+        // One that was right forgets the account's, and its own of the address alone.
+        one.take_back(&from("a0"), true).await.unwrap();
+        let again = one.attempt(&from("b"), 1000).await.unwrap();
+        assert_eq!(again, Attempt::Counted, "{counter:?}");
     }
-    assert_eq!(counted, ACCOUNT.free);
-    let early = one.attempt(Some(jo.id), "b", 1000).await.unwrap();
-    assert_eq!(early, Attempt::TooEarly(ACCOUNT.first_ms));
-    // One that was right forgets the account's, and its own of the address alone.
-    one.take_back(jo.id, "a0", true).await.unwrap();
-    assert_eq!(
-        one.attempt(Some(jo.id), "b", 1000).await.unwrap(),
-        Attempt::Counted
-    );
 
     // By address, whatever the name: also one that is nobody's.
     for _ in 0..ADDRESS.free {
-        assert_eq!(
-            one.attempt(None, "c", 1000).await.unwrap(),
-            Attempt::Counted
-        );
+        let counted = one.attempt(&tried(None, "c"), 1000).await.unwrap();
+        assert_eq!(counted, Attempt::Counted);
     }
-    let early = other.attempt(Some(jo.id), "c", 1000).await.unwrap();
+    let jo = Some(jo.id);
+    let early = other.attempt(&tried(jo, "c"), 1000).await.unwrap();
     assert_eq!(early, Attempt::TooEarly(ADDRESS.first_ms));
     let later = 1000 + ADDRESS.first_ms;
-    assert_eq!(
-        one.attempt(Some(jo.id), "c", later).await.unwrap(),
-        Attempt::Counted
-    );
-    one.take_back(jo.id, "c", true).await.unwrap();
+    let counted = one.attempt(&tried(jo, "c"), later).await.unwrap();
+    assert_eq!(counted, Attempt::Counted);
+    one.take_back(&tried(jo, "c"), true).await.unwrap();
     // An own account does not help with others'.
-    assert!(matches!(
-        one.attempt(None, "c", later).await.unwrap(),
-        Attempt::TooEarly(_)
-    ));
+    let early = one.attempt(&tried(None, "c"), later).await.unwrap();
+    assert!(matches!(early, Attempt::TooEarly(_)));
     // Long after, it is forgotten.
     let forgotten = later + ADDRESS.forgotten_ms + 1;
     for _ in 0..ADDRESS.free {
-        assert_eq!(
-            one.attempt(None, "c", forgotten).await.unwrap(),
-            Attempt::Counted
-        );
+        let counted = one.attempt(&tried(None, "c"), forgotten).await.unwrap();
+        assert_eq!(counted, Attempt::Counted);
     }
 }
 

@@ -4,7 +4,7 @@
 use palisade_integration_server::store::backup;
 use palisade_integration_server::store::seal::Key;
 use palisade_integration_server::store::seal::master::Source;
-use palisade_integration_server::store::{Opening, Place, Store};
+use palisade_integration_server::store::{Change, Changed, Opening, Place, Store};
 use palisade_protocol::ids::AgentId;
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use tempfile::TempDir;
@@ -32,7 +32,7 @@ fn authority() -> TempDir {
 /// All that the trait shows of what `fill` put.
 async fn seen(store: &dyn Store, agent: AgentId) -> String {
     format!(
-        "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
         store.agents().await.unwrap(),
         store.svms().await.unwrap(),
         store.detections(None, 99).await.unwrap(),
@@ -40,6 +40,8 @@ async fn seen(store: &dyn Store, agent: AgentId) -> String {
         store.maintenance(5).await.unwrap(),
         store.quarantine_key(agent).await.unwrap().map(|key| key.0),
         store.hosts().await.unwrap(),
+        store.accounts().await.unwrap(),
+        store.account_tokens(None).await.unwrap(),
     )
 }
 
@@ -75,7 +77,7 @@ async fn goes_over(from: &Kind, to: &Kind) {
 
     let (target, restored) = (to.place().await, tempfile::tempdir().unwrap());
     assert_eq!(
-        backup::restore(&target, restored.path(), &file)
+        backup::restore(&target, restored.path(), &file, 9)
             .await
             .unwrap(),
         rows
@@ -85,6 +87,27 @@ async fn goes_over(from: &Kind, to: &Kind) {
         seen(other.as_ref(), agent).await,
         seen(store.as_ref(), agent).await
     );
+    // The log goes on where it ended, and says that it was restored.
+    let before = store.audit(None, 99).await.unwrap();
+    let after = other.audit(None, 99).await.unwrap();
+    assert_eq!(after[0].body.action, "store.restore");
+    assert!(!before.is_empty());
+    assert_eq!(after[1..], before[..]);
+    assert!(other.verify_audit(None).await.unwrap().problems.is_empty());
+    // Who was logged in logs in again.
+    let session = crate::accounts_store::session(&store.accounts().await.unwrap()[0]);
+    let begun = Change::AddSession(&session, 1);
+    assert_eq!(store.change(begun, None, 9).await.unwrap(), Changed::Done);
+    let (again, anew) = (dir.path().join("again"), from.place().await);
+    let empty = tempfile::tempdir().unwrap();
+    backup::write(&place, ca.path(), &again, 1).await.unwrap();
+    backup::restore(&anew, empty.path(), &again, 9)
+        .await
+        .unwrap();
+    let anew = anew.open().await.unwrap();
+    let found = async |store: &dyn Store| store.session(&session.token_sha256).await.unwrap();
+    assert!(found(store.as_ref()).await.is_some(), "the control");
+    assert!(found(anew.as_ref()).await.is_none());
     assert!(other.next_epoch(0).await.unwrap() > epoch);
     assert_eq!(
         other.fix_deployment(&"x".parse().unwrap()).await.unwrap(),
@@ -105,7 +128,7 @@ async fn goes_over(from: &Kind, to: &Kind) {
     // Not twice, and not over anything.
     other.close().await;
     drop(other);
-    let error = backup::restore(&target, restored.path(), &file)
+    let error = backup::restore(&target, restored.path(), &file, 9)
         .await
         .unwrap_err();
     assert!(error.to_string().contains("is not empty"), "{error}");
@@ -145,7 +168,7 @@ async fn a_backup_that_is_not_whole_restores_nothing() {
     let restored = dir.path().join("ca");
     let refused = async |bytes: &[u8]| {
         std::fs::write(&file, bytes).unwrap();
-        let error = backup::restore(&target, &restored, &file)
+        let error = backup::restore(&target, &restored, &file, 9)
             .await
             .unwrap_err();
         assert!(error.to_string().contains("backup"), "{error}");
@@ -167,13 +190,15 @@ async fn a_backup_that_is_not_whole_restores_nothing() {
         master: Source::Given(Key::new([8; 32])),
         ..file_place(&dir.path().join("other/palisade.db"))
     };
-    let error = backup::restore(&other, &restored, &file).await.unwrap_err();
+    let error = backup::restore(&other, &restored, &file, 9)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("another master key"), "{error}");
 
     // The control: untouched, it is taken, with the CA that is there already.
     std::fs::create_dir_all(&restored).unwrap();
     std::fs::write(restored.join("root.key"), "another one").unwrap();
-    let error = backup::restore(&target, &restored, &file)
+    let error = backup::restore(&target, &restored, &file, 9)
         .await
         .unwrap_err();
     assert!(
@@ -182,7 +207,7 @@ async fn a_backup_that_is_not_whole_restores_nothing() {
     );
     assert!(is_empty(&target).await);
     std::fs::remove_file(restored.join("root.key")).unwrap();
-    backup::restore(&target, &restored, &file).await.unwrap();
+    backup::restore(&target, &restored, &file, 9).await.unwrap();
     assert!(!is_empty(&target).await);
 }
 

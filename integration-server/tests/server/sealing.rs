@@ -21,7 +21,7 @@ use crate::postgres::Postgres;
 use crate::store::{component, detection, file_place, token};
 
 /// Twelve random characters that are nowhere by chance.
-fn marker() -> String {
+pub fn marker() -> String {
     Uuid::new_v4().simple().to_string()[..12].to_owned()
 }
 
@@ -93,7 +93,8 @@ pub async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
         token_sha256: *blake3::hash(marker().as_bytes()).as_bytes(),
         created_ms: 1,
     };
-    store.add_api_token(&token).await.unwrap();
+    let change = Change::NewApiToken(&token);
+    store.change(change, None, 1).await.unwrap();
     let grant = MaintenanceRecord {
         id: Uuid::new_v4(),
         agent,

@@ -7,7 +7,8 @@ use palisade_integration_server::inventory::{DomainFacts, DomainState, HostRecor
 use palisade_integration_server::store::seal::Key;
 use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{
-    ApiToken, Database, JoinTokenRecord, MaintenanceRecord, NewComponent, Place, Spent, Store,
+    ApiToken, Change, Database, JoinTokenRecord, MaintenanceRecord, NewComponent, Place, Spent,
+    Store,
 };
 use palisade_protocol::bounded::{List, PathBytes, Text};
 use palisade_protocol::control::{
@@ -384,12 +385,22 @@ async fn api_tokens(store: &dyn Store) {
         created_ms: 1,
     };
     assert!(!store.has_api_token("admin").await.unwrap());
-    store.add_api_token(&token).await.unwrap();
+    let change = Change::NewApiToken(&token);
+    store.change(change, None, 1).await.unwrap();
     assert!(store.has_api_token("admin").await.unwrap());
     assert_eq!(store.api_token(&[9; 32]).await.unwrap(), Some(token));
     assert_eq!(store.api_token(&[8; 32]).await.unwrap(), None);
-    store.revoke_api_tokens("admin", 2).await.unwrap();
+    // The next one of the same name is in its place.
+    let next = ApiToken {
+        id: Uuid::new_v4(),
+        name: "admin".to_owned(),
+        token_sha256: [7; 32],
+        created_ms: 2,
+    };
+    let change = Change::NewApiToken(&next);
+    store.change(change, None, 2).await.unwrap();
     assert_eq!(store.api_token(&[9; 32]).await.unwrap(), None);
+    assert_eq!(store.api_token(&[7; 32]).await.unwrap(), Some(next));
 }
 
 async fn hosts(store: &dyn Store) {

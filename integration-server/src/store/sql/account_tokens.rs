@@ -27,14 +27,20 @@ pub async fn add(
     if done.rows_affected() != 1 {
         return Ok(Changed::Nothing);
     }
-    let count: i64 = sqlx::query_scalar(
-        "SELECT COUNT(*) FROM account_tokens \
-         WHERE account_id = $1 AND revoked_ms IS NULL AND expires_ms > $2",
+    // What is void is in the audit log, and nowhere else.
+    sqlx::query(
+        "DELETE FROM account_tokens \
+         WHERE account_id = $1 AND (revoked_ms IS NOT NULL OR expires_ms <= $2)",
     )
     .bind(token.account.to_string())
     .bind(row::number(token.created_ms))
-    .fetch_one(&mut *db)
+    .execute(&mut *db)
     .await?;
+    let count: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM account_tokens WHERE account_id = $1")
+            .bind(token.account.to_string())
+            .fetch_one(&mut *db)
+            .await?;
     if count >= MAX_ACCOUNT_TOKENS {
         return Ok(Changed::Full);
     }
@@ -74,14 +80,31 @@ pub async fn one(store: &Backend, hash: &Hash) -> Result<Option<(AccountToken, A
     Ok(account.map(|account| (token, account)))
 }
 
-pub async fn all(store: &Backend) -> Result<Vec<AccountToken>> {
-    let rows = sqlx::query(
-        "SELECT * FROM account_tokens WHERE revoked_ms IS NULL ORDER BY created_ms DESC, id",
-    )
-    .fetch_all(&store.readers)
-    .await
-    .map_err(|error| store.failed("list API tokens", error))?;
+pub async fn all(store: &Backend, account: Option<Uuid>) -> Result<Vec<AccountToken>> {
+    let query = match account {
+        None => sqlx::query(
+            "SELECT * FROM account_tokens WHERE revoked_ms IS NULL ORDER BY created_ms DESC, id",
+        ),
+        Some(account) => sqlx::query(
+            "SELECT * FROM account_tokens WHERE account_id = $1 AND revoked_ms IS NULL \
+             ORDER BY created_ms DESC, id",
+        )
+        .bind(account.to_string()),
+    };
+    let rows = query
+        .fetch_all(&store.readers)
+        .await
+        .map_err(|error| store.failed("list API tokens", error))?;
     rows.iter().map(|row| of(store, row)).collect()
+}
+
+pub async fn by_id(store: &Backend, id: Uuid) -> Result<Option<AccountToken>> {
+    let found = sqlx::query("SELECT * FROM account_tokens WHERE id = $1 AND revoked_ms IS NULL")
+        .bind(id.to_string())
+        .fetch_optional(&store.readers)
+        .await
+        .map_err(|error| store.failed("find an API token", error))?;
+    found.map(|found| of(store, &found)).transpose()
 }
 
 pub async fn saw(store: &Backend, id: Uuid, now_ms: u64) -> Result<()> {

@@ -25,6 +25,14 @@ pub async fn all(store: &Backend) -> Result<Vec<AccountRecord>> {
     Ok(accounts)
 }
 
+pub async fn any(store: &Backend) -> Result<bool> {
+    let found: Option<i64> = sqlx::query_scalar("SELECT 1 FROM accounts LIMIT 1")
+        .fetch_optional(&store.readers)
+        .await
+        .map_err(|error| store.failed("look whether there are accounts", error))?;
+    Ok(found.is_some())
+}
+
 pub async fn one(store: &Backend, id: Uuid) -> Result<Option<AccountRecord>> {
     let found = sqlx::query("SELECT * FROM accounts WHERE id = $1")
         .bind(id.to_string())
@@ -43,14 +51,16 @@ pub async fn named(store: &Backend, name: &str) -> Result<Option<AccountRecord>>
     found.map(|found| of(store, &found)).transpose()
 }
 
+/// Whether there is room for one more. The caller is alone with names.
+pub async fn is_full(db: &mut Connection) -> sqlx::Result<bool> {
+    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM accounts")
+        .fetch_one(db)
+        .await?;
+    Ok(count >= MAX_ACCOUNTS)
+}
+
 /// The caller is alone with names.
 pub async fn add(store: &Backend, db: &mut Connection, account: &AccountRecord) -> Made {
-    let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM accounts")
-        .fetch_one(&mut *db)
-        .await?;
-    if count >= MAX_ACCOUNTS {
-        return Ok(Changed::Full);
-    }
     let done = sqlx::query(
         "INSERT INTO accounts \
          (id, name, name_index, password, grants, created_ms, password_ms) \
@@ -109,7 +119,7 @@ pub async fn set_disabled(
         }
         false => {
             "UPDATE accounts SET disabled_ms = NULL, revision = revision + 1, failures = 0 \
-             WHERE id = $1 AND revision = $2 AND disabled_ms IS NOT NULL AND disabled_ms <= $3"
+             WHERE id = $1 AND revision = $2 AND disabled_ms IS NOT NULL AND $3 >= 0"
         }
     };
     let done = sqlx::query(sql)
@@ -141,18 +151,48 @@ pub async fn set_password(
 ) -> Made {
     let done = sqlx::query(
         "UPDATE accounts SET password = $3, password_ms = $4, revision = revision + 1, \
-         failures = 0 WHERE id = $1 AND revision = $2",
+         failures = CASE WHEN $5 = 0 THEN failures ELSE 0 END WHERE id = $1 AND revision = $2",
     )
     .bind(id.to_string())
     .bind(row::number(revision))
     .bind(sealed(store, id, "password", hash.as_bytes())?)
     .bind(row::number(now_ms))
+    // Somebody else answers for a password that is set anew. Who changes his own has not
+    // shown his second factor with it.
+    .bind(i64::from(keep.is_none()))
     .execute(&mut *db)
     .await?;
     if done.rows_affected() == 1 {
         end_sessions(db, id, keep).await?;
     }
     Ok(done_if(done.rows_affected()))
+}
+
+pub async fn remove(db: &mut Connection, id: Uuid, revision: u64) -> Made {
+    // Holds the row: nothing of it is made meanwhile.
+    let done = sqlx::query(
+        "UPDATE accounts SET revision = revision + 1 \
+         WHERE id = $1 AND revision = $2 AND disabled_ms IS NOT NULL",
+    )
+    .bind(id.to_string())
+    .bind(row::number(revision))
+    .execute(&mut *db)
+    .await?;
+    if done.rows_affected() != 1 {
+        return Ok(Changed::Nothing);
+    }
+    end_sessions(db, id, None).await?;
+    forget_codes(db, id).await?;
+    for sql in [
+        "DELETE FROM account_tokens WHERE account_id = $1",
+        "DELETE FROM accounts WHERE id = $1",
+    ] {
+        sqlx::query(sql)
+            .bind(id.to_string())
+            .execute(&mut *db)
+            .await?;
+    }
+    Ok(Changed::Done)
 }
 
 async fn end_sessions(db: &mut Connection, account: Uuid, keep: Option<Uuid>) -> sqlx::Result<()> {

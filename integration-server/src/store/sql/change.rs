@@ -77,7 +77,12 @@ async fn make(
             true => accounts::add(store, db, account).await,
             false => Ok(Changed::Nothing),
         },
-        Change::AddAccount(account) => accounts::add(store, db, account).await,
+        Change::AddAccount(account) => match accounts::is_full(db).await? {
+            true => Ok(Changed::Full),
+            false => accounts::add(store, db, account).await,
+        },
+        Change::RemoveAccount(id, revision) => accounts::remove(db, id, revision).await,
+        Change::NewApiToken(token) => tokens::new_api_token(store, db, token).await,
         Change::SetGrants(id, revision, grants) => {
             accounts::set_grants(store, db, id, revision, grants).await
         }
@@ -101,10 +106,7 @@ async fn make(
         Change::EndSession(id) => logins::end_session(db, id).await,
         Change::AddAccountToken(token) => account_tokens::add(store, db, token).await,
         Change::RevokeAccountToken(id) => revoke(db, REVOKE_ACCOUNT_TOKEN, id, now_ms).await,
-        Change::AddJoinToken(token) => {
-            tokens::add_join_token(db, token).await?;
-            Ok(Changed::Done)
-        }
+        Change::AddJoinToken(token) => Ok(tokens::add_join_token(db, token).await?),
         Change::RevokeJoinToken(id) => revoke(db, REVOKE_JOIN_TOKEN, id, now_ms).await,
         Change::RevokeAgent(AgentId(id)) => revoke(db, REVOKE_AGENT, id, now_ms).await,
         Change::RevokeSvm(id) => revoke(db, REVOKE_SVM, id.0, now_ms).await,

@@ -125,6 +125,14 @@ pub async fn import(store: &Backend, source: &mut dyn RowSource, master: &Key) -
         .execute(&mut *transaction)
         .await
         .map_err(at)?;
+    // What was ended since is not known here: nobody comes in by what a backup brings back
+    // but by his password or API token.
+    for table in ["sessions", "setup_tokens"] {
+        sqlx::query(AssertSqlSafe(format!("DELETE FROM {table}")))
+            .execute(&mut *transaction)
+            .await
+            .map_err(at)?;
+    }
     if !keys::are_opened_by(&mut transaction, master)
         .await
         .map_err(at)?

@@ -6,7 +6,7 @@ use super::accounts;
 use super::change::done_if;
 use super::opened::{Opened, SealingError};
 use super::{Backend, Connection, Row, row};
-use crate::accounts::lockout::{ACCOUNT, ADDRESS, Failures, MAX_ADDRESSES};
+use crate::accounts::lockout::{ADDRESS, Counter, Failures, MAX_ADDRESSES};
 use crate::accounts::sessions::{MAX_SESSIONS, Times};
 use crate::secret::Hash;
 use crate::store::{AccountRecord, Alone, Attempt, Changed, Result, SessionRecord};
@@ -14,68 +14,67 @@ use crate::store::{AccountRecord, Alone, Attempt, Changed, Result, SessionRecord
 type Made = std::result::Result<Changed, SealingError>;
 
 /// Attempts are counted one after the other, whichever server counts them.
-pub async fn attempt(
-    store: &Backend,
-    account: Option<Uuid>,
-    source: &str,
-    now_ms: u64,
-) -> Result<Attempt> {
+pub async fn attempt(store: &Backend, counters: &[Counter], now_ms: u64) -> Result<Attempt> {
     let at = |error| store.failed("count an attempt to log in", error);
     let mut transaction = store.begin().await.map_err(at)?;
     store
         .alone(&mut transaction, Alone::Logins)
         .await
         .map_err(at)?;
-    let account = account.map(|id| id.to_string()).unwrap_or_default();
-    let source = source_id(store, source);
-    let of_account = failures(
-        &mut transaction,
-        "SELECT failures, failed_ms FROM accounts WHERE id = $1",
-        &account,
-    );
-    let of_account = of_account.await.map_err(at)?;
-    let of_source = failures(
-        &mut transaction,
-        "SELECT failures, failed_ms FROM login_sources WHERE id = $1",
-        &source,
-    );
-    let of_source = of_source.await.map_err(at)?;
-    let waits = [
-        of_account.wait_ms(ACCOUNT, now_ms),
-        of_source.wait_ms(ADDRESS, now_ms),
-    ];
-    if let Some(wait_ms) = waits.into_iter().flatten().max() {
+    let mut counted = Vec::with_capacity(counters.len());
+    let mut wait_ms = None;
+    for counter in counters {
+        let before = failures(store, &mut transaction, counter)
+            .await
+            .map_err(at)?;
+        wait_ms = wait_ms.max(before.wait_ms(counter.rule(), now_ms));
+        counted.push((counter, before.and_one(counter.rule(), now_ms)));
+    }
+    if let Some(wait_ms) = wait_ms {
         transaction.rollback().await.map_err(at)?;
         return Ok(Attempt::TooEarly(wait_ms));
     }
-    let (of_account, of_source) = (
-        of_account.and_one(ACCOUNT, now_ms),
-        of_source.and_one(ADDRESS, now_ms),
-    );
-    sqlx::query("UPDATE accounts SET failures = $2, failed_ms = $3 WHERE id = $1")
-        .bind(account)
-        .bind(i64::from(of_account.count))
-        .bind(row::number(of_account.last_ms))
-        .execute(&mut *transaction)
-        .await
-        .map_err(at)?;
-    sqlx::query(
-        "INSERT INTO login_sources (id, failures, failed_ms) VALUES ($1, $2, $3) \
-         ON CONFLICT (id) DO UPDATE SET failures = excluded.failures, \
-         failed_ms = excluded.failed_ms",
-    )
-    .bind(source)
-    .bind(i64::from(of_source.count))
-    .bind(row::number(of_source.last_ms))
-    .execute(&mut *transaction)
-    .await
-    .map_err(at)?;
+    for (counter, failures) in counted {
+        let (sql, id) = match counter {
+            Counter::Account(id) => (
+                "UPDATE accounts SET failures = $2, failed_ms = $3 WHERE id = $1",
+                id.to_string(),
+            ),
+            other => (
+                "INSERT INTO login_sources (id, failures, failed_ms) VALUES ($1, $2, $3) \
+                 ON CONFLICT (id) DO UPDATE SET failures = excluded.failures, \
+                 failed_ms = excluded.failed_ms",
+                source_id(store, other),
+            ),
+        };
+        sqlx::query(sql)
+            .bind(id)
+            .bind(i64::from(failures.count))
+            .bind(row::number(failures.last_ms))
+            .execute(&mut *transaction)
+            .await
+            .map_err(at)?;
+    }
     forget_sources(&mut transaction, now_ms).await.map_err(at)?;
     transaction.commit().await.map_err(at)?;
     Ok(Attempt::Counted)
 }
 
-async fn failures(db: &mut Connection, sql: &'static str, id: &str) -> sqlx::Result<Failures> {
+async fn failures(
+    store: &Backend,
+    db: &mut Connection,
+    counter: &Counter,
+) -> sqlx::Result<Failures> {
+    let (sql, id) = match counter {
+        Counter::Account(id) => (
+            "SELECT failures, failed_ms FROM accounts WHERE id = $1",
+            id.to_string(),
+        ),
+        other => (
+            "SELECT failures, failed_ms FROM login_sources WHERE id = $1",
+            source_id(store, other),
+        ),
+    };
     let found: Option<(i64, i64)> = sqlx::query_as(sql).bind(id).fetch_optional(db).await?;
     Ok(
         found.map_or_else(Failures::default, |(count, last_ms)| Failures {
@@ -101,24 +100,33 @@ async fn forget_sources(db: &mut Connection, now_ms: u64) -> sqlx::Result<()> {
     .map(drop)
 }
 
-pub async fn take_back(store: &Backend, account: Uuid, source: &str, proven: bool) -> Result<()> {
+pub async fn take_back(store: &Backend, counters: &[Counter], proven: bool) -> Result<()> {
     let at = |error| store.failed("take back an attempt to log in", error);
     let mut transaction = store.begin().await.map_err(at)?;
     store
         .alone(&mut transaction, Alone::Logins)
         .await
         .map_err(at)?;
-    let sql = match proven {
-        true => "UPDATE accounts SET failures = 0 WHERE id = $1",
-        false => "UPDATE accounts SET failures = failures - 1 WHERE id = $1 AND failures > 0",
-    };
-    for (sql, id) in [
-        (sql, account.to_string()),
-        (
-            "UPDATE login_sources SET failures = failures - 1 WHERE id = $1 AND failures > 0",
-            source_id(store, source),
-        ),
-    ] {
+    for counter in counters {
+        let all = proven && !matches!(counter, Counter::Source(_));
+        let (sql, id) = match (counter, all) {
+            (Counter::Account(id), true) => (
+                "UPDATE accounts SET failures = 0 WHERE id = $1",
+                id.to_string(),
+            ),
+            (Counter::Account(id), false) => (
+                "UPDATE accounts SET failures = failures - 1 WHERE id = $1 AND failures > 0",
+                id.to_string(),
+            ),
+            (other, true) => (
+                "DELETE FROM login_sources WHERE id = $1",
+                source_id(store, other),
+            ),
+            (other, false) => (
+                "UPDATE login_sources SET failures = failures - 1 WHERE id = $1 AND failures > 0",
+                source_id(store, other),
+            ),
+        };
         sqlx::query(sql)
             .bind(id)
             .execute(&mut *transaction)
@@ -128,12 +136,9 @@ pub async fn take_back(store: &Backend, account: Uuid, source: &str, proven: boo
     transaction.commit().await.map_err(at)
 }
 
-fn source_id(store: &Backend, source: &str) -> String {
-    hex::encode(
-        store
-            .seals
-            .index("login_sources", "source", source.as_bytes()),
-    )
+fn source_id(store: &Backend, counter: &Counter) -> String {
+    let key = counter.key();
+    hex::encode(store.seals.index("login_sources", "source", key.as_bytes()))
 }
 
 pub async fn add_session(

@@ -49,6 +49,7 @@ use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
 use uuid::Uuid;
 
 use super::{AFTER_IMPORT, Backend, Db, HAS_KEYS, HAS_PLAIN, INTEGRITY, Row, SWEEP};
+use crate::accounts::lockout::Counter;
 use crate::audit::{Entry, Head, Record, Verification};
 use crate::inventory::HostRecord;
 use crate::secret::Hash;
@@ -88,12 +89,14 @@ impl Store for Backend {
     async fn account_named(&self, name: &str) -> Result<Option<AccountRecord>> {
         self.bounded(accounts::named(self, name)).await
     }
-    async fn attempt(&self, account: Option<Uuid>, source: &str, now_ms: u64) -> Result<Attempt> {
-        self.bounded(logins::attempt(self, account, source, now_ms))
-            .await
+    async fn has_accounts(&self) -> Result<bool> {
+        self.bounded(accounts::any(self)).await
     }
-    async fn take_back(&self, account: Uuid, source: &str, proven: bool) -> Result<()> {
-        self.bounded(logins::take_back(self, account, source, proven))
+    async fn attempt(&self, counters: &[Counter], now_ms: u64) -> Result<Attempt> {
+        self.bounded(logins::attempt(self, counters, now_ms)).await
+    }
+    async fn take_back(&self, counters: &[Counter], proven: bool) -> Result<()> {
+        self.bounded(logins::take_back(self, counters, proven))
             .await
     }
     async fn use_totp(&self, account: Uuid, step: u64) -> Result<bool> {
@@ -112,8 +115,11 @@ impl Store for Backend {
     async fn account_token(&self, hash: &Hash) -> Result<Option<(AccountToken, AccountRecord)>> {
         self.bounded(account_tokens::one(self, hash)).await
     }
-    async fn account_tokens(&self) -> Result<Vec<AccountToken>> {
-        self.bounded(account_tokens::all(self)).await
+    async fn account_tokens(&self, account: Option<Uuid>) -> Result<Vec<AccountToken>> {
+        self.bounded(account_tokens::all(self, account)).await
+    }
+    async fn account_token_by_id(&self, id: Uuid) -> Result<Option<AccountToken>> {
+        self.bounded(account_tokens::by_id(self, id)).await
     }
     async fn saw_account_token(&self, id: Uuid, now_ms: u64) -> Result<()> {
         self.bounded(account_tokens::saw(self, id, now_ms)).await
@@ -142,18 +148,11 @@ impl Store for Backend {
         self.bounded(components::join(self, component, now_ms))
             .await
     }
-    async fn add_api_token(&self, token: &ApiToken) -> Result<()> {
-        self.bounded(tokens::add_api_token(self, token)).await
-    }
     async fn api_token(&self, hash: &Hash) -> Result<Option<ApiToken>> {
         self.bounded(tokens::api_token(self, hash)).await
     }
     async fn has_api_token(&self, name: &str) -> Result<bool> {
         self.bounded(tokens::has_api_token(self, name)).await
-    }
-    async fn revoke_api_tokens(&self, name: &str, now_ms: u64) -> Result<()> {
-        self.bounded(tokens::revoke_api_tokens(self, name, now_ms))
-            .await
     }
     async fn svms(&self) -> Result<Vec<SvmRecord>> {
         self.bounded(components::svms(self)).await

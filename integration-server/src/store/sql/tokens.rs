@@ -4,10 +4,11 @@ use palisade_protocol::control::Component;
 use palisade_protocol::ids::DeploymentId;
 use uuid::Uuid;
 
-use super::opened::{Opened, unsealed};
+use super::opened::{Opened, SealingError};
 use super::{Backend, Connection, Row, row};
 use crate::secret::Hash;
-use crate::store::{ApiToken, JoinTokenRecord, Result, StoreError};
+use crate::store::change::MAX_JOIN_TOKENS;
+use crate::store::{ApiToken, Changed, JoinTokenRecord, Result, StoreError};
 
 pub async fn fix_deployment(store: &Backend, wanted: &DeploymentId) -> Result<String> {
     let at = |error| store.failed("fix the deployment's name", error);
@@ -42,7 +43,19 @@ pub async fn next_epoch(store: &Backend, now_ms: u64) -> Result<u64> {
 pub async fn add_join_token(
     connection: &mut Connection,
     token: &JoinTokenRecord,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<Changed> {
+    let valid: i64 = sqlx::query_scalar(
+        "SELECT COUNT(*) FROM join_tokens WHERE tenant = $1 AND component = $2 \
+         AND revoked_ms IS NULL AND used < uses AND expires_ms > $3",
+    )
+    .bind(token.tenant.as_str())
+    .bind(component_name(token.component))
+    .bind(row::number(token.created_ms))
+    .fetch_one(&mut *connection)
+    .await?;
+    if valid >= MAX_JOIN_TOKENS {
+        return Ok(Changed::Full);
+    }
     sqlx::query(
         "INSERT INTO join_tokens \
          (id, component, tenant, secret_sha256, uses, used, created_ms, expires_ms) \
@@ -58,7 +71,7 @@ pub async fn add_join_token(
     .bind(row::number(token.expires_ms))
     .execute(connection)
     .await
-    .map(drop)
+    .map(|_| Changed::Done)
 }
 
 pub async fn join_token(store: &Backend, id: Uuid) -> Result<Option<JoinTokenRecord>> {
@@ -78,27 +91,37 @@ pub async fn join_tokens(store: &Backend) -> Result<Vec<JoinTokenRecord>> {
     rows.iter().map(join_token_of).collect()
 }
 
-pub async fn add_api_token(store: &Backend, token: &ApiToken) -> Result<()> {
+/// Those of the same name are void from then on.
+pub async fn new_api_token(
+    store: &Backend,
+    db: &mut Connection,
+    token: &ApiToken,
+) -> std::result::Result<Changed, SealingError> {
+    let index = store
+        .seals
+        .index("api_tokens", "name", token.name.as_bytes());
+    sqlx::query(
+        "UPDATE api_tokens SET revoked_ms = $2 WHERE name_index = $1 AND revoked_ms IS NULL",
+    )
+    .bind(&index)
+    .bind(row::number(token.created_ms))
+    .execute(&mut *db)
+    .await?;
     let seat = store.seals.seat("api_tokens", token.id.to_string());
     let name = seat.seal("name", token.name.as_bytes());
-    let name = name.map_err(|error| unsealed("api_tokens", "name", error))?;
+    let name = name.map_err(|error| SealingError::Seal("api_tokens", "name", error))?;
     sqlx::query(
         "INSERT INTO api_tokens (id, name, name_index, token_sha256, created_ms) \
          VALUES ($1, $2, $3, $4, $5)",
     )
     .bind(token.id.to_string())
     .bind(name)
-    .bind(
-        store
-            .seals
-            .index("api_tokens", "name", token.name.as_bytes()),
-    )
+    .bind(index)
     .bind(token.token_sha256.to_vec())
     .bind(row::number(token.created_ms))
-    .execute(&store.writer)
-    .await
-    .map(drop)
-    .map_err(|error| store.failed("keep an API token", error))
+    .execute(db)
+    .await?;
+    Ok(Changed::Done)
 }
 
 pub async fn api_token(store: &Backend, hash: &Hash) -> Result<Option<ApiToken>> {
@@ -131,18 +154,6 @@ pub async fn has_api_token(store: &Backend, name: &str) -> Result<bool> {
     .await
     .map_err(|error| store.failed("find an API token", error))?;
     Ok(count > 0)
-}
-
-pub async fn revoke_api_tokens(store: &Backend, name: &str, now_ms: u64) -> Result<()> {
-    sqlx::query(
-        "UPDATE api_tokens SET revoked_ms = $2 WHERE name_index = $1 AND revoked_ms IS NULL",
-    )
-    .bind(store.seals.index("api_tokens", "name", name.as_bytes()))
-    .bind(row::number(now_ms))
-    .execute(&store.writer)
-    .await
-    .map(drop)
-    .map_err(|error| store.failed("revoke API tokens", error))
 }
 
 /// A component's kind, as tables and the API name it.
