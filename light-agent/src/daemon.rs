@@ -24,6 +24,7 @@ use tokio::sync::{Notify, watch as watched};
 
 use crate::accounts::Accounts;
 use crate::again::{self, Again};
+use crate::announce;
 use crate::bypass::{BypassFile, Switched, To};
 use crate::cache::Cache;
 use crate::cache::kept::Kept;
@@ -213,6 +214,11 @@ async fn serve(settings: &Settings, folders: &Folders, how: How, own: Own) -> an
     tokio::spawn(status::serve(listener, source, told));
     let bypass = BypassFile::new(&folders.state);
     tokio::spawn(parts.rescan(settings, folders));
+    tokio::spawn(announce::run(
+        parts.link.clone(),
+        Arc::clone(&parts.index),
+        settings.scan.options(),
+    ));
     tokio::spawn(follow_link(
         parts.link.clone(),
         parts.health.clone(),

@@ -313,7 +313,8 @@ impl Guard {
             return;
         };
         if scanned.verdict == Verdict::Clean {
-            self.index.saw(content, &stamp, &asked.path);
+            let known = from == Whose::Asked && !scanned.by_spare;
+            self.index.saw(content, &stamp, &asked.path, known);
         }
         // What is older is asked for again, until it was scanned anew; what the one that
         // stands by said, at the next open.

@@ -9,15 +9,16 @@
 
 pub mod scans;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use palisade_protocol::content::ContentId;
+use palisade_protocol::scan::Named;
 
 use crate::stamp::Stamp;
 
 /// Files that are remembered, at the most; the one that was seen least recently is forgotten
-/// first. With paths of usual length they take about 1.7 MiB.
+/// first. With paths of usual length they take about 1.8 MiB.
 pub const MAX_FILES: usize = 8192;
 
 /// A file that held a content.
@@ -56,6 +57,10 @@ struct Seen {
     at: u64,
     content: ContentId,
     path: Box<[u8]>,
+    /// Of the content, in bytes.
+    size: u64,
+    /// The Protection Server in use knows that it is held here.
+    known: bool,
 }
 
 #[derive(Debug, Default)]
@@ -81,8 +86,9 @@ impl Index {
         }
     }
 
-    /// A file's content was called clean.
-    pub fn saw(&self, content: ContentId, file: &Stamp, path: &[u8]) {
+    /// A file's content was called clean. `known` says that the Protection Server in use
+    /// did so: it knows that the content is held here.
+    pub fn saw(&self, content: ContentId, file: &Stamp, path: &[u8], known: bool) {
         if self.bound == 0 {
             return;
         }
@@ -91,7 +97,14 @@ impl Index {
         inner.count += 1;
         let at = inner.count;
         let path = path.into();
-        let before = inner.files.insert(key, Seen { at, content, path });
+        let seen = Seen {
+            at,
+            content,
+            path,
+            size: file.size,
+            known,
+        };
+        let before = inner.files.insert(key, seen);
         if let Some(before) = before {
             inner.order.remove(&before.at);
         }
@@ -124,6 +137,32 @@ impl Index {
         taken
     }
 
+    /// The contents that are held, the ones seen last first: all, or those that the
+    /// Protection Server in use does not know of.
+    pub fn contents(&self, all: bool) -> Vec<Named> {
+        let inner = self.lock();
+        let mut named: HashSet<ContentId> = HashSet::new();
+        let latest = inner.order.values().rev();
+        let files = latest.filter_map(|place| inner.files.get(place));
+        files
+            .filter(|seen| (all || !seen.known) && named.insert(seen.content))
+            .map(|seen| Named {
+                content: seen.content,
+                size: seen.size,
+            })
+            .collect()
+    }
+
+    /// The Protection Server in use knows of these.
+    pub fn told(&self, contents: &[Named]) {
+        let contents: HashSet<ContentId> = contents.iter().map(|named| named.content).collect();
+        let mut inner = self.lock();
+        let files = inner.files.values_mut();
+        files
+            .filter(|seen| contents.contains(&seen.content))
+            .for_each(|seen| seen.known = true);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -152,12 +191,32 @@ mod tests {
     #[test]
     fn what_is_opened_again_is_remembered_longest() {
         let index = Index::new(2);
-        index.saw(content(1), &stamp(1), b"/libc");
-        index.saw(content(2), &stamp(2), b"/once");
-        index.saw(content(1), &stamp(1), b"/libc");
-        index.saw(content(3), &stamp(3), b"/other");
+        index.saw(content(1), &stamp(1), b"/libc", true);
+        index.saw(content(2), &stamp(2), b"/once", true);
+        index.saw(content(1), &stamp(1), b"/libc", true);
+        index.saw(content(3), &stamp(3), b"/other", true);
         assert!(index.take(&[content(2)]).is_empty());
         assert_eq!(index.take(&[content(1)]).len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_was_told_is_known() {
+        let index = Index::new(9);
+        index.saw(content(1), &stamp(1), b"/asked", true);
+        index.saw(content(2), &stamp(2), b"/kept", false);
+        index.saw(content(2), &stamp(3), b"/kept too", false);
+        let numbers = |all| {
+            let contents = index.contents(all).into_iter();
+            contents
+                .map(|named| (named.content.0[0], named.size))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(true), [(2, 10), (1, 10)]);
+        assert_eq!(numbers(false), [(2, 10)]);
+        index.told(&index.contents(false));
+        assert_eq!(numbers(false), []);
+        index.saw(content(2), &stamp(2), b"/kept", false);
+        assert_eq!(numbers(false), [(2, 10)]);
     }
 
     #[derive(Debug, Clone)]
@@ -184,7 +243,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Saw(file, number) => {
-                        index.saw(content(number), &stamp(file), &file.to_le_bytes());
+                        index.saw(content(number), &stamp(file), &file.to_le_bytes(), false);
                         all.insert(file, number);
                     }
                     Step::Take(numbers) => {

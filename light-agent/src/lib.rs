@@ -29,7 +29,7 @@
 //! | [`guard`] | on-access scans from the queue to the answer |
 //! | [`container`] | in which container an opener of malware runs |
 //! | [`learn`] | which folders and programs cost how much |
-//! | [`index`], [`again`] | files whose content was clean and is malware by newer definitions |
+//! | [`index`], [`again`], [`announce`] | files whose content was clean and is malware by newer definitions; which are held, told to a Protection Server that does not know |
 //! | [`quarantine`] | what is done about malware besides denying its opens |
 //! | [`selftest`], [`probe`] | whether opens are really blocked |
 //! | [`packaged`] | files that are as their package has them |
@@ -51,6 +51,7 @@
 
 pub mod accounts;
 pub mod again;
+pub mod announce;
 pub mod bundle;
 pub mod bypass;
 pub mod cache;

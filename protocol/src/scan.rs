@@ -62,6 +62,8 @@ pub enum ToSvm {
     Fragment(Fragment),
     /// Asks which contents are known to be clean.
     Lookup(Lookup),
+    /// Says which contents the guest holds that were called clean elsewhere, or before.
+    Holds(Holds),
 }
 
 /// As [`ToSvm`], with a fragment's bytes where they were received.
@@ -78,6 +80,8 @@ pub enum ToSvmRef<'a> {
     Fragment(FragmentRef<'a>),
     /// See [`ToSvm::Lookup`].
     Lookup(Lookup),
+    /// See [`ToSvm::Holds`].
+    Holds(Holds),
 }
 
 impl<'a> ToSvmRef<'a> {
@@ -113,7 +117,7 @@ pub enum ToAgent {
     },
     /// The request cannot be served as it is. Ends the stream.
     Refused(Refusal),
-    /// Answers `Lookup`; ends the stream.
+    /// Answers `Lookup`; ends the stream. Answers `Holds`, too, and names no content then.
     Known(Known),
 }
 
@@ -172,6 +176,17 @@ pub struct Lookup {
     /// As in [`ScanRequest::max_age_s`].
     pub max_age_s: u32,
     /// The contents; none to hear only which definitions are in force.
+    pub contents: List<Named, MAX_LOOKUP>,
+}
+
+/// Contents that a guest holds, and that were called clean by a Protection Server that this
+/// one does not know of: another one, or itself before it was started. When one of them is
+/// malware, here and now or later, the agent is told ([`crate::notice`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// What was looked into.
+    pub options: ScanOptions,
+    /// The contents.
     pub contents: List<Named, MAX_LOOKUP>,
 }
 

@@ -62,6 +62,13 @@ fn to_svm() -> Vec<ToSvm> {
             index: 1,
             bytes: vec![0xaa; 4],
         }),
+        ToSvm::Holds(scan::Holds {
+            options: scan::ScanOptions::default(),
+            contents: List::cut([scan::Named {
+                content: ContentId([1; 32]),
+                size: 300_000,
+            }]),
+        }),
     ]
 }
 

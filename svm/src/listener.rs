@@ -338,8 +338,9 @@ async fn serve(
             Ok(ToAgent::Verdict(result))
         }
         ToSvmRef::Lookup(lookup) => Ok(ToAgent::Known(shared.service.look_up(caller, &lookup))),
+        ToSvmRef::Holds(holds) => Ok(ToAgent::Known(shared.service.holds(caller, &holds))),
         _ => Err(Failure::Protocol(
-            "a Scan or a Lookup is expected".to_owned(),
+            "a Scan, a Lookup or a Holds is expected".to_owned(),
         )),
     }
 }

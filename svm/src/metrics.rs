@@ -77,6 +77,8 @@ pub struct Gauges {
     pub notices_dropped: u64,
     /// Holders of clean contents that were forgotten, since the start.
     pub holders_forgotten: u64,
+    /// Clean contents of which it is remembered who holds them.
+    pub held_contents: u64,
     /// Contents that agents are still to be told of.
     pub notices_waiting: u64,
     /// When the definitions in force were added, in seconds since 1970.
@@ -144,6 +146,7 @@ pub struct Metrics {
     cache_copy_begun_anew: Gauge,
     cache_copy_unnoted: Gauge,
     holders_forgotten: Gauge,
+    held_contents: Gauge,
     notices_dropped: Gauge,
     notices_waiting: Gauge,
     poisoned: Gauge,
@@ -184,6 +187,7 @@ impl Default for Metrics {
             cache_copy_begun_anew: Gauge::default(),
             cache_copy_unnoted: Gauge::default(),
             holders_forgotten: Gauge::default(),
+            held_contents: Gauge::default(),
             notices_dropped: Gauge::default(),
             notices_waiting: Gauge::default(),
             poisoned: Gauge::default(),
@@ -322,6 +326,11 @@ impl Metrics {
             "notices_dropped",
             "Contents that agents were not told of, for want of room, since the start",
             self.notices_dropped.clone(),
+        );
+        all.register(
+            "held_contents",
+            "Clean contents of which it is remembered which guests hold them",
+            self.held_contents.clone(),
         );
         all.register(
             "holders_forgotten",
@@ -499,6 +508,7 @@ impl Metrics {
         set(&self.cache_copy_lost, gauges.cache_copy_lost);
         set(&self.cache_copy_begun_anew, gauges.cache_copy_begun_anew);
         set(&self.cache_copy_unnoted, gauges.cache_copy_unnoted);
+        set(&self.held_contents, gauges.held_contents);
         set(&self.holders_forgotten, gauges.holders_forgotten);
         set(&self.notices_dropped, gauges.notices_dropped);
         set(&self.notices_waiting, gauges.notices_waiting);

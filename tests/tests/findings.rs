@@ -12,11 +12,13 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use common::watch::Numbers;
 use common::{SCAN, TestSite, names};
 use palisade_tests::definitions::Marker;
 use palisade_tests::{command, skip};
@@ -366,11 +368,43 @@ fn the_console_takes_definitions_back() {
 /// is another by then is none of that.
 #[test]
 fn a_guest_is_told_that_what_it_holds_is_malware_now() {
-    if !skip::is_root("a_guest_is_told_that_what_it_holds_is_malware_now") {
+    if skip::is_root("a_guest_is_told_that_what_it_holds_is_malware_now") {
+        a_guest_is_told(|_, _| ());
+    }
+}
+
+/// The same by a Protection Server that was killed meanwhile: the guest says anew what it
+/// holds.
+#[test]
+fn a_guest_is_told_by_a_protection_server_that_was_started_anew() {
+    if !skip::is_root("a_guest_is_told_by_a_protection_server_that_was_started_anew") {
         return;
     }
+    a_guest_is_told(|test, numbers| {
+        let held = |numbers| Numbers::read(numbers).sum("held_contents");
+        let before = held(numbers);
+        assert!(before >= 2.0, "{before}");
+        test.kill_svm();
+        test.site.start_part("scanserver").unwrap();
+        command::wait_for(
+            "the guest to say what it holds",
+            Duration::from_secs(60),
+            || {
+                let now = test.numbers();
+                anyhow::ensure!(now != numbers, "it does not run yet");
+                std::net::TcpStream::connect(now)?;
+                anyhow::ensure!(held(now) >= before, "{} of {before}", held(now));
+                Ok(())
+            },
+        )
+        .unwrap();
+    });
+}
+
+fn a_guest_is_told(meanwhile: impl FnOnce(&TestSite, SocketAddr)) {
     let [old, new] = [Marker::random(), Marker::random()];
-    let test = TestSite::start(&[("rules.yar", old.yara())]);
+    let test = TestSite::prepare(&[("rules.yar", old.yara())]);
+    let numbers = test.start_with_numbers();
     let [held, replaced] = ["held", "replaced"].map(|name| test.protected.join(name));
     for path in [&held, &replaced] {
         fs::write(path, &new.bytes).unwrap();
@@ -380,6 +414,7 @@ fn a_guest_is_told_that_what_it_holds_is_malware_now() {
     fs::rename(test.protected.join("new"), &replaced).unwrap();
     let log = || fs::read_to_string(test.site.log("agent")).unwrap();
     assert!(!log().contains("are malware now"));
+    meanwhile(&test, numbers);
 
     fs::write(
         test.definitions().join("rules.yar"),

@@ -120,7 +120,7 @@ impl Drain {
                 if let (Some(id), Some(stamp)) = (scanned.content, scanned.stamp) {
                     use std::os::unix::ffi::OsStrExt as _;
                     let path = item.path.0.as_os_str().as_bytes();
-                    self.index.saw(id, &stamp, path);
+                    self.index.saw(id, &stamp, path, !scanned.by_spare);
                 }
                 Result::Clean
             }

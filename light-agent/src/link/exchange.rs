@@ -17,8 +17,7 @@ use palisade_protocol::bounded::List;
 use palisade_protocol::content::FRAGMENT_BYTES;
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::scan::{
-    FragmentRange, Known, Lookup, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult, ToAgent,
-    ToSvm,
+    FragmentRange, Known, MAX_OUTLINE_VALUES, Refusal, ScanRequest, ScanResult, ToAgent, ToSvm,
 };
 use palisade_protocol::verdict::NotScanned;
 use quinn::{Connection, RecvStream, SendStream, WriteError};
@@ -132,11 +131,11 @@ pub(super) async fn run(
     reply
 }
 
-/// Runs one lookup.
-pub(super) async fn look_up(connection: &Connection, lookup: Lookup) -> Result<Known, LinkError> {
+/// Asks or says something in one message, which is answered by [`Known`].
+pub(super) async fn say(connection: &Connection, message: &ToSvm) -> Result<Known, LinkError> {
     let lost = |error: quinn::ConnectionError| LinkError::Lost(error.to_string());
     let (mut send, mut receive) = connection.open_bi().await.map_err(lost)?;
-    frame::write(&mut send, &ToSvm::Lookup(lookup)).await?;
+    frame::write(&mut send, message).await?;
     let _ = send.finish();
     let answer = frame::read::<ToAgent>(&mut receive).await?;
     frame::take_end(&mut receive).await;

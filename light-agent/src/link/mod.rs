@@ -26,7 +26,7 @@ use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::SvmId;
 use palisade_protocol::notice::Notice;
 use palisade_protocol::scan::{
-    self, Hello, Known, LoadHint, Lookup, ScanOptions, ScanRequest, ToAgent, ToSvm, Welcome,
+    self, Hello, Holds, Known, LoadHint, Lookup, ScanOptions, ScanRequest, ToAgent, ToSvm, Welcome,
 };
 use palisade_protocol::selection::Measured;
 use palisade_protocol::spiffe::Role;
@@ -225,9 +225,21 @@ impl Link {
     /// # Errors
     /// [`LinkError`] when the session is lost, or the peer refuses or breaks the protocol.
     pub async fn look_up(&self, lookup: Lookup) -> Result<Known, LinkError> {
+        self.say(&ToSvm::Lookup(lookup)).await
+    }
+
+    /// Says which contents the guest holds that were called clean.
+    ///
+    /// # Errors
+    /// As [`Self::look_up`].
+    pub async fn holds(&self, holds: Holds) -> Result<(), LinkError> {
+        self.say(&ToSvm::Holds(holds)).await.map(drop)
+    }
+
+    async fn say(&self, message: &ToSvm) -> Result<Known, LinkError> {
         let _permit = self.permit().await?;
         let _open = Open::new(self);
-        let known = exchange::look_up(&self.connection, lookup).await?;
+        let known = exchange::say(&self.connection, message).await?;
         self.take_load(known.load);
         Ok(known)
     }

@@ -34,7 +34,9 @@ use std::time::{Duration, Instant};
 use palisade_protocol::bounded::List;
 use palisade_protocol::content::ContentId;
 use palisade_protocol::ids::{AgentId, TenantId};
-use palisade_protocol::scan::{Known, Lookup, ScanClass, ScanRequest, ScanResult, VerdictSource};
+use palisade_protocol::scan::{
+    Holds, Known, Lookup, ScanClass, ScanRequest, ScanResult, VerdictSource,
+};
 use palisade_protocol::verdict::{
     Details, EngineRuns, Generations, NotScanned, Verdict, VerdictKind,
 };
@@ -309,6 +311,25 @@ impl Service {
         }
     }
 
+    /// Remembers an agent as holder of contents that were called clean elsewhere. It is told
+    /// at once of those that are known to be malware here.
+    pub fn holds(&self, caller: &Caller, holds: &Holds) -> Known {
+        for named in holds.contents.iter() {
+            let key = cache::Key {
+                tenant: caller.tenant.clone(),
+                content: named.content,
+                size: named.size,
+                options: holds.options,
+            };
+            self.called_clean(caller.agent, &key);
+        }
+        Known {
+            clean: List::default(),
+            generations: self.scanner.generations(),
+            load: self.scanner.load(),
+        }
+    }
+
     /// What can be said without a byte of the content.
     fn without_content(&self, request: &ScanRequest) -> Result<Option<Verdict>, Failure> {
         if request.size > self.bounds.max_scan_bytes {
@@ -462,6 +483,7 @@ impl Service {
             notices_waiting: retro.waiting as u64,
             notices_dropped: retro.dropped,
             holders_forgotten: retro.forgotten,
+            held_contents: retro.contents as u64,
             // The desk's, which requests know nothing of.
             definitions_added_s: 0,
         }

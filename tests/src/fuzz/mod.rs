@@ -110,6 +110,7 @@ fn borrowed(bytes: &[u8]) -> bool {
         (ToSvmRef::Hello(read), ToSvm::Hello(copied)) => assert_eq!(read, copied),
         (ToSvmRef::Scan(read), ToSvm::Scan(copied)) => assert_eq!(read, copied),
         (ToSvmRef::Lookup(read), ToSvm::Lookup(copied)) => assert_eq!(read, copied),
+        (ToSvmRef::Holds(read), ToSvm::Holds(copied)) => assert_eq!(read, copied),
         (ToSvmRef::Outline(read), ToSvm::Outline(copied)) => assert_eq!(read, copied),
         (ToSvmRef::Fragment(read), ToSvm::Fragment(copied)) => {
             assert_eq!((read.index, read.bytes), (copied.index, &copied.bytes[..]));

@@ -89,8 +89,14 @@ impl TestSite {
         let text = format!("{text}\n[metrics]\nlisten = '127.0.0.1:0'\n");
         fs::write(&settings, text).unwrap();
         self.site.start().unwrap();
+        self.numbers()
+    }
+
+    /// Where the Protection Server that was started last serves its numbers.
+    pub fn numbers(&self) -> SocketAddr {
         let log = fs::read_to_string(self.site.log("scanserver")).unwrap();
-        let line = log.lines().find(|line| line.contains(" metrics address="));
+        let mut lines = log.lines().rev();
+        let line = lines.find(|line| line.contains(" metrics address="));
         let (_, address) = line.unwrap().split_once(" metrics address=").unwrap();
         address.split(' ').next().unwrap().parse().unwrap()
     }
