@@ -11,13 +11,15 @@ mod common;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::machine::run;
 use common::{SCAN, TestSite};
 use nix::sys::stat::Mode;
 use palisade_tests::command;
@@ -320,6 +322,93 @@ fn bad_definitions_name_file_and_line_and_leave_the_last_good_set() {
         assert_eq!(test.scan(&[&fresh]).0, 1);
         fs::remove_file(&file).unwrap();
     }
+}
+
+/// A small disk, for one folder; gone with it.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path, size: &str) -> Self {
+        fs::create_dir_all(at).unwrap();
+        let options = format!("size={size}");
+        let at_text = at.to_str().unwrap();
+        run("mount", &["-t", "tmpfs", "-o", &options, "none", at_text]);
+        Self(at.to_owned())
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) -> PathBuf {
+        let filler = self.0.join("filler");
+        let mut file = File::create(&filler).unwrap();
+        while file.write_all(&[7; 4096]).is_ok() {}
+        filler
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+/// The Protection Server's own disk is full: new definitions are refused with what helps,
+/// those in force go on, what is scanned is right, also over a kill, and all is well once
+/// there is room.
+#[test]
+fn a_full_disk_of_a_protection_server_makes_no_verdict_wrong() {
+    if !skip::is_root("a_full_disk_of_a_protection_server_makes_no_verdict_wrong") {
+        return;
+    }
+    let [old, new] = [Marker::random(), Marker::random()];
+    let test = TestSite::prepare(&[("rules.yar", old.yara())]);
+    let state = test.site.dir().join("var/scanserver");
+    let disk = Disk::mount(&state, "64m");
+    test.site.start().unwrap();
+    let scan = |step: &str, marker: &Marker| {
+        let bytes = [step.as_bytes(), b" ", &marker.bytes].concat();
+        let sample = test.file(&format!("{step}-{}", marker.name), &bytes);
+        let (code, result) = test.scan(&[&sample]);
+        assert_eq!(result["not_scanned"], 0, "{result:#}");
+        code == 1
+    };
+    // Clean now, and remembered so on that disk.
+    assert!(scan("first", &old) && !scan("first", &new));
+    let filler = disk.fill();
+    fs::write(
+        test.definitions().join("rules.yar"),
+        new.yara() + &old.yara(),
+    )
+    .unwrap();
+    let svms = test.site.console(&["svm", "list"]).unwrap();
+    let svm = svms[0]["name"].as_str().unwrap();
+    let refresh = || test.site.console(&["svm", "definitions", svm, "refresh"]);
+    let refused = format!("{:#}", refresh().unwrap_err());
+    for said in ["No space left", "make room", "definitions.keep"] {
+        assert!(refused.contains(said), "{said}: {refused}");
+    }
+    assert!(scan("full", &old) && !scan("full", &new), "the old ones");
+    test.kill_svm();
+    test.site.start_part("scanserver").unwrap();
+    assert!(scan("again", &old) && !scan("again", &new));
+    assert!(scan("first", &old) && !scan("first", &new));
+
+    // The control: with room, the same definitions are taken.
+    fs::remove_file(filler).unwrap();
+    let taken = command::wait_for("the new definitions", Duration::from_secs(60), || {
+        let status = refresh()?;
+        anyhow::ensure!(status["active"].as_u64() > Some(1), "{status}");
+        Ok(status)
+    });
+    taken.unwrap();
+    assert!(scan("room", &old) && scan("room", &new));
+    assert!(
+        scan("first", &old) && scan("first", &new),
+        "not as remembered"
+    );
+    test.kill_svm();
+    test.site.start_part("scanserver").unwrap();
+    assert!(scan("first", &old) && scan("first", &new));
+    test.site.stop().unwrap();
 }
 
 #[test]

@@ -266,10 +266,10 @@ async fn by_token(
         return Err(ApiError::Unauthorized);
     }
     let noted_ms = token.used_ms.unwrap_or_default();
-    if now_ms.saturating_sub(noted_ms) >= sessions::NOTED_MS {
-        if let Err(error) = store.saw_account_token(token.id, now_ms).await {
-            unnoted("an API token", &error);
-        }
+    if now_ms.saturating_sub(noted_ms) >= sessions::NOTED_MS
+        && let Err(error) = store.saw_account_token(token.id, now_ms).await
+    {
+        unnoted("an API token", &error);
     }
     Ok(Caller {
         actor: Actor {
@@ -305,10 +305,10 @@ async fn by_session(
     if account.disabled_ms.is_some() {
         return Err(ApiError::Unauthorized);
     }
-    if session.times.is_due(api.sessions, now_ms) {
-        if let Err(error) = store.saw_session(session.id, now_ms).await {
-            unnoted("a session", &error);
-        }
+    if session.times.is_due(api.sessions, now_ms)
+        && let Err(error) = store.saw_session(session.id, now_ms).await
+    {
+        unnoted("a session", &error);
     }
     Ok(Caller {
         actor: Actor {

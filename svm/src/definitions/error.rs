@@ -60,7 +60,7 @@ pub enum DefinitionsError {
         path: PathBuf,
     },
     /// The generations' folder cannot be used.
-    #[error("{path}: {error}", path = path.display())]
+    #[error("{path}: {error}{}", remedy(error), path = path.display())]
     Store {
         /// What.
         path: PathBuf,
@@ -154,4 +154,17 @@ pub enum DefinitionsError {
         /// The name.
         name: String,
     },
+}
+
+/// What helps against an error of the generations' folder, if that can be said.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; the definitions in force stay; make room there, or lower definitions.keep, and import again"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; the definitions in force stay; mount it writable, and import again"
+        }
+        _ => "",
+    }
 }

@@ -308,11 +308,7 @@ pub fn copy(
     engine: EngineKind,
     folder: &Path,
 ) -> Result<[u8; 16], DefinitionsError> {
-    let at = |path: &Path| {
-        let path = path.to_owned();
-        move |error| DefinitionsError::Source { path, error }
-    };
-    fs::create_dir_all(folder).map_err(at(folder))?;
+    fs::create_dir_all(folder).map_err(stored(folder))?;
     let mut fingerprint = Fingerprint::default();
     let mut taken = HashSet::new();
     for file in listing.files.iter().filter(|file| file.engine == engine) {
@@ -321,8 +317,7 @@ pub fn copy(
                 path: file.path.clone(),
             });
         }
-        let content =
-            copy_file(&file.path, &folder.join(&file.stored), file.size).map_err(at(&file.path))?;
+        let content = copy_file(&file.path, &folder.join(&file.stored), file.size)?;
         fingerprint.add(&file.stored, &content);
     }
     Ok(fingerprint.finish())
@@ -348,31 +343,51 @@ impl Fingerprint {
     }
 }
 
+fn read(path: &Path) -> impl Fn(io::Error) -> DefinitionsError {
+    let path = path.to_owned();
+    move |error| DefinitionsError::Source {
+        path: path.clone(),
+        error,
+    }
+}
+
+fn stored(path: &Path) -> impl Fn(io::Error) -> DefinitionsError {
+    let path = path.to_owned();
+    move |error| DefinitionsError::Store {
+        path: path.clone(),
+        error,
+    }
+}
+
 /// Copies a file that should have `size` bytes; another length means that somebody
-/// writes to it.
-fn copy_file(from: &Path, to: &Path, size: u64) -> io::Result<blake3::Hash> {
-    let mut source = File::open(from)?.take(size.saturating_add(1));
+/// writes to it. The error names the side that failed.
+fn copy_file(from: &Path, to: &Path, size: u64) -> Result<blake3::Hash, DefinitionsError> {
+    let (read, stored) = (read(from), stored(to));
+    let mut source = File::open(from)
+        .map_err(&read)?
+        .take(size.saturating_add(1));
     let mut target = File::options()
         .write(true)
         .create_new(true)
         .mode(READ_ONLY)
-        .open(to)?;
+        .open(to)
+        .map_err(&stored)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; COPY_BYTES];
     let mut copied: u64 = 0;
     loop {
-        let count = source.read(&mut buffer)?;
+        let count = source.read(&mut buffer).map_err(&read)?;
         if count == 0 {
             break;
         }
         copied += count as u64;
         hasher.update(&buffer[..count]);
-        target.write_all(&buffer[..count])?;
+        target.write_all(&buffer[..count]).map_err(&stored)?;
     }
     if copied != size {
-        return Err(io::Error::other("it changed while it was copied"));
+        return Err(read(io::Error::other("it changed while it was copied")));
     }
-    target.sync_all()?;
+    target.sync_all().map_err(&stored)?;
     Ok(hasher.finalize())
 }
 
