@@ -148,7 +148,9 @@ fn refused(error: AskError, name: &str) -> ApiError {
             "the agent {name} is not connected and cannot say how it chooses; `palisade-agent \
              explain` in its guest does, and `palisade agent list` says when it was last heard"
         ),
-        AskError::TooMany => "too many agents are asked at the moment; ask again".to_owned(),
+        AskError::TooMany => format!(
+            "too many questions to the agent {name}, or to all, wait for their answers; ask again"
+        ),
         AskError::Gone => format!(
             "the session with the agent {name} ended before it answered; ask again when it is back"
         ),
