@@ -193,9 +193,6 @@ fn unlisted(svm: SvmRecord, why: Option<Unlisted>) -> SelectionSvm {
             "it serves other tenants: `tenants` in its scanserver.toml names them"
         }
         Some(Unlisted::NoReport) => "it has never said where it is reached: see its log",
-        Some(Unlisted::Gone) => {
-            "it has had no session with this server for too long: see whether it runs"
-        }
         None => {
             "the agent does not know of it: its settings name others, or its list is on its way"
         }

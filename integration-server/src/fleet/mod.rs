@@ -46,7 +46,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use palisade_protocol::choice::Choice;
-use palisade_protocol::control::{SvmList, SvmReport};
+use palisade_protocol::control::{MAX_REVOKED, SvmList, SvmReport};
 use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use tokio::sync::watch;
@@ -116,6 +116,9 @@ impl Fleet {
         for svm in store.svms().await? {
             roster.add(svm.id, svm.name, svm.product_uuid, svm.report, now_ms);
         }
+        for svm in store.revoked_svms(MAX_REVOKED).await? {
+            roster.add_revoked(svm.id, svm.report.as_ref());
+        }
         let alarms = Alarms::new(inventory.clone(), poll, settings.agent_boot_grace);
         alarms.load(store.as_ref(), now_ms).await?;
         Ok(Self {
@@ -158,8 +161,9 @@ impl Fleet {
     pub fn list_for(&self, tenant: &TenantId, product_uuid: Option<Uuid>) -> SvmList {
         let version = *self.changed.borrow();
         let common = self.lists.get(version, tenant, || {
-            self.lock()
-                .entries(tenant, |uuid| self.inventory.place_of(uuid))
+            let roster = self.lock();
+            let entries = roster.entries(tenant, |uuid| self.inventory.place_of(uuid));
+            (entries, roster.revoked(tenant))
         });
         let (own_path, own_tags) = product_uuid
             .and_then(|uuid| self.inventory.seat_of(uuid))
@@ -169,6 +173,7 @@ impl Fleet {
             own_path,
             own_tags,
             svms: common.svms.clone(),
+            revoked: common.revoked.clone(),
         }
     }
 
@@ -215,7 +220,9 @@ impl Fleet {
         let change = Change::RevokeSvm(id);
         let changed = self.store.change(change, Some(entry), now_ms).await?;
         self.sessions.cut(id.0);
-        self.with_roster(|roster| roster.remove(id));
+        if changed.is_done() {
+            self.with_roster(|roster| roster.revoke(id));
+        }
         Ok(changed.is_done())
     }
 
