@@ -35,7 +35,7 @@ use crate::inventory::keeper::{self, View};
 use crate::libvirt;
 use crate::settings::{COMPONENT, Settings};
 use crate::store::Store;
-use crate::time::now_ms;
+use crate::time::{now_ms, steady_ms};
 
 /// How long requests and sessions may take to end.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -98,7 +98,9 @@ impl Server {
             .map(|source| source.uri.clone())
             .collect();
         shared.keep_hosts(&uris).await?;
-        let view = View::new(Inventory::new(&settings.libvirt, shared.hosts().await?));
+        let inventory = Inventory::new(&settings.libvirt, shared.hosts().await?);
+        let facts_age = keeper::facts_age(settings.inventory.poll);
+        let view = View::new(inventory, facts_age, steady_ms());
         let (readings, read) = mpsc::channel(keeper::MAX_READINGS);
 
         let fleet = Fleet::load(
@@ -107,7 +109,6 @@ impl Server {
             Arc::clone(&own),
             view.clone(),
             settings.fleet.clone(),
-            settings.inventory.poll,
             now_ms,
         );
         let fleet = Arc::new(fleet.await?);

@@ -94,8 +94,8 @@ pub struct InventorySettings {
 pub struct FleetSettings {
     /// How often agents and Protection Servers report.
     pub report_every: Interval,
-    /// A Protection Server without a session for this long leaves the list; one
-    /// that says nothing on its session for this long loses it.
+    /// A Protection Server without a session for this long is listed as absent, so that
+    /// agents try it last; one that says nothing on its session for this long loses it.
     pub svm_lost_after: Interval,
     /// An agent that says nothing on its session for this long loses it.
     pub agent_lost_after: Interval,

@@ -1,6 +1,12 @@
-//! The wall clock, read at the edges only; everything inside takes time as an argument.
+//! The clocks, read at the edges only; everything inside takes time as an argument.
+//!
+//! Ages and graces are told by [`steady_ms`], which no change of the wall clock moves: set
+//! back by an hour, that would make facts young and nobody lost for an hour. What people
+//! read of it is turned into the wall clock's words by [`wall_ms`].
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 
@@ -10,6 +16,33 @@ pub fn now_ms() -> u64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     millis(since)
+}
+
+/// Milliseconds since 1970 as the wall clock had them when this was first asked, and what
+/// has passed since: it only goes forward.
+pub fn steady_ms() -> u64 {
+    static START: OnceLock<(Instant, u64)> = OnceLock::new();
+    let (start, start_ms) = START.get_or_init(|| (Instant::now(), now_ms()));
+    start_ms.saturating_add(millis(start.elapsed()))
+}
+
+/// A steady moment by the wall clock as it goes now.
+pub fn wall_ms(steady: u64) -> u64 {
+    static SHIFT_MS: AtomicI64 = AtomicI64::new(0);
+    let shift = shift(SHIFT_MS.load(Ordering::Relaxed), steady_ms(), now_ms());
+    SHIFT_MS.store(shift, Ordering::Relaxed);
+    steady.saturating_add_signed(shift)
+}
+
+/// By how much the wall clock is ahead, in milliseconds: it stays as it was, but for a jump,
+/// so that a moment is printed the same each time.
+fn shift(was: i64, steady_ms: u64, wall_ms: u64) -> i64 {
+    const JUMP_MS: u64 = 1000;
+    let shift = i64::try_from(i128::from(wall_ms) - i128::from(steady_ms)).unwrap_or(was);
+    match shift.abs_diff(was) > JUMP_MS {
+        true => shift,
+        false => was,
+    }
 }
 
 /// A duration in whole milliseconds.
@@ -29,6 +62,21 @@ pub fn rfc3339(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_jump_moves_what_is_printed_and_nothing_else_does() {
+        assert_eq!(shift(0, 10_000, 10_400), 0);
+        assert_eq!(shift(0, 10_000, 9_001), 0);
+        assert_eq!(
+            shift(0, 10_000_000, 6_400_000),
+            -3_600_000,
+            "set back by an hour"
+        );
+        assert_eq!(shift(-3_600_000, 10_001_000, 6_401_003), -3_600_000);
+        assert_eq!(shift(-3_600_000, 10_001_000, 10_001_000), 0);
+        let (before, after) = (steady_ms(), steady_ms());
+        assert!(before <= after);
+    }
 
     #[test]
     fn any_clock_can_be_printed() {

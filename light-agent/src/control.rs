@@ -123,7 +123,7 @@ impl Control {
         // Before the report: a change while that travels is reported next.
         let mut posture = self.health.posture();
         let mut exposure = self.deferred.turns();
-        self.report(session).await?;
+        let mut reported = self.report(session).await?;
         self.escrow.settle(session).await?;
         let mut turn = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         self.spooled.notify_one();
@@ -136,8 +136,11 @@ impl Control {
                     FromServer::Explain { number } => self.explain(session, number).await?,
                     _ => {}
                 },
-                Ok(()) = posture.changed() => self.report(session).await?,
-                Ok(()) = exposure.changed() => self.report(session).await?,
+                Ok(()) = posture.changed() => reported = self.report(session).await?,
+                Ok(()) = exposure.changed() => reported = self.report(session).await?,
+                () = tokio::time::sleep(RETRY), if !reported => {
+                    reported = self.report(session).await?;
+                }
                 () = self.spooled.notified() => {
                     self.deliver(session).await?;
                     // What was found may be the first that was moved.
@@ -145,7 +148,7 @@ impl Control {
                 }
                 _ = turn.tick() => {
                     self.fetch(session).await?;
-                    self.report(session).await?;
+                    reported = self.report(session).await?;
                     self.deliver(session).await?;
                 }
                 () = tokio::time::sleep(RETRY), if without_list => self.fetch(session).await?,
@@ -155,10 +158,13 @@ impl Control {
 
     async fn fetch(&self, session: &Session) -> Result<(), ControlError> {
         let etag = self.lists.borrow().as_ref().map_or(0, |list| list.etag);
-        if let FromServer::SvmList(list) = session.request(&ToServer::GetSvmList { etag }).await? {
-            self.take(list);
-        }
-        Ok(())
+        let answer = session.request(&ToServer::GetSvmList { etag }).await;
+        later(answer.map(|answer| {
+            if let FromServer::SvmList(list) = answer {
+                self.take(list);
+            }
+        }))
+        .map(drop)
     }
 
     fn take(&self, list: SvmList) {
@@ -173,7 +179,8 @@ impl Control {
         self.lists.send_replace(Some(Arc::new(list)));
     }
 
-    async fn report(&self, session: &Session) -> Result<(), ControlError> {
+    /// False if the server does not take it now.
+    async fn report(&self, session: &Session) -> Result<bool, ControlError> {
         let posture = self.health.posture().borrow().clone();
         let report = AgentReport {
             protection: posture.protection,
@@ -183,16 +190,14 @@ impl Control {
             exposure: self.deferred.windows_now().reported(),
             maintenance: self.granted().await,
         };
-        session
-            .request(&ToServer::AgentReport(report))
-            .await
-            .map(drop)
+        let taken = session.request(&ToServer::AgentReport(report)).await;
+        later(taken.map(drop))
     }
 
     async fn explain(&self, session: &Session, number: u64) -> Result<(), ControlError> {
         let shown = self.explanation.borrow().shown(Instant::now());
         let choice = ToServer::Choice(shown.told(number));
-        session.request(&choice).await.map(drop)
+        later(session.request(&choice).await.map(drop)).map(drop)
     }
 
     /// The maintenance token that is in force.
@@ -205,6 +210,18 @@ impl Control {
 
     async fn deliver(&self, session: &Session) -> Result<(), ControlError> {
         deliver(session, &self.spool).await
+    }
+}
+
+/// Whether it is done. What the server cannot do now, as without its store, is tried again
+/// later: the session is as good as before.
+fn later(done: Result<(), ControlError>) -> Result<bool, ControlError> {
+    match done {
+        Err(error) if error.is_for_now() => {
+            tracing::warn!(%error, "it is tried again later");
+            Ok(false)
+        }
+        done => done.map(|()| true),
     }
 }
 
@@ -254,5 +271,25 @@ pub async fn fetch_once(
     match session.request(&ToServer::GetSvmList { etag }).await? {
         FromServer::SvmList(list) => Ok((session, Some(list))),
         _ => Ok((session, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_protocol::control::{Denied, DeniedCode};
+
+    use super::*;
+
+    /// A server without its store for a moment keeps its sessions.
+    #[test]
+    fn what_cannot_be_done_now_ends_no_session() {
+        let denied = |code| {
+            let message = Text::default();
+            Err(ControlError::Denied(Denied { code, message }))
+        };
+        assert!(later(Ok(())).unwrap());
+        assert!(!later(denied(DeniedCode::Unavailable)).unwrap());
+        assert!(later(denied(DeniedCode::NotAdmitted)).is_err());
+        assert!(later(Err(ControlError::Closed)).is_err());
     }
 }

@@ -52,6 +52,7 @@ mod tests {
             own_path: Default::default(),
             own_tags: List::default(),
             svms: List::default(),
+            revoked: List::default(),
         };
         file.save(&list).unwrap();
         assert_eq!(file.load(), Some(list));

@@ -34,6 +34,7 @@ struct State {
 
 struct Waiting {
     named: Named,
+    max_age_s: u32,
     answer: oneshot::Sender<Option<Generations>>,
 }
 
@@ -50,17 +51,21 @@ impl Lookups {
         let (answer, answered) = oneshot::channel();
         let run = {
             let mut state = self.lock();
-            state.waiting.push(Waiting { named, answer });
+            state.waiting.push(Waiting {
+                named,
+                max_age_s,
+                answer,
+            });
             !std::mem::replace(&mut state.running, true)
         };
         if run {
             let (own, link) = (self.clone(), Arc::clone(link));
-            tokio::spawn(async move { own.run(&link, options, max_age_s).await });
+            tokio::spawn(async move { own.run(&link, options).await });
         }
         answered.await.ok().flatten()
     }
 
-    async fn run(&self, link: &Link, options: ScanOptions, max_age_s: u32) {
+    async fn run(&self, link: &Link, options: ScanOptions) {
         loop {
             // Files that are hashed at this moment come along.
             tokio::task::yield_now().await;
@@ -73,12 +78,7 @@ impl Lookups {
                 }
                 state.waiting.drain(..count).collect()
             };
-            let lookup = Lookup {
-                options,
-                max_age_s,
-                contents: List::cut(batch.iter().map(|waiting| waiting.named)),
-            };
-            let known = match link.look_up(lookup).await {
+            let known = match link.look_up(lookup(&batch, options)).await {
                 Ok(known) if known.clean.len() == batch.len() => Some(known),
                 Ok(_) => None,
                 Err(error) => {
@@ -100,5 +100,42 @@ impl Lookups {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A batch has one age: the least that any of its files takes.
+fn lookup(batch: &[Waiting], options: ScanOptions) -> Lookup {
+    let ages = batch.iter().map(|waiting| waiting.max_age_s);
+    Lookup {
+        options,
+        max_age_s: ages.min().unwrap_or_default(),
+        contents: List::cut(batch.iter().map(|waiting| waiting.named)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use palisade_protocol::content::ContentId;
+
+    use super::*;
+
+    /// Whoever takes no old verdict gets none for coming along with somebody who does.
+    #[test]
+    fn a_batch_asks_for_the_least_age_that_any_takes() {
+        let waiting = |max_age_s| Waiting {
+            named: Named {
+                content: ContentId([7; 32]),
+                size: 1,
+            },
+            max_age_s,
+            answer: oneshot::channel().0,
+        };
+        let of = |ages: &[u32]| {
+            let batch: Vec<Waiting> = ages.iter().copied().map(waiting).collect();
+            let lookup = lookup(&batch, ScanOptions::default());
+            (lookup.max_age_s, lookup.contents.len())
+        };
+        assert_eq!(of(&[86_400, 0, 60]), (0, 3));
+        assert_eq!(of(&[86_400, 60]), (60, 2));
     }
 }

@@ -42,6 +42,8 @@ pub const ALPN: &[&[u8]] = &[b"palisade-control/1"];
 
 /// Most Protection Servers in one list.
 pub const MAX_SVMS: usize = 1024;
+/// Most revoked Protection Servers that one list names.
+pub const MAX_REVOKED: usize = 256;
 /// Most addresses of one Protection Server.
 pub const MAX_ADDRESSES: usize = 8;
 /// Most detections in one message.
@@ -355,6 +357,10 @@ pub struct SvmList {
     pub own_tags: List<Name, MAX_TAGS>,
     /// The Protection Servers.
     pub svms: List<SvmEntry, MAX_SVMS>,
+    /// Protection Servers that were revoked, the latest first: a session with one ends at
+    /// once, where one that is merely not listed goes on until there is a better one.
+    #[serde(default)]
+    pub revoked: List<SvmId, MAX_REVOKED>,
 }
 
 /// One Protection Server in a list.
@@ -366,6 +372,10 @@ pub struct SvmEntry {
     pub name: Name,
     /// Its last report.
     pub report: SvmReport,
+    /// The server has had no session with it for long. Agents may reach it all the same,
+    /// and try it after all others.
+    #[serde(default)]
+    pub absent: bool,
 }
 
 /// Whether and how an agent protects on access.

@@ -45,7 +45,8 @@ pub const MAX_UDP_PAYLOAD: u16 = 8972;
 pub const MAX_UDP_PAYLOAD_TO_DIALLER: u16 = 1472;
 /// Bytes of datagrams that a listener's socket holds until they are read.
 pub const LISTEN_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// Handshakes that a listener has open at a time.
+/// Connection attempts that wait for a listener to take or refuse them. How many handshakes
+/// are under way after that is the listener's to bound.
 pub const MAX_INCOMING: usize = 1024;
 /// Bytes of connection attempts that are buffered before they are accepted.
 pub const MAX_INCOMING_BUFFER_BYTES: u64 = 16 * 1024 * 1024;

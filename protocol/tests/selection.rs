@@ -69,6 +69,7 @@ fn svm() -> impl Strategy<Value = SvmEntry> {
                     tags: List::cut((!tag.is_empty()).then(|| Text::cut(&tag))),
                     problems: List::default(),
                 },
+                absent: false,
             },
         )
 }
@@ -80,7 +81,7 @@ fn choose(agent: u128, path: &InfrastructurePath, reach: Reach, svms: &[SvmEntry
         tags: &[Text::cut("gold")],
         reach,
     };
-    rank(&chooser, svms, |_| Measured::default())
+    rank(&chooser, svms, |_| None)
 }
 
 proptest! {
@@ -88,7 +89,7 @@ proptest! {
     fn every_svm_is_ranked_or_excluded_once(agent: u128, here in path(), svms in prop::collection::vec(svm(), 0..12)) {
         let ranking = choose(agent, &here, Reach::Any, &svms);
         prop_assert_eq!(ranking.candidates.len() + ranking.excluded.len(), svms.len());
-        let key = |c: &Candidate| (c.licence != LicenceState::Valid, c.tier, c.score / SCORE_STEP_PERMILLE);
+        let key = |c: &Candidate| (c.licence != LicenceState::Valid, c.tier, c.listed / SCORE_STEP_PERMILLE);
         for (candidate, next) in ranking.candidates.iter().zip(ranking.candidates.iter().skip(1)) {
             prop_assert!(key(candidate) <= key(next));
         }
@@ -124,24 +125,69 @@ proptest! {
     }
 
     #[test]
-    fn an_agent_at_the_best_moves_for_load_alone(agent: u128, here in path(), svms in prop::collection::vec(svm(), 1..12)) {
+    fn an_agent_at_the_best_stays(agent: u128, here in path(), svms in prop::collection::vec(svm(), 1..12)) {
         let ranking = choose(agent, &here, Reach::Any, &svms);
-        if let Some(best) = ranking.candidates.first() {
-            // Within a step the hash decides, and a step is less than what is worth a move.
-            prop_assert_eq!(gain(&ranking, best.id), None);
+        if let Some((best, others)) = ranking.candidates.split_first() {
+            for other in others {
+                // Within a step the hash decides, and a step is less than what is worth a move.
+                prop_assert_eq!(gain(Some(best), other), None);
+            }
         }
     }
 
     #[test]
-    fn a_move_ends_the_reason_to_move(agent: u128, here in path(), svms in prop::collection::vec(svm(), 2..12)) {
-        let ranking = choose(agent, &here, Reach::Any, &svms);
-        for candidate in &ranking.candidates {
-            if let Some((to, why)) = gain(&ranking, candidate.id) {
-                prop_assert_ne!(to, candidate.id);
-                prop_assert_ne!(why, Gain::Needed);
-                let next = gain(&ranking, to);
-                prop_assert!(next.is_none(), "from {:?} to {to:?}, and on to {next:?}", candidate.id);
+    fn a_move_is_not_taken_back(
+        agent: u128,
+        here in path(),
+        svms in prop::collection::vec(svm(), 2..12),
+        known in prop::collection::vec(prop::option::of((0..3000_u16, 0..300_u64)), 12),
+    ) {
+        let measured = |id: SvmId| {
+            let index = svms.iter().position(|svm| svm.id == id)?;
+            let (load_permille, ms) = known[index]?;
+            Some(Measured {
+                load: LoadHint { load_permille, queue_wait_ms: 0 },
+                round_trip: Duration::from_millis(ms),
+            })
+        };
+        let chooser = Chooser {
+            agent: AgentId(Uuid::from_u128(agent)),
+            path: &here,
+            tags: &[],
+            reach: Reach::Any,
+        };
+        let ranking = rank(&chooser, &svms, measured);
+        for one in &ranking.candidates {
+            for other in &ranking.candidates {
+                if let Some(why) = gain(Some(one), other) {
+                    prop_assert_ne!(why, Gain::Needed);
+                    prop_assert_eq!(gain(Some(other), one), None);
+                }
             }
+        }
+    }
+
+    #[test]
+    fn who_was_lost_is_ranked_last_and_is_as_good_where_it_answers(
+        agent: u128,
+        here in path(),
+        svms in prop::collection::vec(svm(), 2..12),
+        lost in prop::collection::vec(any::<bool>(), 12),
+    ) {
+        let before = choose(agent, &here, Reach::Any, &svms);
+        let mut marked = svms.clone();
+        for (svm, lost) in marked.iter_mut().zip(&lost) {
+            svm.absent = *lost;
+        }
+        let after = choose(agent, &here, Reach::Any, &marked);
+        prop_assert_eq!(before.candidates.len(), after.candidates.len());
+        let ids = |ranking: &Ranking| ranking.candidates.iter().map(|one| one.id).collect::<Vec<_>>();
+        let is_lost = |id: &SvmId| marked.iter().any(|svm| svm.id == *id && svm.absent);
+        let (there, gone): (Vec<_>, Vec<_>) = ids(&before).into_iter().partition(|id| !is_lost(id));
+        prop_assert_eq!(ids(&after), [there, gone].concat());
+        for (one, other) in after.candidates.iter().zip(after.candidates.iter().skip(1)) {
+            let same = |id| before.candidate(id).unwrap();
+            prop_assert_eq!(gain(Some(one), other), gain(Some(same(one.id)), same(other.id)));
         }
     }
 
@@ -149,13 +195,11 @@ proptest! {
     fn load_moves_nobody_before_it_lasted(looks in prop::collection::vec((any::<bool>(), 1..20_000u64), 1..60), chance in 0.0..1.0) {
         let start = Instant::now();
         let (mut steady, mut now, mut since) = (Steady::default(), start, None);
-        let to = SvmId(Uuid::from_u128(1));
         for (gains, later) in looks {
             now += Duration::from_millis(later);
-            let moved = steady.observe(gains.then_some((to, Gain::Load)), now, chance);
+            let moves = steady.observe(gains.then_some(Gain::Load), now, chance);
             since = if gains { since.or(Some(now)) } else { None };
-            if let Some(moved) = moved {
-                prop_assert_eq!(moved, to);
+            if moves {
                 prop_assert!(since.is_some_and(|since| now - since >= LOAD_HOLD));
             }
         }
@@ -164,9 +208,8 @@ proptest! {
     #[test]
     fn a_nearer_one_is_moved_to_within_the_spread(chance in 0.0..1.0) {
         let (mut steady, now) = (Steady::default(), Instant::now());
-        let to = SvmId(Uuid::from_u128(1));
-        steady.observe(Some((to, Gain::Kind)), now, chance);
-        prop_assert_eq!(steady.observe(Some((to, Gain::Kind)), now + MOVE_SPREAD, 0.9), Some(to));
+        steady.observe(Some(Gain::Kind), now, chance);
+        prop_assert!(steady.observe(Some(Gain::Kind), now + MOVE_SPREAD, 0.9));
     }
 
     #[test]
@@ -181,12 +224,12 @@ proptest! {
     }
 }
 
-/// What a session measures counts for more than what the list said minutes ago.
+/// What is measured of one says nothing beside what a list said of another one minutes ago,
+/// and everything beside what was measured of that.
 #[test]
-fn what_is_measured_counts() {
+fn like_is_compared_with_like() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let svm = svm().new_tree(&mut runner).unwrap().current();
-    let mut one = svm.clone();
+    let mut one = svm().new_tree(&mut runner).unwrap().current();
     one.report.draining = false;
     one.report.tags = List::default();
     one.report.generations = List::cut([EngineGeneration {
@@ -202,7 +245,6 @@ fn what_is_measured_counts() {
     let mut other = one.clone();
     one.id = SvmId(Uuid::from_u128(1));
     other.id = SvmId(Uuid::from_u128(2));
-    let list = [one.clone(), other];
     let here = InfrastructurePath::default();
     let chooser = Chooser {
         agent: AgentId(Uuid::from_u128(3)),
@@ -210,31 +252,44 @@ fn what_is_measured_counts() {
         tags: &[],
         reach: Reach::Any,
     };
-    let measured = |busy: SvmId, load: LoadHint, round_trip: Duration| {
-        let ranking = rank(&chooser, &list, |id| match id == busy {
-            true => Measured {
-                load: Some(load),
-                round_trip: Some(round_trip),
-            },
-            false => Measured::default(),
-        });
-        (ranking.candidates[0].id, gain(&ranking, busy))
-    };
-    let busy = LoadHint {
-        load_permille: 900,
+    let load = |load_permille| LoadHint {
+        load_permille,
         queue_wait_ms: 0,
     };
-    for svm in &list {
-        let (best, why) = measured(svm.id, busy, Duration::ZERO);
-        assert_ne!(best, svm.id);
-        assert_eq!(why, Some((best, Gain::Load)));
-        let (best, why) = measured(svm.id, LoadHint::default(), Duration::from_millis(200));
-        assert_ne!(best, svm.id);
-        assert_eq!(why, Some((best, Gain::Load)));
-        // Control: without, there is no reason to move.
-        let (_, why) = measured(svm.id, LoadHint::default(), Duration::ZERO);
-        assert_eq!(why, None);
-    }
+    let compare = |listed: u16, of_one, of_other| {
+        let mut one = one.clone();
+        one.report.average_load = load(listed);
+        let list = [one.clone(), other.clone()];
+        let ranking = rank(&chooser, &list, |id| match id == one.id {
+            true => of_one,
+            false => of_other,
+        });
+        gain(
+            ranking.candidate(one.id),
+            ranking.candidate(other.id).unwrap(),
+        )
+    };
+    let measured = |permille, ms| {
+        Some(Measured {
+            load: load(permille),
+            round_trip: Duration::from_millis(ms),
+        })
+    };
+    assert_eq!(
+        compare(0, measured(900, 0), measured(0, 0)),
+        Some(Gain::Load)
+    );
+    assert_eq!(
+        compare(0, measured(0, 200), measured(0, 0)),
+        Some(Gain::Load)
+    );
+    assert_eq!(compare(900, None, None), Some(Gain::Load));
+    assert_eq!(compare(900, measured(900, 0), None), Some(Gain::Load));
+    // Controls: what is known of one alone is no reason, and what was measured of both
+    // counts for more than the list.
+    assert_eq!(compare(0, measured(900, 200), None), None);
+    assert_eq!(compare(0, None, measured(900, 200)), None);
+    assert_eq!(compare(900, measured(0, 0), measured(0, 0)), None);
 }
 
 #[test]

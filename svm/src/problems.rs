@@ -59,19 +59,21 @@ pub fn found(facts: &Facts, stale_after_days: u32, now_ms: u64) -> Vec<(ProblemK
         let since_ms = added_ms.saturating_add(stale_ms);
         found.push((ProblemKind::DefinitionsOld { added_ms }, Some(since_ms)));
     }
-    for braked in facts.definitions.braked.iter() {
-        let kind = ProblemKind::SignatureBraked {
-            engine: braked.engine.clone(),
-            signature: braked.name.clone(),
-        };
-        found.push((kind, Some(braked.since_ms)));
-    }
     if facts.poisoned > 0 {
         let contents = facts.poisoned;
         found.push((ProblemKind::ContentsPoisoned { contents }, None));
     }
     if facts.unnoted > 0 {
         found.push((ProblemKind::CacheUnsafe, None));
+    }
+    // There may be more of these than a report has room for, and no other must go for them.
+    let room = MAX_PROBLEMS.saturating_sub(found.len());
+    for braked in facts.definitions.braked.iter().take(room) {
+        let kind = ProblemKind::SignatureBraked {
+            engine: braked.engine.clone(),
+            signature: braked.name.clone(),
+        };
+        found.push((kind, Some(braked.since_ms)));
     }
     found.sort_by(|(one, _), (two, _)| one.cmp(two));
     found
@@ -208,6 +210,25 @@ mod tests {
                 "contents_poisoned",
                 "cache_unsafe",
             ]
+        );
+    }
+
+    #[test]
+    fn however_many_signatures_are_braked_nothing_else_goes_untold() {
+        let mut facts = fine();
+        (facts.unnoted, facts.poisoned) = (1, 2);
+        let braked = |number: usize| BrakedSignature {
+            engine: Text::cut("yara-x"),
+            name: Text::cut(&format!("Bad{number}")),
+            since_ms: 5,
+        };
+        facts.definitions.braked = List::cut((0..MAX_PROBLEMS + 5).map(braked));
+        let told = Log::default().look(found(&facts, 7, NOW), NOW);
+        let told: Vec<_> = told.iter().map(|one| one.kind.as_str()).collect();
+        assert_eq!(told.len(), MAX_PROBLEMS);
+        assert_eq!(
+            told[MAX_PROBLEMS - 2..],
+            ["contents_poisoned", "cache_unsafe"]
         );
     }
 

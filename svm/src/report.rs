@@ -47,6 +47,8 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Between two reports, as far as the server does not say otherwise within these
 /// bounds.
 const REPORT_EVERY: std::ops::RangeInclusive<u64> = 1..=3600;
+/// How long until a report is made again that the server could not take.
+const LATER: Duration = Duration::from_secs(30);
 /// How often the load is looked at for its average.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
@@ -167,6 +169,7 @@ impl Reporter {
                         () = session.ended() => ControlError::Closed,
                         () = self.obey(&session, &mut pushed) => ControlError::Closed,
                     };
+                    session.close();
                     self.grace.set(EXPIRY_GRACE);
                     tracing::warn!(error = %ended, "the session with the Integration Server ended; agents are served meanwhile");
                 }
@@ -195,11 +198,15 @@ impl Reporter {
             }
             let report = self.current();
             let draining = report.draining;
-            if let Err(error) = session.request(&ToServer::SvmReport(report)).await {
-                return error;
-            }
-            if draining {
-                self.reported.notify_waiters();
+            match session.request(&ToServer::SvmReport(report)).await {
+                Ok(_) if draining => self.reported.notify_waiters(),
+                Ok(_) => {}
+                // The next report is as good.
+                Err(error) if error.is_for_now() => {
+                    tracing::warn!(%error, "the Integration Server does not take a report now");
+                    ticks.reset_after(LATER.min(every));
+                }
+                Err(error) => return error,
             }
         }
     }

@@ -261,6 +261,33 @@ fn an_idle_agent_notices_a_dead_server() {
     assert!(noticed <= IDLE_LOSS, "after {noticed:?}");
 }
 
+/// One that was revoked gives no verdict any more, although it is there and there is no
+/// other one.
+#[test]
+fn a_revoked_server_is_left_at_once() {
+    let test = TestSite::start(&[("m.ndb", Marker::random().ndb())]);
+    let patience = Duration::from_secs(60);
+    let used = || with_role(&explain(&test), "in-use");
+    wait_for("a session", patience, || {
+        anyhow::ensure!(used().is_some());
+        Ok(())
+    })
+    .unwrap();
+    let svms = test.site.console(&["svm", "list"]).unwrap();
+    let id = svms[0]["id"].as_str().unwrap();
+    let revoked = test
+        .site
+        .run("palisade", &["svm", "revoke", id], common::SCAN);
+    revoked.unwrap().expect(&[0]).unwrap();
+    wait_for("the session to end", patience, || {
+        anyhow::ensure!(used().is_none());
+        Ok(())
+    })
+    .unwrap();
+    let server = test.site.process("scanserver").unwrap();
+    assert!(server.is_some(), "the control: it is there");
+}
+
 /// The order and the reasons, and a limit that leaves no candidate.
 #[test]
 fn the_choice_is_explained_and_its_limit_kept() {

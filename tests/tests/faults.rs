@@ -443,17 +443,23 @@ fn an_unknown_svm_is_not_trusted() {
     let other = TestSite::start(&[("m.ndb", Marker::random().ndb())]);
     // An agent of the one site that is told to use the other's Protection Server.
     let text = fs::read_to_string(one.other_agent("stray")).unwrap();
-    let settings = one.file(
-        "stray/static.toml",
-        format!(
-            "{text}[scan]\nsvm_wait_s = 3\n[[svm]]\naddress = '{}'\n",
-            other.site.scan_address().unwrap()
-        )
-        .as_bytes(),
-    );
     let file = one.file("a-file", b"anything");
-    let scan = one.agent(&settings, &["scan", "-o", "json", file.to_str().unwrap()]);
-    assert_eq!(scan.code, Some(3), "{}", scan.stderr);
-    assert_eq!(scan.json().unwrap()["clean"], 0);
-    assert!(Path::new(&settings).exists());
+    let scan = |by: &TestSite| {
+        let settings = one.file(
+            "stray/static.toml",
+            format!(
+                "{text}[scan]\nsvm_wait_s = 3\n[[svm]]\naddress = '{}'\n",
+                by.site.scan_address().unwrap()
+            )
+            .as_bytes(),
+        );
+        one.agent(&settings, &["scan", "-o", "json", file.to_str().unwrap()])
+    };
+    let strange = scan(&other);
+    assert_eq!(strange.code, Some(3), "{}", strange.stderr);
+    assert_eq!(strange.json().unwrap()["clean"], 0);
+    // The control: by its own site's, the same settings have it scanned.
+    let own = scan(&one);
+    assert_eq!(own.code, Some(0), "{}", own.stderr);
+    assert_eq!(own.json().unwrap()["clean"], 1);
 }

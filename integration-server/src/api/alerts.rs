@@ -1,15 +1,20 @@
 //! `/api/v1/alerts`: what somebody must look at now. Those about Protection Servers are in
-//! [`svms`].
+//! [`svms`], those about hosts, clones and disputed domains in [`site`].
 
+mod site;
 mod svms;
+
+use std::collections::HashMap;
 
 use axum::Json;
 use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
+use palisade_protocol::ids::{AgentId, SvmId};
 use palisade_protocol::trust::sha256;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use self::site::Cloned;
 use super::State;
 use super::agents::place;
 use super::auth::Caller;
@@ -19,7 +24,7 @@ use crate::access::{Access, Permission, Scope};
 use crate::fleet::Fleet;
 use crate::fleet::lost::Alarm;
 use crate::store::{AgentRecord, Result as Stored, SvmRecord};
-use crate::time::{now_ms, rfc3339};
+use crate::time::{now_ms, rfc3339, steady_ms, wall_ms};
 
 /// How long a guest may be without verdicts until it is an alert, in milliseconds.
 const EXPOSED_GRACE_MS: u64 = 60_000;
@@ -30,8 +35,10 @@ pub struct Alert {
     /// The same for as long as it lasts.
     pub id: Uuid,
     /// `agent_lost`: an agent has no session although its domain runs, or no host knows
-    /// its domain. `agent_exposed`: an agent says that opens in its guest get no verdicts. `svm_lost`: a Protection Server
-    /// has no session. `svm_` and what is wrong, as in METRICS.md's `palisade_svm_problems`:
+    /// its domain. `agent_exposed`: an agent says that opens in its guest get no verdicts.
+    /// `agent_cloned`, `svm_cloned`: two machines have one identity. `domain_disputed`: agents
+    /// of several tenants say that they are in one domain. `host_unread`: a hypervisor cannot
+    /// be read. `svm_lost`: a Protection Server has no session. `svm_` and what is wrong, as in METRICS.md's `palisade_svm_problems`:
     /// a Protection Server says so.
     pub kind: String,
     /// `critical` or `warning`.
@@ -90,43 +97,82 @@ pub async fn all(fleet: &Fleet, access: &Access, now_ms: u64) -> Stored<Vec<Aler
     };
     let mut agents = fleet.store.agents().await?;
     agents.retain(|agent| access.may(Permission::SeeGuests, &place(agent)));
-    let mut alarms = fleet.alarms.all();
-    alarms.retain(|alarm| agents.iter().any(|agent| agent.id == alarm.agent));
-    let lost = alarms.into_iter().map(|alarm| {
+    let by_id: HashMap<AgentId, &AgentRecord> =
+        agents.iter().map(|agent| (agent.id, agent)).collect();
+    let is_connected = |agent: &&AgentRecord| fleet.sessions.is_connected(agent.id.0);
+    let mut in_domain: HashMap<Uuid, Vec<&AgentRecord>> = HashMap::new();
+    for agent in agents.iter().filter(is_connected) {
+        let in_it = agent
+            .product_uuid
+            .map(|domain| in_domain.entry(domain).or_default());
+        in_it.into_iter().for_each(|in_it| in_it.push(agent));
+    }
+    let mut alerts: Vec<(u64, Alert)> = Vec::new();
+    for alarm in fleet.alarms.all() {
+        let Some(agent) = by_id.get(&alarm.agent) else {
+            continue;
+        };
         let name = alarm.domain.and_then(name_of);
-        // A guest that joined anew has another agent.
-        let another = agents.iter().find(|agent| {
-            alarm.domain.is_some()
-                && agent.product_uuid == alarm.domain
-                && agent.id != alarm.agent
-                && fleet.sessions.is_connected(agent.id.0)
-        });
-        (alarm.raised_ms, lost(alarm, name, another))
-    });
-    let mut alerts: Vec<(u64, Alert)> = lost.collect();
-    for agent in agents {
-        if fleet.sessions.is_connected(agent.id.0)
-            && let Some((window, raised_ms)) = exposed_at(&agent, now_ms)
-        {
+        // A guest that joined anew has another agent: of the same tenant, since whoever
+        // says to be in another tenant's guest must not make its loss look less.
+        let others = alarm.domain.and_then(|domain| in_domain.get(&domain));
+        let another = others
+            .into_iter()
+            .flatten()
+            .find(|other| other.id != alarm.agent && other.tenant == agent.tenant);
+        alerts.push((alarm.raised_ms, lost(alarm, name, another.copied())));
+    }
+    for agent in agents.iter().filter(is_connected) {
+        if let Some((window, raised_ms)) = exposed_at(agent, now_ms) {
             let name = agent.product_uuid.and_then(name_of);
-            alerts.push((raised_ms, exposed(&agent, window, raised_ms, name)));
+            alerts.push((raised_ms, exposed(agent, window, raised_ms, name)));
+        }
+    }
+    for held in fleet.sessions.held(steady_ms()) {
+        if let Some(agent) = by_id.get(&AgentId(held.id)) {
+            let of = Cloned::Agent(held.id);
+            alerts.push((held.since_ms, site::cloned(&agent.name, of, held.since_ms)));
         }
     }
     if whole {
-        svm_alerts(fleet, now_ms, &mut alerts).await?;
+        svm_alerts(fleet, &mut alerts).await?;
+        for host in fleet.inventory.unread(steady_ms()) {
+            alerts.push((host.raised_ms, site::unread(&host)));
+        }
+        for dispute in fleet.disputed() {
+            let claims = dispute
+                .agents
+                .iter()
+                .filter_map(|id| by_id.get(id).copied());
+            let claims: Vec<&AgentRecord> = claims.collect();
+            let alert = site::disputed(&dispute, name_of(dispute.domain), &claims);
+            alerts.push((dispute.since_ms, alert));
+        }
     }
     alerts.sort_by_key(|(raised_ms, alert)| (*raised_ms, alert.id));
     Ok(alerts.into_iter().map(|(_, alert)| alert).collect())
 }
 
 /// Those about Protection Servers.
-async fn svm_alerts(fleet: &Fleet, now_ms: u64, alerts: &mut Vec<(u64, Alert)>) -> Stored<()> {
+async fn svm_alerts(fleet: &Fleet, alerts: &mut Vec<(u64, Alert)>) -> Stored<()> {
     let records = fleet.store.svms().await?;
+    let by_id: HashMap<SvmId, &SvmRecord> = records.iter().map(|svm| (svm.id, svm)).collect();
     let is_connected = |svm: &&SvmRecord| fleet.sessions.is_connected(svm.id.0);
     let connected: Vec<&SvmRecord> = records.iter().filter(is_connected).collect();
+    let now_ms = steady_ms();
+    // Who is turned away for this server's own sake is not lost.
+    let turns_away = fleet.alarms.turns_away();
     for absent in fleet.absent_svms() {
-        if absent.alert_ms <= now_ms && connected.iter().all(|svm| svm.id != absent.id) {
+        // One that was revoked at this moment has no record.
+        let known = by_id.get(&absent.id).filter(|svm| !is_connected(svm));
+        if known.is_some() && absent.alert_ms <= now_ms && !turns_away {
             alerts.push((absent.alert_ms, svms::gone(&absent, connected.len())));
+        }
+    }
+    for held in fleet.sessions.held(now_ms) {
+        if let Some(svm) = by_id.get(&SvmId(held.id)) {
+            let of = Cloned::Svm(held.id);
+            alerts.push((held.since_ms, site::cloned(&svm.name, of, held.since_ms)));
         }
     }
     for svm in connected {
@@ -138,7 +184,7 @@ async fn svm_alerts(fleet: &Fleet, now_ms: u64, alerts: &mut Vec<(u64, Alert)>) 
 }
 
 fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>) -> Alert {
-    let since = rfc3339(alarm.since_ms);
+    let since = rfc3339(wall_ms(alarm.since_ms));
     let (severity, text, remedy) = match (alarm.placed, another) {
         (false, _) => unplaced(&alarm, &since),
         (true, another) => gone(&alarm, domain_name.as_deref(), another, &since),
@@ -154,7 +200,7 @@ fn lost(alarm: Alarm, domain_name: Option<String>, another: Option<&AgentRecord>
         domain: alarm.domain,
         domain_name,
         since,
-        raised: rfc3339(alarm.raised_ms),
+        raised: rfc3339(wall_ms(alarm.raised_ms)),
         text,
         remedy,
     }
@@ -243,7 +289,8 @@ fn exposed_at(agent: &AgentRecord, now_ms: u64) -> Option<(&ExposureWindow, u64)
     let window = report.exposure.iter().find(open)?;
     // What the agent's clock says is compared with that clock alone.
     let old_ms = report.clock_ms.saturating_sub(window.from_ms);
-    let since_ms = agent.last_seen_ms?.saturating_sub(old_ms);
+    // This server's clock may have been set back since.
+    let since_ms = agent.last_seen_ms?.min(now_ms).saturating_sub(old_ms);
     let raised_ms = since_ms.saturating_add(EXPOSED_GRACE_MS);
     (raised_ms <= now_ms).then_some((window, raised_ms))
 }

@@ -12,9 +12,12 @@ use super::State;
 use super::page::Page;
 use super::problem::{ApiError, Problem};
 use crate::fleet::sessions::Sessions;
-use crate::inventory::HostRecord;
+use crate::inventory::{HostRecord, HostState};
 use crate::store::AgentRecord;
-use crate::time::{now_ms, rfc3339};
+use crate::time::{rfc3339, steady_ms, wall_ms};
+
+/// What is said of a host that gives no error, and no facts either.
+const HANGS: &str = "libvirt has not answered there for long";
 
 /// A hypervisor.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -101,18 +104,21 @@ pub async fn list(state: State) -> Result<Json<Page<Host>>, ApiError> {
     let fleet = &state.fleet;
     let agents = fleet.store.agents().await?;
     let protected = Protected::among(&agents, &fleet.sessions);
-    let now_ms = now_ms();
+    let now_ms = steady_ms();
     let hosts = fleet.inventory.hosts();
     let hosts = hosts
         .into_iter()
-        .map(|host| of(host, &protected, now_ms))
+        .map(|host| {
+            let state = fleet.inventory.state_of(&host, now_ms);
+            of(host, state, &protected, now_ms)
+        })
         .collect();
     Ok(Json(Page::whole(hosts)))
 }
 
-fn of(host: HostRecord, protected: &Protected, now_ms: u64) -> Host {
+fn of(host: HostRecord, state: HostState, protected: &Protected, now_ms: u64) -> Host {
     Host {
-        state: host.state().as_str().to_owned(),
+        state: state.as_str().to_owned(),
         uri: host.uri,
         host: host.host,
         domains: host
@@ -128,8 +134,11 @@ fn of(host: HostRecord, protected: &Protected, now_ms: u64) -> Host {
             .collect(),
         datacenter: host.datacenter,
         cluster: host.cluster,
-        error: host.error,
-        read: host.read_ms.map(rfc3339),
+        error: match state {
+            HostState::Down => Some(host.error.unwrap_or_else(|| HANGS.to_owned())),
+            _ => host.error,
+        },
+        read: host.read_ms.map(wall_ms).map(rfc3339),
         age_s: host.read_ms.map(|read| now_ms.saturating_sub(read) / 1000),
     }
 }

@@ -148,7 +148,9 @@ fn refused(error: AskError, name: &str) -> ApiError {
             "the agent {name} is not connected and cannot say how it chooses; `palisade-agent \
              explain` in its guest does, and `palisade agent list` says when it was last heard"
         ),
-        AskError::TooMany => "too many agents are asked at the moment; ask again".to_owned(),
+        AskError::TooMany => format!(
+            "too many questions to the agent {name}, or to all, wait for their answers; ask again"
+        ),
         AskError::Gone => format!(
             "the session with the agent {name} ended before it answered; ask again when it is back"
         ),
@@ -191,9 +193,6 @@ fn unlisted(svm: SvmRecord, why: Option<Unlisted>) -> SelectionSvm {
             "it serves other tenants: `tenants` in its scanserver.toml names them"
         }
         Some(Unlisted::NoReport) => "it has never said where it is reached: see its log",
-        Some(Unlisted::Gone) => {
-            "it has had no session with this server for too long: see whether it runs"
-        }
         None => {
             "the agent does not know of it: its settings name others, or its list is on its way"
         }

@@ -11,7 +11,7 @@ use super::problem::{ApiError, Problem};
 use crate::access::Access;
 use crate::fleet::desk::VERSION;
 use crate::inventory::HostState;
-use crate::time::{now_ms, rfc3339};
+use crate::time::{now_ms, rfc3339, steady_ms};
 
 /// The site on one screen.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
@@ -143,7 +143,10 @@ pub async fn get(state: State) -> Result<Json<Status>, ApiError> {
             total: hosts.len(),
             up: hosts
                 .iter()
-                .filter(|host| host.state() == HostState::Up)
+                .filter(|host| {
+                    let state = fleet.inventory.state_of(host, steady_ms());
+                    state == HostState::Up
+                })
                 .count(),
         },
         domains: DomainCount {

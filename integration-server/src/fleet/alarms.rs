@@ -7,7 +7,7 @@
 //!
 //! **Invariant:** an agent that was there while its domain ran is an alarm within
 //! [`PROMISE`] of its loss, whatever ended it, unless its domain stopped or started anew
-//! by then.
+//! by then, or this server turns members away for its own sake.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::lost::{Alarm, Change, End, Lost, Timing, Why};
 use crate::interval::Interval;
 use crate::inventory::keeper::View;
 use crate::store::{MaintenanceRecord, Result, Store};
-use crate::time::{millis, now_ms, rfc3339};
+use crate::time::{millis, now_ms, rfc3339, steady_ms, wall_ms};
 
 /// From the loss of an agent to its alarm.
 pub const PROMISE: Duration = Duration::from_secs(30);
@@ -29,10 +29,11 @@ pub const RECONNECT_GRACE: Duration = Duration::from_secs(5);
 /// How long one may take whose guest closed its session: it was heard at once. A guest
 /// that restarts stops its agent first, and then all else that it runs.
 pub const FAREWELL_GRACE: Duration = Duration::from_secs(25);
+/// How long members that were turned away may take to come back: an agent waits up to 43 s
+/// between two attempts.
+pub const TURNED_AWAY_GRACE: Duration = Duration::from_secs(45);
 /// How often it is looked whether a grace is over or a domain is off.
 pub const TICK: Duration = Duration::from_secs(1);
-/// What a reading may take beyond the poll: a host that hangs is given up by then.
-const READING_TAKES: Duration = Duration::from_secs(30);
 
 // A loss is noticed after a sign of life and the time without one, see
 // `CONTROL_IDLE_TIMEOUT`; then the grace, and the look.
@@ -49,13 +50,12 @@ const _: () = assert!(FAREWELL_GRACE.as_secs() + TICK.as_secs() < PROMISE.as_sec
 #[derive(Debug)]
 pub struct Alarms {
     inventory: View,
-    facts_age_ms: u64,
     lost: Mutex<Lost>,
 }
 
 impl Alarms {
-    /// Nobody is watched yet. A host's facts count while at most one poll was missed.
-    pub fn new(inventory: View, poll: Interval, boot_grace: Interval) -> Self {
+    /// Nobody is watched yet.
+    pub fn new(inventory: View, boot_grace: Interval) -> Self {
         let timing = Timing {
             reconnect_ms: millis(RECONNECT_GRACE),
             farewell_ms: millis(FAREWELL_GRACE),
@@ -63,11 +63,10 @@ impl Alarms {
             noticed_ms: millis(CONTROL_KEEP_ALIVE + CONTROL_IDLE_TIMEOUT),
             // Nobody can tell whether its guest restarts.
             unplaced_ms: millis(boot_grace.get()),
+            turned_away_ms: millis(TURNED_AWAY_GRACE),
         };
-        let facts_age = poll.get().saturating_mul(2).saturating_add(READING_TAKES);
         Self {
             inventory,
-            facts_age_ms: millis(facts_age),
             lost: Mutex::new(Lost::new(timing)),
         }
     }
@@ -80,8 +79,10 @@ impl Alarms {
     pub async fn load(&self, store: &dyn Store, now_ms: u64) -> Result<()> {
         let (agents, grants) = (store.agents().await?, store.maintenance(now_ms).await?);
         let mut lost = self.lock();
+        let steady = steady_ms();
         for agent in agents {
-            let gone_ms = agent.last_seen_ms.unwrap_or(now_ms).min(now_ms);
+            let gone_for = now_ms.saturating_sub(agent.last_seen_ms.unwrap_or(now_ms));
+            let gone_ms = steady.saturating_sub(gone_for);
             lost.add(agent.id, agent.name, agent.product_uuid, gone_ms);
         }
         for grant in grants {
@@ -94,9 +95,10 @@ impl Alarms {
     pub async fn run(&self) {
         loop {
             tokio::time::sleep(TICK).await;
-            let now_ms = now_ms();
-            let sights = self.inventory.sights(now_ms, self.facts_age_ms);
-            let changes = self.lock().tick(now_ms, |uuid| sights.get(&uuid).copied());
+            let steady = steady_ms();
+            let sights = self.inventory.sights(steady);
+            let sight_of = |uuid| sights.get(&uuid).copied();
+            let changes = self.lock().tick(steady, now_ms(), sight_of);
             for change in &changes {
                 self.tell(change);
             }
@@ -104,8 +106,8 @@ impl Alarms {
     }
 
     /// An agent joined.
-    pub fn add(&self, id: AgentId, name: String, domain: Option<Uuid>, now_ms: u64) {
-        self.lock().add(id, name, domain, now_ms);
+    pub fn add(&self, id: AgentId, name: String, domain: Option<Uuid>) {
+        self.lock().add(id, name, domain, steady_ms());
     }
 
     /// An agent's session began; each one that began is to be [ended](Self::ended).
@@ -115,8 +117,18 @@ impl Alarms {
     }
 
     /// A session that had begun ended.
-    pub fn ended(&self, id: AgentId, end: End, now_ms: u64) {
-        self.lock().ended(id, end, now_ms);
+    pub fn ended(&self, id: AgentId, end: End) {
+        self.lock().ended(id, end, steady_ms());
+    }
+
+    /// A member was turned away since this server cannot store that it is there.
+    pub fn turned_away(&self) {
+        self.lock().turned_away(steady_ms());
+    }
+
+    /// Whether that was so lately: members that are gone may have been turned away.
+    pub fn turns_away(&self) -> bool {
+        self.lock().turns_away(steady_ms())
     }
 
     /// An agent was revoked.
@@ -134,6 +146,11 @@ impl Alarms {
     /// An agent says which grant is in force in its guest; gives one that was given back.
     pub fn in_force(&self, id: AgentId, said: Option<Uuid>) -> Option<MaintenanceRecord> {
         self.lock().in_force(id, said)
+    }
+
+    /// It is on record that a grant was given back.
+    pub fn on_record(&self, given_back: &MaintenanceRecord) {
+        self.lock().on_record(given_back);
     }
 
     /// The grant by which an agent may be stopped now.
@@ -154,7 +171,7 @@ impl Alarms {
                 let domain = alarm.domain.unwrap_or_default();
                 let facts = self.inventory.domain(domain);
                 let name_of = facts.map_or_else(String::new, |facts| facts.name);
-                let since = rfc3339(alarm.since_ms);
+                let since = rfc3339(wall_ms(alarm.since_ms));
                 match alarm.placed {
                     true => tracing::warn!(
                         agent = %alarm.agent,

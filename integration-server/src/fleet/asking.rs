@@ -22,6 +22,9 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Questions to one member that may wait to be sent.
 const MAX_QUEUED: usize = 4;
+/// Questions to one member whose answers may be waited for: one that does not answer must
+/// not take all the places.
+const MAX_WAITING_FOR_ONE: usize = 2;
 /// Questions to all of a kind whose answers may be waited for.
 const MAX_WAITING: usize = 256;
 
@@ -158,7 +161,9 @@ impl<'a, K: Copy + Eq + Hash, A> Place<'a, K, A> {
         reply: oneshot::Sender<A>,
     ) -> Result<Self, AskError> {
         let mut waiting = asking.waiting();
-        if waiting.len() >= MAX_WAITING {
+        let asked = |(of, _): &&(K, oneshot::Sender<A>)| *of == who;
+        let already = waiting.values().filter(asked).count();
+        if waiting.len() >= MAX_WAITING || already >= MAX_WAITING_FOR_ONE {
             return Err(AskError::TooMany);
         }
         waiting.insert(number, (who, reply));
@@ -215,6 +220,32 @@ mod tests {
         let asked = asking.ask(svm, SHOW, LONG).await;
         assert_eq!(asked, Err(AskError::TooMany));
         assert!(asking.waiting().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_that_does_not_answer_takes_two_places_and_no_other_one_s() {
+        let (asking, silent, other) =
+            (Asking::<_, ()>::default(), SvmId::random(), SvmId::random());
+        let (queue, mut queued) = queue();
+        asking.began(silent, &queue);
+        asking.began(other, &queue);
+        let ask = |who| asking.ask(who, SHOW, LONG);
+        let test = async {
+            for _ in 0..MAX_WAITING_FOR_ONE {
+                queued.recv().await.unwrap();
+            }
+            assert_eq!(ask(silent).await, Err(AskError::TooMany));
+            let answer = async {
+                let asked = queued.recv().await.unwrap();
+                asking.answered(other, asked.number, ());
+            };
+            assert_eq!(tokio::join!(ask(other), answer).0, Ok(Some(())));
+        };
+        tokio::select! {
+            _ = ask(silent) => panic!("it does not answer"),
+            _ = ask(silent) => panic!("it does not answer"),
+            () = test => {}
+        }
     }
 
     #[tokio::test]

@@ -36,6 +36,10 @@ impl Fleet {
         hello: &Hello,
         now_ms: u64,
     ) -> Result<Admitted, Denied> {
+        let unavailable = |error| {
+            self.alarms.turned_away();
+            unavailable(error)
+        };
         let name = match member {
             Member::Agent { id, tenant } => {
                 let record = self.store.agent(*id).await.map_err(unavailable)?;
@@ -76,13 +80,15 @@ impl Fleet {
         }
     }
 
-    /// Does what a member asks and gives the answer.
+    /// Does what a member asks and gives the answer. Its session may not be the current one
+    /// any more by the time that something is stored.
     pub async fn answer(
         &self,
         peer: &SpiffeId,
         product_uuid: Option<Uuid>,
         asked: Asked,
         now_ms: u64,
+        is_current: impl Fn() -> bool,
     ) -> FromServer {
         let done = match asked {
             Asked::Hello(_) => Ok(not_now("a session has one Hello")),
@@ -90,7 +96,9 @@ impl Fleet {
             Asked::Svm(id, report) => {
                 let stored = self.store.report_svm(id, &report, now_ms).await;
                 stored.map(|()| {
-                    self.svm_reported(id, &report);
+                    if is_current() {
+                        self.svm_reported(id, &report);
+                    }
                     FromServer::Ack
                 })
             }

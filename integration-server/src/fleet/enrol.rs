@@ -119,7 +119,8 @@ impl Fleet {
             Spent::Joined(name) => {
                 if component.token.component == Component::Agent {
                     let domain = component.host.product_uuid;
-                    self.alarms.add(AgentId(id), name.clone(), domain, now_ms);
+                    self.alarms.add(AgentId(id), name.clone(), domain);
+                    self.claimed(AgentId(id), &component.token.tenant, domain);
                 }
                 Ok((id, name))
             }

@@ -2,7 +2,7 @@
 //! time is an argument.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// A rate with a burst.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +25,42 @@ pub const ENROL_SOURCE: Rate = Rate {
 };
 /// Sources that are remembered; with more, the global rate alone applies.
 const MAX_SOURCES: usize = 4096;
+
+/// What counts as one source: an IPv4 address, or the 64 bits of an IPv6 network, within
+/// which anybody has as many addresses as he likes.
+pub fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => {
+            let network = u128::from(address) & !u128::from(u64::MAX);
+            IpAddr::V6(Ipv6Addr::from(network))
+        }
+    }
+}
+
+/// How many each source has open; as many sources as have any.
+#[derive(Debug, Default)]
+pub struct Open(HashMap<IpAddr, usize>);
+
+impl Open {
+    /// One more, unless the source has so many; false then.
+    pub fn add(&mut self, source: IpAddr, most: usize) -> bool {
+        let open = self.0.entry(source).or_default();
+        let room = *open < most;
+        *open += usize::from(room);
+        room
+    }
+
+    /// One less.
+    pub fn remove(&mut self, source: IpAddr) {
+        if let Some(open) = self.0.get_mut(&source) {
+            *open = open.saturating_sub(1);
+            if *open == 0 {
+                self.0.remove(&source);
+            }
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
@@ -116,6 +152,25 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_has_its_places_and_no_other_one_s() {
+        let of = |address: &str| source_of(address.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1:2:3"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        let (one, other) = (of("192.0.2.1"), of("192.0.2.2"));
+        let mut open = Open::default();
+        assert!(open.add(one, 2) && open.add(one, 2));
+        assert!(!open.add(one, 2));
+        assert!(open.add(other, 2));
+        open.remove(one);
+        assert!(open.add(one, 2) && !open.add(one, 2));
+        for source in [one, one, other] {
+            open.remove(source);
+        }
+        assert!(open.0.is_empty());
+    }
 
     const RATE: Rate = Rate {
         per_second: 1,

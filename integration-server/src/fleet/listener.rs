@@ -1,6 +1,6 @@
 //! The control endpoint: accepts, names the peer, and hands it on.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::frame;
 use palisade_protocol::tls::{self, Accept, Peer};
 use quinn::{Connection, Endpoint, Incoming};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::conversation::Member;
 use super::desk::denied;
-use super::limits::{ENROL_GLOBAL, ENROL_SOURCE, Limiter};
+use super::limits::{ENROL_GLOBAL, ENROL_SOURCE, Limiter, Open, source_of};
 use super::sessions::Cut;
 use super::{EXPIRY_GRACE, Fleet, session};
 use crate::time;
@@ -24,6 +24,12 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const ENROL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unenrolled peers at a time.
 const MAX_UNENROLLED: usize = 256;
+/// Unenrolled peers of one source at a time. Guests may share one behind a router.
+pub const MAX_UNENROLLED_OF_SOURCE: usize = MAX_UNENROLLED / 4;
+/// Handshakes at a time, above which an address has to prove itself first.
+pub const UNPROVEN_HANDSHAKES: usize = 64;
+/// Handshakes at a time.
+const MAX_HANDSHAKES: usize = 512;
 
 /// The bound control endpoint.
 #[derive(Debug)]
@@ -31,7 +37,10 @@ pub struct Listener {
     endpoint: Endpoint,
     fleet: Arc<Fleet>,
     limiter: Mutex<Limiter>,
+    handshakes: Arc<Semaphore>,
     unenrolled: Semaphore,
+    /// The same by source.
+    sources: Mutex<Open>,
 }
 
 impl Listener {
@@ -51,12 +60,14 @@ impl Listener {
             .map_err(|error| EndpointError::Tls(error.to_string()))?;
         config.cert_resolver = fleet.own.control();
         let endpoint = endpoint::listen(address, config, Bounds::CONTROL)?;
-        let limiter = Limiter::new(ENROL_GLOBAL, ENROL_SOURCE, time::now_ms());
+        let limiter = Limiter::new(ENROL_GLOBAL, ENROL_SOURCE, time::steady_ms());
         Ok(Arc::new(Self {
             endpoint,
             fleet,
             limiter: Mutex::new(limiter),
+            handshakes: Arc::new(Semaphore::new(MAX_HANDSHAKES)),
             unenrolled: Semaphore::new(MAX_UNENROLLED),
+            sources: Mutex::default(),
         }))
     }
 
@@ -71,8 +82,16 @@ impl Listener {
     /// Accepts until [`Listener::stop`].
     pub async fn run(self: Arc<Self>) {
         while let Some(incoming) = self.endpoint.accept().await {
-            let listener = Arc::clone(&self);
-            tokio::spawn(async move { listener.serve(incoming).await });
+            let open = MAX_HANDSHAKES - self.handshakes.available_permits();
+            if open >= UNPROVEN_HANDSHAKES && incoming.may_retry() {
+                // An error means that it may not, which was just asked.
+                let _ = incoming.retry();
+            } else if let Ok(permit) = Arc::clone(&self.handshakes).try_acquire_owned() {
+                let listener = Arc::clone(&self);
+                tokio::spawn(async move { listener.serve(incoming, permit).await });
+            } else {
+                incoming.ignore();
+            }
         }
     }
 
@@ -82,7 +101,7 @@ impl Listener {
         let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
     }
 
-    async fn serve(&self, incoming: Incoming) {
+    async fn serve(&self, incoming: Incoming, permit: OwnedSemaphorePermit) {
         let from = incoming.remote_address();
         let handshake = async {
             match incoming.accept() {
@@ -95,6 +114,7 @@ impl Listener {
             Ok(Err(error)) => return tracing::info!(%from, %error, "handshake refused"),
             Err(_) => return tracing::info!(%from, "handshake timed out"),
         };
+        drop(permit);
         match endpoint::peer(&connection) {
             Ok(Peer::Unenrolled) => self.unenrolled(connection).await,
             Ok(Peer::Enrolled(peer)) => match Member::of(&peer) {
@@ -111,6 +131,10 @@ impl Listener {
     async fn unenrolled(&self, connection: Connection) {
         let from = connection.remote_address();
         let Ok(_permit) = self.unenrolled.try_acquire() else {
+            return Cut::Refused.close(&connection);
+        };
+        let Some(_place) = Place::take(&self.sources, source_of(from.ip())) else {
+            tracing::info!(%from, "too many peers without identity at once");
             return Cut::Refused.close(&connection);
         };
         let Ok(Some((mut send, request))) =
@@ -142,12 +166,12 @@ impl Listener {
         request: EnrolRequest,
     ) -> Result<control::Enrolled, Denied> {
         let now_ms = time::now_ms();
-        let source = from.ip().to_canonical();
+        let source = source_of(from.ip());
         let allowed = self
             .limiter
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .allow(source, now_ms);
+            .allow(source, time::steady_ms());
         if !allowed {
             return Err(denied(
                 DeniedCode::TooManyRequests,
@@ -155,6 +179,28 @@ impl Listener {
             ));
         }
         self.fleet.enrol(request, now_ms).await
+    }
+}
+
+/// A place among those of a source, given back when dropped.
+struct Place<'a> {
+    sources: &'a Mutex<Open>,
+    source: IpAddr,
+}
+
+impl<'a> Place<'a> {
+    fn take(sources: &'a Mutex<Open>, source: IpAddr) -> Option<Self> {
+        let mut open = sources.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not made where there is no room: its end gives a place back.
+        open.add(source, MAX_UNENROLLED_OF_SOURCE)
+            .then(|| Self { sources, source })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut open = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        open.remove(self.source);
     }
 }
 

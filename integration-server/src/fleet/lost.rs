@@ -1,5 +1,6 @@
 //! Which agents are gone although their domains run. No sockets, no clock, no
-//! inventory: sessions, sights and time are arguments.
+//! inventory: sessions, sights and time are arguments. Time is steady milliseconds
+//! ([`crate::time`]); grants alone are by the wall clock, as the guest's agent reads them.
 //!
 //! ```text
 //!                 last session ends
@@ -53,6 +54,8 @@ pub struct Timing {
     pub noticed_ms: u64,
     /// From when an agent is gone and no host knows its domain until it is an alarm.
     pub unplaced_ms: u64,
+    /// From when this server turned members away for its own sake until they must be back.
+    pub turned_away_ms: u64,
 }
 
 /// How a session ended.
@@ -138,6 +141,8 @@ struct Known {
     grant: Option<MaintenanceRecord>,
     /// The guest has said that the grant is in force there.
     begun: bool,
+    /// And that it is not any more.
+    returned: bool,
     raised_ms: Option<u64>,
 }
 
@@ -145,6 +150,8 @@ struct Known {
 #[derive(Debug)]
 pub struct Lost {
     timing: Timing,
+    /// No alarm is raised before this moment.
+    not_before_ms: u64,
     agents: BTreeMap<AgentId, Known>,
 }
 
@@ -153,6 +160,7 @@ impl Lost {
     pub fn new(timing: Timing) -> Self {
         Self {
             timing,
+            not_before_ms: 0,
             agents: BTreeMap::new(),
         }
     }
@@ -170,8 +178,20 @@ impl Lost {
             starts: 0,
             grant: None,
             begun: false,
+            returned: false,
             raised_ms: None,
         });
+    }
+
+    /// A member that would be let in was not, since this server cannot store that: others
+    /// that are gone may have been turned away, too.
+    pub fn turned_away(&mut self, now_ms: u64) {
+        self.not_before_ms = now_ms.saturating_add(self.timing.turned_away_ms);
+    }
+
+    /// When that was so lately.
+    pub fn turns_away(&self, now_ms: u64) -> bool {
+        now_ms < self.not_before_ms
     }
 
     /// A session of the agent in this domain began. One of a revoked agent that slipped
@@ -209,37 +229,43 @@ impl Lost {
     }
 
     /// The agent may be stopped for a time. The grant that ends last counts.
-    pub fn grant(&mut self, grant: MaintenanceRecord, now_ms: u64) -> Option<Change> {
+    pub fn grant(&mut self, grant: MaintenanceRecord, wall_ms: u64) -> Option<Change> {
         let id = grant.agent;
         let known = self.agents.get_mut(&id)?;
         let longer = |other: &MaintenanceRecord| other.until_ms >= grant.until_ms;
         if !known.grant.as_ref().is_some_and(longer) {
             known.grant = Some(grant);
             known.begun = false;
+            known.returned = false;
         }
-        known.covered(now_ms)?;
+        known.covered(wall_ms)?;
         known.clear(id, Why::Maintenance)
     }
 
     /// The grant by which the agent may be stopped now.
-    pub fn granted(&self, id: AgentId, now_ms: u64) -> Option<&MaintenanceRecord> {
-        self.agents.get(&id)?.covered(now_ms)
+    pub fn granted(&self, id: AgentId, wall_ms: u64) -> Option<&MaintenanceRecord> {
+        self.agents.get(&id)?.covered(wall_ms)
     }
 
     /// The agent says which grant is in force in its guest. One that was, and is not any
-    /// more, was given back there: it is over. Gives it.
+    /// more, was given back there: it is over. Gives it, each time until that is
+    /// [on record](Self::on_record).
     pub fn in_force(&mut self, id: AgentId, said: Option<Uuid>) -> Option<MaintenanceRecord> {
         let known = self.agents.get_mut(&id)?;
         let grant = known.grant.as_ref()?;
-        if said == Some(grant.id) {
+        if said == Some(grant.id) && !known.returned {
             known.begun = true;
             return None;
         }
-        if !known.begun {
-            return None;
+        known.returned |= known.begun;
+        known.returned.then(|| grant.clone())
+    }
+
+    /// It is on record that a grant was given back: a later start does not find it.
+    pub fn on_record(&mut self, given_back: &MaintenanceRecord) {
+        if let Some(known) = self.agents.get_mut(&given_back.agent) {
+            known.grant.take_if(|grant| grant.id == given_back.id);
         }
-        known.begun = false;
-        known.grant.take()
     }
 
     /// All alarms.
@@ -251,14 +277,19 @@ impl Lost {
 
     /// Time passed, and this is what can be said of domains now: nothing, of one that no
     /// host knows.
-    pub fn tick(&mut self, now_ms: u64, sight_of: impl Fn(Uuid) -> Option<Sight>) -> Vec<Change> {
-        let timing = self.timing;
+    pub fn tick(
+        &mut self,
+        now_ms: u64,
+        wall_ms: u64,
+        sight_of: impl Fn(Uuid) -> Option<Sight>,
+    ) -> Vec<Change> {
+        let (timing, not_before_ms) = (self.timing, self.not_before_ms);
         self.agents
             .iter_mut()
             .filter_map(|(id, known)| {
                 let sight = known.domain.and_then(&sight_of);
                 let restarted = known.look(sight, now_ms, timing);
-                known.judge(*id, restarted, now_ms, timing)
+                known.judge(*id, restarted, (now_ms, wall_ms, not_before_ms), timing)
             })
             .collect()
     }
@@ -313,13 +344,13 @@ impl Known {
         &mut self,
         id: AgentId,
         restarted: bool,
-        now_ms: u64,
+        (now_ms, wall_ms, not_before_ms): (u64, u64, u64),
         timing: Timing,
     ) -> Option<Change> {
         if self.open > 0 {
             return None;
         }
-        if self.covered(now_ms).is_some() {
+        if self.covered(wall_ms).is_some() {
             return self.clear(id, Why::Maintenance);
         }
         let excused = self.starts <= STARTS_EXCUSED;
@@ -341,17 +372,18 @@ impl Known {
         if self.raised_ms.is_some() {
             return (restarted && excused).then(|| self.clear(id, Why::Restarted))?;
         }
-        if now_ms < due_ms {
+        if now_ms < due_ms.max(not_before_ms) {
             return None;
         }
         self.raised_ms = Some(now_ms);
         self.alarm(id).map(Change::Raised)
     }
 
-    fn covered(&self, now_ms: u64) -> Option<&MaintenanceRecord> {
+    fn covered(&self, wall_ms: u64) -> Option<&MaintenanceRecord> {
         self.grant
             .as_ref()
-            .filter(|grant| (grant.from_ms..grant.until_ms).contains(&now_ms))
+            .filter(|_| !self.returned)
+            .filter(|grant| (grant.from_ms..grant.until_ms).contains(&wall_ms))
     }
 
     fn alarm(&self, id: AgentId) -> Option<Alarm> {

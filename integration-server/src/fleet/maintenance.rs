@@ -86,7 +86,9 @@ impl Fleet {
         now_ms: u64,
     ) -> Result<(), StoreError> {
         tracing::warn!(agent = %grant.agent, grant = %grant.id, "an agent's leave was given back");
-        self.store.end_maintenance(grant.id, now_ms).await
+        self.store.end_maintenance(grant.id, now_ms).await?;
+        self.alarms.on_record(grant);
+        Ok(())
     }
 
     /// Allows that an agent is stopped or removed; gives what is on record, and the

@@ -21,6 +21,8 @@
 //! | [`session`] | one session's sockets, queue and time limits |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
+//! | [`clones`] | whether a newcomer takes the place of an open session (pure) |
+//! | [`claims`] | who says to be in which domain, and which are disputed (pure) |
 //! | [`lost`] | which agents are gone although their domains run (pure) |
 //! | [`alarms`] | the clock, the inventory and the log of the same |
 //! | [`maintenance`] | who may stop an agent, and for how long |
@@ -30,6 +32,8 @@
 
 pub mod alarms;
 pub mod asking;
+pub mod claims;
+pub mod clones;
 pub mod conversation;
 pub mod desk;
 pub mod enrol;
@@ -46,7 +50,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use palisade_protocol::choice::Choice;
-use palisade_protocol::control::{SvmList, SvmReport};
+use palisade_protocol::control::{MAX_REVOKED, SvmList, SvmReport};
 use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use tokio::sync::watch;
@@ -55,13 +59,13 @@ use uuid::Uuid;
 use crate::audit::Entry;
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
-use crate::interval::Interval;
 use crate::inventory::keeper::View;
 use crate::settings::FleetSettings;
 use crate::store::{Change, Result, Store};
-use crate::time::millis;
+use crate::time::{millis, steady_ms};
 use alarms::Alarms;
 use asking::Asking;
+use claims::{Claims, Dispute};
 use lists::Lists;
 use roster::{Roster, Standing};
 use sessions::Sessions;
@@ -94,6 +98,7 @@ pub struct Fleet {
     /// Agents that are gone although their domains run.
     pub alarms: Alarms,
     roster: Mutex<Roster>,
+    claims: Mutex<Claims>,
     lists: Lists,
     changed: watch::Sender<u64>,
 }
@@ -109,14 +114,20 @@ impl Fleet {
         own: Arc<OwnCertificates>,
         inventory: View,
         settings: FleetSettings,
-        poll: Interval,
         now_ms: u64,
     ) -> Result<Self> {
         let mut roster = Roster::new(millis(settings.svm_lost_after.get()));
         for svm in store.svms().await? {
-            roster.add(svm.id, svm.name, svm.product_uuid, svm.report, now_ms);
+            roster.add(svm.id, svm.name, svm.product_uuid, svm.report, steady_ms());
         }
-        let alarms = Alarms::new(inventory.clone(), poll, settings.agent_boot_grace);
+        for svm in store.revoked_svms(MAX_REVOKED).await? {
+            roster.add_revoked(svm.id, svm.report.as_ref());
+        }
+        let mut claims = Claims::default();
+        for agent in store.agents().await? {
+            claims.claim(agent.id, &agent.tenant, agent.product_uuid, steady_ms());
+        }
+        let alarms = Alarms::new(inventory.clone(), settings.agent_boot_grace);
         alarms.load(store.as_ref(), now_ms).await?;
         Ok(Self {
             store,
@@ -129,6 +140,7 @@ impl Fleet {
             choices: Asking::default(),
             alarms,
             roster: Mutex::new(roster),
+            claims: Mutex::new(claims),
             lists: Lists::default(),
             changed: watch::Sender::new(0),
         })
@@ -141,8 +153,7 @@ impl Fleet {
         loop {
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {
-                    let now_ms = crate::time::now_ms();
-                    self.with_roster(|roster| roster.tick(now_ms));
+                    self.with_roster(|roster| roster.tick(steady_ms()));
                 }
                 Ok(()) = moved.changed() => self.announce(),
             }
@@ -158,10 +169,12 @@ impl Fleet {
     pub fn list_for(&self, tenant: &TenantId, product_uuid: Option<Uuid>) -> SvmList {
         let version = *self.changed.borrow();
         let common = self.lists.get(version, tenant, || {
-            self.lock()
-                .entries(tenant, |uuid| self.inventory.place_of(uuid))
+            let roster = self.lock();
+            let entries = roster.entries(tenant, |uuid| self.inventory.place_of(uuid));
+            (entries, roster.revoked(tenant))
         });
-        let (own_path, own_tags) = product_uuid
+        let undisputed = product_uuid.filter(|uuid| !self.claims().is_disputed(*uuid));
+        let (own_path, own_tags) = undisputed
             .and_then(|uuid| self.inventory.seat_of(uuid))
             .unwrap_or_default();
         SvmList {
@@ -169,6 +182,7 @@ impl Fleet {
             own_path,
             own_tags,
             svms: common.svms.clone(),
+            revoked: common.revoked.clone(),
         }
     }
 
@@ -182,6 +196,19 @@ impl Fleet {
         self.lock().absent()
     }
 
+    /// Domains that agents of several tenants say they are in.
+    pub fn disputed(&self) -> Vec<Dispute> {
+        self.claims().disputed()
+    }
+
+    /// An agent says in which domain it is.
+    pub(crate) fn claimed(&self, id: AgentId, tenant: &TenantId, domain: Option<Uuid>) {
+        let changed = self.claims().claim(id, tenant, domain, steady_ms());
+        if changed {
+            self.announce();
+        }
+    }
+
     pub(crate) fn svm_connected(&self, id: SvmId, name: &str, product_uuid: Option<Uuid>) {
         self.with_roster(|roster| roster.connected(id, name, product_uuid));
     }
@@ -190,8 +217,8 @@ impl Fleet {
         self.with_roster(|roster| roster.reported(id, report.clone()));
     }
 
-    pub(crate) fn svm_gone(&self, id: SvmId, now_ms: u64) {
-        self.with_roster(|roster| roster.gone(id, now_ms));
+    pub(crate) fn svm_gone(&self, id: SvmId) {
+        self.with_roster(|roster| roster.gone(id, steady_ms()));
     }
 
     /// Revokes an agent and cuts its session; false when there is none to revoke.
@@ -203,6 +230,10 @@ impl Fleet {
         let changed = self.store.change(change, Some(entry), now_ms).await?;
         self.sessions.cut(id.0);
         self.alarms.forget(id);
+        let settled = self.claims().forget(id, steady_ms());
+        if settled {
+            self.announce();
+        }
         Ok(changed.is_done())
     }
 
@@ -215,7 +246,9 @@ impl Fleet {
         let change = Change::RevokeSvm(id);
         let changed = self.store.change(change, Some(entry), now_ms).await?;
         self.sessions.cut(id.0);
-        self.with_roster(|roster| roster.remove(id));
+        if changed.is_done() {
+            self.with_roster(|roster| roster.revoke(id));
+        }
         Ok(changed.is_done())
     }
 
@@ -228,6 +261,10 @@ impl Fleet {
 
     fn announce(&self) {
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    fn claims(&self) -> std::sync::MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Roster> {

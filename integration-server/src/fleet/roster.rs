@@ -1,20 +1,25 @@
-//! The Protection Servers that agents choose from. Pure; time is an argument.
+//! The Protection Servers that agents choose from. Pure; time is an argument, in steady
+//! milliseconds.
 //!
 //! ```text
 //!               connected ──────────► Connected ◄──┐
 //!   add (known)      │                    │ gone   │ connected
 //!        └──► Gone{since} ◄───────────────┘        │
 //!                │      └──────────────────────────┘
-//!                └─ since + lost_after ─► not listed (still known)
+//!                └─ since + lost_after ─► listed as absent: agents try it last
 //! ```
 //!
-//! An entry is listed when it has reported and is connected, or was until
-//! recently: agents may reach a Protection Server that the server has just lost.
+//! An entry is listed once it has reported. That it has no session with this server is no
+//! reason to take it away from agents, which may reach it all the same: when the server is
+//! cut off, or its clock jumps, they would have none. Only a revocation ends an entry, and
+//! agents are told of that, so that they leave at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use palisade_protocol::bounded::{List, Text};
-use palisade_protocol::control::{InfrastructurePath, MAX_SVMS, Name, SvmEntry, SvmReport};
+use palisade_protocol::control::{
+    InfrastructurePath, MAX_REVOKED, MAX_SVMS, MAX_TENANTS, Name, SvmEntry, SvmReport,
+};
 use palisade_protocol::ids::{SvmId, TenantId};
 use palisade_protocol::problem::Problems;
 use palisade_protocol::trust::sha256;
@@ -26,7 +31,7 @@ pub const LOAD_STEP_PERMILLE: u16 = 100;
 pub const QUEUE_STEP_MS: u32 = 100;
 
 /// How long a Protection Server may be without a session until that is an alert, in
-/// milliseconds, if it does not leave the list before: it tries to connect once a minute.
+/// milliseconds, if it is not listed as absent before: it tries to connect once a minute.
 pub const ALERT_AFTER_MS: u64 = 90_000;
 
 /// How a Protection Server stands to a tenant's agents.
@@ -45,8 +50,6 @@ pub enum Unlisted {
     OtherTenants,
     /// It has not said yet where it is.
     NoReport,
-    /// It has had no session for long.
-    Gone,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,9 +63,10 @@ struct Known {
     name: String,
     product_uuid: Option<Uuid>,
     presence: Presence,
-    /// As agents were told: load moves in steps.
+    /// As agents were told: load moves in steps. It is listed once there is one.
     report: Option<SvmReport>,
-    listed: bool,
+    /// As agents were told.
+    absent: bool,
 }
 
 /// A Protection Server that has no session.
@@ -72,7 +76,7 @@ pub struct Absent {
     pub id: SvmId,
     /// Its name.
     pub name: String,
-    /// Since when, in milliseconds since 1970; at the earliest since this server's start.
+    /// Since when, in steady milliseconds; at the earliest since this server's start.
     pub since_ms: u64,
     /// From when on that is an alert.
     pub alert_ms: u64,
@@ -83,14 +87,17 @@ pub struct Absent {
 pub struct Roster {
     lost_after_ms: u64,
     svms: BTreeMap<SvmId, Known>,
+    /// The latest first, and whose agents knew it; none for all.
+    revoked: VecDeque<(SvmId, List<TenantId, MAX_TENANTS>)>,
 }
 
 impl Roster {
-    /// An empty roster; who is gone for `lost_after_ms` is not listed.
+    /// An empty roster; who is gone for `lost_after_ms` is listed as absent.
     pub fn new(lost_after_ms: u64) -> Self {
         Self {
             lost_after_ms,
             svms: BTreeMap::new(),
+            revoked: VecDeque::new(),
         }
     }
 
@@ -104,7 +111,6 @@ impl Roster {
         now_ms: u64,
     ) {
         let presence = Presence::Gone { since_ms: now_ms };
-        let listed = report.is_some();
         self.svms.insert(
             id,
             Known {
@@ -112,26 +118,29 @@ impl Roster {
                 product_uuid,
                 presence,
                 report,
-                listed,
+                absent: false,
             },
         );
     }
 
-    /// A session began. True when agents' lists change.
+    /// A session began. True when agents' lists change. One of a revoked Protection Server
+    /// that slipped in is cut, and counts for nothing.
     pub fn connected(&mut self, id: SvmId, name: &str, product_uuid: Option<Uuid>) -> bool {
+        if self.revoked.iter().any(|(revoked, _)| *revoked == id) {
+            return false;
+        }
         let known = self.svms.entry(id).or_insert_with(|| Known {
             name: name.to_owned(),
             product_uuid,
             presence: Presence::Connected,
             report: None,
-            listed: false,
+            absent: false,
         });
         let moved = known.product_uuid != product_uuid;
         known.presence = Presence::Connected;
         known.product_uuid = product_uuid;
-        let appears = known.report.is_some() && !known.listed;
-        known.listed = known.report.is_some();
-        appears || (moved && known.listed)
+        let was_absent = std::mem::take(&mut known.absent);
+        known.report.is_some() && (was_absent || moved)
     }
 
     /// A report came. True when it says something that agents care about.
@@ -139,14 +148,11 @@ impl Roster {
         let Some(known) = self.svms.get_mut(&id) else {
             return false;
         };
-        let listed = std::mem::replace(&mut known.listed, true);
-        match &mut known.report {
-            Some(told) if listed && !differs(told, &report) => {
-                told.agents = report.agents;
-                false
-            }
-            told => {
-                *told = Some(report);
+        let was_absent = std::mem::take(&mut known.absent);
+        match &known.report {
+            Some(told) if !differs(told, &report) => was_absent,
+            _ => {
+                known.report = Some(report);
                 true
             }
         }
@@ -160,9 +166,30 @@ impl Roster {
         false
     }
 
-    /// Forgets a Protection Server. True when lists change.
-    pub fn remove(&mut self, id: SvmId) -> bool {
-        self.svms.remove(&id).is_some_and(|known| known.listed)
+    /// Forgets a Protection Server that was revoked, and has agents told. True when lists
+    /// change.
+    pub fn revoke(&mut self, id: SvmId) -> bool {
+        let known = self.svms.remove(&id);
+        let report = known.and_then(|known| known.report);
+        self.add_revoked(id, report.as_ref());
+        self.revoked.rotate_right(1);
+        self.revoked.truncate(MAX_REVOKED);
+        true
+    }
+
+    /// Takes in one that was revoked before those that are known to be.
+    pub fn add_revoked(&mut self, id: SvmId, report: Option<&SvmReport>) {
+        self.revoked.retain(|(known, _)| *known != id);
+        let tenants = report.map(|report| report.tenants.clone());
+        self.revoked.push_back((id, tenants.unwrap_or_default()));
+    }
+
+    /// Those revoked ones that a tenant's agents may have known, the latest first.
+    pub fn revoked(&self, tenant: &TenantId) -> List<SvmId, MAX_REVOKED> {
+        let knew =
+            |tenants: &List<TenantId, MAX_TENANTS>| tenants.is_empty() || tenants.contains(tenant);
+        let revoked = self.revoked.iter().filter(|(_, tenants)| knew(tenants));
+        List::cut(revoked.map(|(id, _)| *id))
     }
 
     /// How each one that is known stands to a tenant's agents.
@@ -171,9 +198,8 @@ impl Roster {
             id: *id,
             unlisted: match known {
                 _ if !known.serves(tenant) => Some(Unlisted::OtherTenants),
-                Known { listed: true, .. } => None,
                 Known { report: None, .. } => Some(Unlisted::NoReport),
-                _ => Some(Unlisted::Gone),
+                _ => None,
             },
         };
         self.svms.iter().map(of).collect()
@@ -182,12 +208,12 @@ impl Roster {
     /// Time passed. True when lists change.
     pub fn tick(&mut self, now_ms: u64) -> bool {
         let mut changed = false;
-        for known in self.svms.values_mut().filter(|known| known.listed) {
+        for known in self.svms.values_mut().filter(|known| !known.absent) {
             if let Presence::Gone { since_ms } = known.presence
                 && now_ms.saturating_sub(since_ms) >= self.lost_after_ms
             {
-                known.listed = false;
-                changed = true;
+                known.absent = true;
+                changed |= known.report.is_some();
             }
         }
         changed
@@ -219,7 +245,7 @@ impl Roster {
         List::cut(
             self.svms
                 .iter()
-                .filter(|(_, known)| known.listed && known.serves(tenant))
+                .filter(|(_, known)| known.serves(tenant))
                 .filter_map(|(id, known)| {
                     let mut report = known.report.clone()?;
                     // Not agents' concern, and would make equal lists differ.
@@ -236,6 +262,7 @@ impl Roster {
                         id: *id,
                         name: Text::cut(&known.name),
                         report,
+                        absent: known.absent,
                     })
                 }),
         )
@@ -262,10 +289,10 @@ fn differs(told: &SvmReport, new: &SvmReport) -> bool {
         || old_load.queue_wait_ms.abs_diff(load.queue_wait_ms) >= QUEUE_STEP_MS
 }
 
-/// Hash of the entries.
-pub fn hash(svms: &[SvmEntry]) -> [u8; 32] {
+/// Hash of what a tenant's lists have in common.
+pub fn hash(svms: &[SvmEntry], revoked: &[SvmId]) -> [u8; 32] {
     // The types have nothing that JSON could not hold.
-    sha256(&serde_json::to_vec(svms).unwrap_or_default())
+    sha256(&serde_json::to_vec(&(svms, revoked)).unwrap_or_default())
 }
 
 /// A list's version: of its content alone, so that equal servers and restarts give
@@ -308,7 +335,10 @@ mod tests {
 
     fn version(roster: &Roster) -> u64 {
         etag(
-            &hash(&roster.entries(&tenant("one"), |_| None)),
+            &hash(
+                &roster.entries(&tenant("one"), |_| None),
+                &roster.revoked(&tenant("one")),
+            ),
             &InfrastructurePath::default(),
             &[],
         )
@@ -318,29 +348,61 @@ mod tests {
         name.parse().unwrap()
     }
 
+    /// Whatever this server has lost, agents may still reach.
     #[test]
-    fn an_svm_is_listed_once_it_reported_and_until_it_is_lost() {
+    fn an_svm_is_listed_once_it_reported_and_as_absent_once_it_is_lost() {
         let id = SvmId::random();
         let mut roster = Roster::new(1000);
         assert!(!roster.connected(id, "svm-1", None));
-        assert!(
-            roster.entries(&tenant("one"), |_| None).is_empty(),
-            "nothing to offer yet"
-        );
+        let entries = |roster: &Roster| roster.entries(&tenant("one"), |_| None);
+        assert!(entries(&roster).is_empty(), "nothing to offer yet");
         assert!(roster.reported(id, report(0)));
-        assert_eq!(roster.entries(&tenant("one"), |_| None).len(), 1);
+        assert!(!entries(&roster)[0].absent);
         assert!(!roster.gone(id, 5000));
         let absent = &roster.absent()[0];
         assert_eq!((absent.since_ms, absent.alert_ms), (5000, 6000));
         assert!(!roster.tick(5999));
+        assert!(!entries(&roster)[0].absent);
         assert!(roster.tick(6000));
-        assert!(roster.entries(&tenant("one"), |_| None).is_empty());
+        assert!(entries(&roster)[0].absent, "tried last");
         assert!(!roster.tick(9000), "said once");
-        assert!(
-            roster.connected(id, "svm-1", None),
-            "back with its last report"
+        assert!(roster.connected(id, "svm-1", None));
+        assert!(!entries(&roster)[0].absent, "back with its last report");
+    }
+
+    #[test]
+    fn agents_are_told_of_those_revoked_ones_that_they_may_have_known() {
+        let (known, reserved, unknown) = (SvmId::random(), SvmId::random(), SvmId::random());
+        let mut roster = Roster::new(1000);
+        roster.add_revoked(unknown, None);
+        for id in [known, reserved] {
+            roster.connected(id, "svm", None);
+        }
+        roster.reported(known, report(0));
+        let tenants = List::cut([tenant("two")]);
+        roster.reported(
+            reserved,
+            SvmReport {
+                tenants,
+                ..report(0)
+            },
         );
-        assert_eq!(roster.entries(&tenant("one"), |_| None).len(), 1);
+        let before = version(&roster);
+        assert!(roster.revoke(reserved));
+        assert!(!roster.connected(reserved, "svm", None), "it slipped in");
+        assert!(!roster.gone(reserved, 1));
+        assert!(roster.absent().is_empty());
+        assert_eq!(version(&roster), before, "none of theirs");
+        assert!(roster.revoke(known));
+        assert_ne!(version(&roster), before);
+        assert!(roster.entries(&tenant("two"), |_| None).is_empty());
+        assert_eq!(*roster.revoked(&tenant("one")), [known, unknown]);
+        assert_eq!(*roster.revoked(&tenant("two")), [known, reserved, unknown]);
+        for _ in 0..MAX_REVOKED {
+            roster.revoke(SvmId::random());
+        }
+        assert_eq!(roster.revoked.len(), MAX_REVOKED);
+        assert!(!roster.revoked(&tenant("one")).contains(&known));
     }
 
     #[test]
@@ -367,7 +429,7 @@ mod tests {
                 ..report(LOAD_STEP_PERMILLE)
             }
         ));
-        assert!(roster.remove(id));
+        assert!(roster.revoke(id));
         assert!(!roster.reported(id, report(0)), "a removed one stays away");
     }
 

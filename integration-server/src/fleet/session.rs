@@ -2,27 +2,32 @@
 //!
 //! ```text
 //!   reader:  frame ─► Conversation ─► Fleet::answer ─► queue (bounded)
-//!   writer:  queue, "lists may have changed", questions ─► Sealer ─► frame
+//!   writer:  queue, questions, "lists may have changed" ─► Sealer ─► frame
 //! ```
 //!
 //! Both run in one task. The writer alone seals, so that sequences on the wire are
-//! in order. A peer that does not take what it is sent stops its own reader by the
-//! full queue, and is cut after [`WRITE_TIMEOUT`].
+//! in order, and it alone knows which list the agent has: the last that was written. So
+//! no older list comes after a newer one without the newest behind it. A peer that does
+//! not take what it is sent stops its own reader by the full queue, and is cut after
+//! [`WRITE_TIMEOUT`].
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use palisade_protocol::control::{ControlFrame, Denied, FromServer, Hello};
+use palisade_protocol::control::{ControlFrame, Denied, DeniedCode, FromServer, Hello, SvmList};
 use palisade_protocol::envelope::{Envelope, Sealer};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::spiffe::SpiffeId;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::clones::Machine;
 use super::conversation::{Asked, Conversation, Member};
+use super::desk::denied;
 use super::lost::End;
-use super::sessions::Cut;
+use super::sessions::{Cut, Taken};
 use super::{EXPIRY_GRACE, Fleet, asking};
 use crate::time;
 
@@ -39,10 +44,19 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What the writer sends.
 enum Outgoing {
-    /// Begins an epoch; pushes follow.
-    Welcome { epoch: u64, answers: u64 },
+    /// Begins an epoch; pushes for this domain follow.
+    Welcome {
+        epoch: u64,
+        answers: u64,
+        product_uuid: Option<Uuid>,
+    },
     /// An answer.
-    Answer { message: FromServer, answers: u64 },
+    Answer {
+        message: FromServer,
+        answers: u64,
+        /// The version of the list that the agent has by this.
+        list: Option<u64>,
+    },
     /// A refusal; the session ends.
     Denied(Denied),
 }
@@ -55,8 +69,6 @@ struct Session<'a> {
     member: Member,
     /// Whether it was let in.
     admitted: AtomicBool,
-    /// The version of the list that the agent has; 0 when it has none.
-    list: AtomicU64,
     /// Where questions to it go.
     questions: mpsc::Sender<asking::Numbered>,
 }
@@ -85,7 +97,6 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
         peer,
         member,
         admitted: AtomicBool::new(false),
-        list: AtomicU64::new(0),
         questions,
     };
     let (queue, queued) = mpsc::channel(MAX_QUEUED);
@@ -132,20 +143,27 @@ impl Session<'_> {
                 Asked::List { etag, .. } => Some(*etag),
                 _ => None,
             };
+            // What a replaced session still says is older than what its successor says.
+            if !self.is_current() {
+                return;
+            }
             let message = self
                 .fleet
-                .answer(&self.peer, product_uuid, asked, now_ms)
+                .answer(&self.peer, product_uuid, asked, now_ms, || {
+                    self.is_current()
+                })
                 .await;
-            match (&message, held) {
-                (FromServer::SvmList(list), _) => self.list.store(list.etag, Ordering::Relaxed),
-                (FromServer::NotModified, Some(etag)) => self.list.store(etag, Ordering::Relaxed),
-                _ => {}
-            }
-            if queue
-                .send(Outgoing::Answer { message, answers })
-                .await
-                .is_err()
-            {
+            let list = match &message {
+                FromServer::SvmList(list) => Some(list.etag),
+                FromServer::NotModified => held,
+                _ => None,
+            };
+            let answer = Outgoing::Answer {
+                message,
+                answers,
+                list,
+            };
+            if queue.send(answer).await.is_err() {
                 return;
             }
         }
@@ -170,9 +188,19 @@ impl Session<'_> {
             }
         };
         // Entered before it is admitted: a revocation that comes meanwhile finds it.
-        self.fleet
-            .sessions
-            .begin(self.member.uuid(), self.connection);
+        let began = self.fleet.sessions.begin(
+            self.member.uuid(),
+            self.connection,
+            Machine::of(&hello.host),
+            time::steady_ms(),
+        );
+        if let Err(Taken) = began {
+            let why = "another machine with this identity is connected, and both cannot be let \
+                       in: one was cloned from the other; let this one join anew with a token";
+            self.refuse(denied(DeniedCode::NotAdmitted, why), queue)
+                .await;
+            return None;
+        }
         let admitted = match self.fleet.admit(&self.member, &hello, now_ms).await {
             Ok(admitted) => admitted,
             Err(denied) => {
@@ -185,6 +213,7 @@ impl Session<'_> {
         let welcome = Outgoing::Welcome {
             epoch: admitted.epoch,
             answers,
+            product_uuid: hello.host.product_uuid,
         };
         queue.send(welcome).await.ok()?;
         Some(hello.host.product_uuid)
@@ -236,20 +265,29 @@ impl Session<'_> {
         mut asked: mpsc::Receiver<asking::Numbered>,
     ) {
         let mut changes = self.fleet.changes();
-        let mut product_uuid = None;
+        let mut domain = None;
         let (mut welcomed, mut pushes) = (false, false);
+        // The version of the list that the agent has; 0 when it has none.
+        let mut held = 0;
+        let mut push_at = None;
         loop {
             let frame = tokio::select! {
+                biased;
                 outgoing = queued.recv() => match outgoing {
-                    Some(Outgoing::Welcome { epoch, answers }) => {
+                    Some(Outgoing::Welcome { epoch, answers, product_uuid }) => {
                         sealer.set_epoch(epoch);
                         welcomed = true;
                         pushes = matches!(self.member, Member::Agent { .. });
-                        product_uuid = self.product_uuid().await;
+                        domain = product_uuid;
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
                         self.seal(&mut sealer, &FromServer::Welcome(welcome), Some(answers))
                     }
-                    Some(Outgoing::Answer { message, answers }) => {
+                    Some(Outgoing::Answer { message, answers, list }) => {
+                        if let Some(list) = list {
+                            held = list;
+                            // It may have changed since the answer was made.
+                            push_at.get_or_insert_with(Instant::now);
+                        }
                         self.seal(&mut sealer, &message, Some(answers))
                     }
                     Some(Outgoing::Denied(denied)) => Some(ControlFrame::Denied(denied)),
@@ -259,13 +297,20 @@ impl Session<'_> {
                 Some(question) = asked.recv(), if welcomed => {
                     self.seal(&mut sealer, &question.into(), None)
                 }
-                Ok(()) = changes.changed(), if pushes => {
-                    tokio::time::sleep(DEBOUNCE).await;
+                () = until(push_at), if pushes => {
+                    push_at = None;
                     changes.mark_unchanged();
-                    match self.changed_list(product_uuid) {
-                        Some(list) => self.seal(&mut sealer, &list, None),
+                    match self.list_unless(domain, held) {
+                        Some(list) => {
+                            held = list.etag;
+                            self.seal(&mut sealer, &FromServer::SvmList(list), None)
+                        }
                         None => continue,
                     }
+                }
+                Ok(()) = changes.changed(), if pushes => {
+                    push_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+                    continue;
                 }
             };
             let Some(frame) = frame else {
@@ -301,27 +346,19 @@ impl Session<'_> {
         }
     }
 
-    /// The agent's list, if it is not the one that it has.
-    fn changed_list(&self, product_uuid: Option<Uuid>) -> Option<FromServer> {
+    /// The agent's list, if it is not the one of this version.
+    fn list_unless(&self, product_uuid: Option<Uuid>, held: u64) -> Option<SvmList> {
         let Member::Agent { tenant, .. } = &self.member else {
             return None;
         };
         let list = self.fleet.list_for(tenant, product_uuid);
-        (self.list.swap(list.etag, Ordering::Relaxed) != list.etag)
-            .then_some(FromServer::SvmList(list))
+        (list.etag != held).then_some(list)
     }
 
-    async fn product_uuid(&self) -> Option<Uuid> {
-        let Member::Agent { id, .. } = &self.member else {
-            return None;
-        };
-        self.fleet
-            .store
-            .agent(*id)
-            .await
-            .ok()
-            .flatten()?
-            .product_uuid
+    /// Whether no other session of the member has begun since.
+    fn is_current(&self) -> bool {
+        let sessions = &self.fleet.sessions;
+        sessions.is_current(self.member.uuid(), self.connection)
     }
 
     fn began(&self, hello: &Hello, name: &str) {
@@ -331,7 +368,8 @@ impl Session<'_> {
                 self.fleet.svm_connected(*id, name, hello.host.product_uuid);
                 self.fleet.orders.began(*id, &self.questions);
             }
-            Member::Agent { id, .. } => {
+            Member::Agent { id, tenant } => {
+                self.fleet.claimed(*id, tenant, hello.host.product_uuid);
                 self.fleet.alarms.began(*id, hello.host.product_uuid);
                 self.fleet.choices.began(*id, &self.questions);
             }
@@ -346,7 +384,7 @@ impl Session<'_> {
         }
         let last = self.fleet.sessions.end(self.member.uuid(), self.connection);
         if let (true, Member::Svm(id)) = (last, &self.member) {
-            self.fleet.svm_gone(*id, time::now_ms());
+            self.fleet.svm_gone(*id);
         }
         // It may have been let in after its connection was lost.
         self.gone();
@@ -363,7 +401,14 @@ impl Session<'_> {
                 Some(ConnectionError::ApplicationClosed(_)) => End::Farewell,
                 _ => End::Cut,
             };
-            self.fleet.alarms.ended(*id, end, time::now_ms());
+            self.fleet.alarms.ended(*id, end);
         }
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

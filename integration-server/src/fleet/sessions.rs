@@ -1,8 +1,12 @@
 //! Who is connected, and cutting who must not be.
 
-use dashmap::DashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dashmap::{DashMap, Entry};
 use quinn::Connection;
 use uuid::Uuid;
+
+use super::clones::{Clones, Held, Machine};
 
 /// Why a session was ended by this side, as QUIC's close carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,39 +43,94 @@ impl Cut {
     }
 }
 
+/// Another machine with this identity has a session, and keeps it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken;
+
+#[derive(Debug)]
+struct Open {
+    connection: Connection,
+    machine: Machine,
+}
+
 /// Open sessions by component.
 #[derive(Debug, Default)]
-pub struct Sessions(DashMap<Uuid, Connection>);
+pub struct Sessions {
+    open: DashMap<Uuid, Open>,
+    clones: Mutex<Clones>,
+}
 
 impl Sessions {
     /// A component's session began; the one before, if it is still there, ends:
     /// a component that comes back knows that the old one is dead first.
-    pub fn begin(&self, id: Uuid, connection: &Connection) {
-        if let Some(old) = self.0.insert(id, connection.clone()) {
-            Cut::Replaced.close(&old);
+    ///
+    /// # Errors
+    /// [`Taken`] where two machines have taken turns at this; nothing began then.
+    pub fn begin(
+        &self,
+        id: Uuid,
+        connection: &Connection,
+        machine: Machine,
+        now_ms: u64,
+    ) -> Result<(), Taken> {
+        let new = Open {
+            connection: connection.clone(),
+            machine,
+        };
+        match self.open.entry(id) {
+            Entry::Vacant(place) => drop(place.insert(new)),
+            Entry::Occupied(mut place) => {
+                let open = place.get();
+                let dead = open.connection.close_reason().is_some();
+                if !dead && !self.lock().may_replace(id, open.machine, machine, now_ms) {
+                    return Err(Taken);
+                }
+                Cut::Replaced.close(&place.insert(new).connection);
+            }
         }
+        Ok(())
     }
 
     /// A session ended; false when another one of the component goes on.
     pub fn end(&self, id: Uuid, connection: &Connection) -> bool {
-        let same = |_: &Uuid, open: &Connection| open.stable_id() == connection.stable_id();
-        self.0.remove_if(&id, same).is_some()
+        let same = |_: &Uuid, open: &Open| is_same(open, connection);
+        self.open.remove_if(&id, same).is_some()
+    }
+
+    /// Whether this is the component's session, and was not replaced.
+    pub fn is_current(&self, id: Uuid, connection: &Connection) -> bool {
+        self.open
+            .get(&id)
+            .is_some_and(|open| is_same(&open, connection))
     }
 
     /// Whether a component is connected.
     pub fn is_connected(&self, id: Uuid) -> bool {
-        self.0.contains_key(&id)
+        self.open.contains_key(&id)
     }
 
     /// How many components are connected.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.open.len()
+    }
+
+    /// Machines that are not let in, since another one has their identity.
+    pub fn held(&self, now_ms: u64) -> Vec<Held> {
+        self.lock().held(now_ms)
     }
 
     /// Ends a component's session because it is revoked.
     pub fn cut(&self, id: Uuid) {
-        if let Some(connection) = self.0.get(&id) {
-            Cut::Revoked.close(&connection);
+        if let Some(open) = self.open.get(&id) {
+            Cut::Revoked.close(&open.connection);
         }
     }
+
+    fn lock(&self) -> MutexGuard<'_, Clones> {
+        self.clones.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_same(open: &Open, connection: &Connection) -> bool {
+    open.connection.stable_id() == connection.stable_id()
 }

@@ -193,10 +193,19 @@ impl HostRecord {
         }
     }
 
-    /// Whether its facts are current.
-    pub fn state(&self) -> HostState {
+    /// Since when it has not been read: the last time that it was, or since it was begun to
+    /// be tried.
+    pub fn unread_since_ms(&self, began_ms: u64) -> u64 {
+        self.read_ms.unwrap_or_default().max(began_ms)
+    }
+
+    /// Whether its facts are current, which takes that they are at most so old. One that
+    /// hangs says nothing, not even an error.
+    pub fn state(&self, now_ms: u64, facts_age_ms: u64, began_ms: u64) -> HostState {
+        let age_ms = now_ms.saturating_sub(self.unread_since_ms(began_ms));
         match (&self.error, self.tried_ms) {
             (Some(_), _) => HostState::Down,
+            _ if age_ms > facts_age_ms => HostState::Down,
             (None, Some(_)) => HostState::Up,
             (None, None) => HostState::Unknown,
         }
@@ -258,14 +267,11 @@ impl Inventory {
     }
 
     /// Takes a reading in; says what changed. Readings of hosts that the settings
-    /// do not name, and ones older than the last, change nothing.
+    /// do not name change nothing. Those of one host come in their order.
     pub fn apply(&mut self, reading: Reading) -> Vec<Change> {
         let Some(host) = self.hosts.get_mut(&reading.uri) else {
             return Vec::new();
         };
-        if host.tried_ms.is_some_and(|tried| tried > reading.at_ms) {
-            return Vec::new();
-        }
         let before = host.clone();
         host.tried_ms = Some(reading.at_ms);
         match reading.outcome {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::{DomainState, HostRecord, HostState};
+use super::{DomainState, HostRecord};
 
 /// What can be said of a domain now. Of a domain that several hosts know, the
 /// greatest counts: where it runs it runs, and a host that cannot be read may run it. Of
@@ -18,7 +18,7 @@ pub enum Sight {
     Unknown,
     /// It runs.
     Running {
-        /// When it began to, was resumed or restarted, in milliseconds since 1970, where
+        /// When it began to, was resumed or restarted, in steady milliseconds, where
         /// libvirt told of it while this server listened.
         began_ms: Option<u64>,
     },
@@ -33,7 +33,8 @@ pub fn of<'a>(
     let mut sights = HashMap::new();
     for host in hosts {
         let young = |read_ms| now_ms.saturating_sub(read_ms) <= max_age_ms;
-        let current = host.state() == HostState::Up && host.read_ms.is_some_and(young);
+        let tried = host.error.is_none() && host.tried_ms.is_some();
+        let current = tried && host.read_ms.is_some_and(young);
         for (uuid, facts) in &host.domains {
             let sight = match facts.state {
                 _ if !current => Sight::Unknown,

@@ -29,7 +29,7 @@ pub struct Collector {
     readings: mpsc::Sender<Reading>,
 }
 
-/// When domains began to run, in milliseconds since 1970. No more than there are domains:
+/// When domains began to run, in steady milliseconds. No more than there are domains:
 /// each reading forgets those that are gone.
 type Began = BTreeMap<Uuid, u64>;
 
@@ -132,7 +132,7 @@ impl Collector {
     fn report(&self, outcome: Result<HostFacts, Error>) -> Result<(), Stopped> {
         let reading = Reading {
             uri: self.uri.clone(),
-            at_ms: time::now_ms(),
+            at_ms: time::steady_ms(),
             outcome: outcome.map_err(|error| error.message().to_owned()),
         };
         self.readings.blocking_send(reading).map_err(|_| Stopped)
@@ -155,6 +155,6 @@ impl Collector {
 
 fn take(event: Event, began: &mut Began) {
     if let Event::Began(uuid) = event {
-        began.insert(uuid, time::now_ms());
+        began.insert(uuid, time::steady_ms());
     }
 }

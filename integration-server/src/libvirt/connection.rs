@@ -45,19 +45,35 @@ impl Connection {
     /// Reads the host and all its domains.
     ///
     /// # Errors
-    /// libvirt's. A domain that vanishes while it is read is left out.
+    /// libvirt's. A domain that vanishes while it is read is left out, and of one that
+    /// libvirt cannot tell about the state is unknown: the others are read all the same.
     pub fn read(&self) -> Result<HostFacts, Error> {
         let hostname = self.0.get_hostname()?;
         let all = sys::VIR_CONNECT_LIST_DOMAINS_ACTIVE | sys::VIR_CONNECT_LIST_DOMAINS_INACTIVE;
         let mut domains = BTreeMap::new();
         for domain in self.0.list_all_domains(all)? {
-            match facts(&domain) {
-                Ok((uuid, facts)) => {
-                    domains.insert(uuid, facts);
+            let uuid = match domain.get_uuid() {
+                Ok(uuid) => Uuid::from_bytes(*uuid.as_bytes()),
+                Err(error) if weigh(error.code(), self.is_alive()) == Weight::Host => {
+                    return Err(error);
                 }
-                Err(error) if error.code() == ErrorNumber::NoDomain => {}
-                Err(error) => return Err(error),
-            }
+                Err(_) => continue,
+            };
+            let facts = match facts(&domain) {
+                Ok(facts) => facts,
+                Err(error) => match weigh(error.code(), self.is_alive()) {
+                    Weight::Gone => continue,
+                    Weight::Domain => {
+                        tracing::warn!(domain = %uuid, %error, "a domain cannot be read");
+                        DomainFacts {
+                            name: domain.get_name().unwrap_or_else(|_| uuid.to_string()),
+                            ..DomainFacts::default()
+                        }
+                    }
+                    Weight::Host => return Err(error),
+                },
+            };
+            domains.insert(uuid, facts);
         }
         Ok(HostFacts { hostname, domains })
     }
@@ -70,20 +86,35 @@ impl Drop for Connection {
     }
 }
 
-fn facts(domain: &Domain) -> Result<(Uuid, DomainFacts), Error> {
-    let uuid = Uuid::from_bytes(*domain.get_uuid()?.as_bytes());
+/// What an error about one domain says of the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weight {
+    /// The domain is gone.
+    Gone,
+    /// The domain is odd.
+    Domain,
+    /// The connection is.
+    Host,
+}
+
+fn weigh(error: ErrorNumber, is_alive: bool) -> Weight {
+    match error {
+        ErrorNumber::NoDomain => Weight::Gone,
+        _ if is_alive => Weight::Domain,
+        _ => Weight::Host,
+    }
+}
+
+fn facts(domain: &Domain) -> Result<DomainFacts, Error> {
     let name = domain.get_name()?;
     let (state, _reason) = domain.get_state()?;
     let tags = tags(domain, &name)?;
-    Ok((
-        uuid,
-        DomainFacts {
-            name,
-            state: state_of(state),
-            tags,
-            began_ms: None,
-        },
-    ))
+    Ok(DomainFacts {
+        name,
+        state: state_of(state),
+        tags,
+        began_ms: None,
+    })
 }
 
 /// The tags in the domain's metadata: the running domain's, or those that it is defined
@@ -116,5 +147,18 @@ fn state_of(state: sys::virDomainState) -> DomainState {
         sys::VIR_DOMAIN_CRASHED => DomainState::Crashed,
         sys::VIR_DOMAIN_PMSUSPENDED => DomainState::Suspended,
         _ => DomainState::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_odd_domain_makes_no_host_unreadable() {
+        assert_eq!(weigh(ErrorNumber::NoDomain, true), Weight::Gone);
+        assert_eq!(weigh(ErrorNumber::OperationTimeout, true), Weight::Domain);
+        assert_eq!(weigh(ErrorNumber::InternalError, true), Weight::Domain);
+        assert_eq!(weigh(ErrorNumber::InternalError, false), Weight::Host);
     }
 }

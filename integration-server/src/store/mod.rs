@@ -184,6 +184,8 @@ pub trait Store: std::fmt::Debug + Send + Sync {
 
     /// All Protection Servers that are not revoked, by name.
     async fn svms(&self) -> Result<Vec<SvmRecord>>;
+    /// Those that were revoked, the latest first, up to so many.
+    async fn revoked_svms(&self, limit: usize) -> Result<Vec<SvmRecord>>;
     /// One Protection Server, revoked or not.
     async fn svm(&self, id: SvmId) -> Result<Option<SvmRecord>>;
     /// A Protection Server opened a session.

@@ -17,6 +17,7 @@ mod backup;
 mod command;
 mod enrolment;
 mod envelopes;
+mod fleet;
 mod inventory;
 mod libvirtd;
 mod maintenance;

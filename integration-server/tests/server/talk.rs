@@ -31,7 +31,7 @@ pub fn hello(product_uuid: Option<Uuid>) -> Hello {
     }
 }
 
-async fn connect(member: &Membership) -> (Session, Welcome, mpsc::Receiver<FromServer>) {
+pub async fn connect(member: &Membership) -> (Session, Welcome, mpsc::Receiver<FromServer>) {
     Session::connect(member, hello(None)).await.unwrap()
 }
 
@@ -70,7 +70,7 @@ pub fn blocking(svm: Option<SvmId>) -> ToServer {
     })
 }
 
-async fn list(session: &Session, etag: u64) -> Option<SvmList> {
+pub async fn list(session: &Session, etag: u64) -> Option<SvmList> {
     match session
         .request(&ToServer::GetSvmList { etag })
         .await
@@ -202,19 +202,6 @@ async fn who_is_reserved_for_tenants_is_in_no_other_ones_list() {
     assert_eq!(pushed(&mut to_other).await.svms.len(), 1);
     say(&[]).await;
     assert_eq!(pushed(&mut to_acme).await.svms.len(), 1);
-}
-
-#[tokio::test]
-async fn an_svm_that_is_gone_for_long_leaves_the_list() {
-    let site = Site::start("[fleet]\nsvm_lost_after = '1s'").await;
-    let svm = site.join(Component::Svm, host("svm-1", None)).await;
-    let agent = site.join(Component::Agent, host("guest", None)).await;
-    let (agent, _, mut pushes) = connect(&agent).await;
-    let (svm, _, _svm_pushes) = connect(&svm).await;
-    svm.request(&ToServer::SvmReport(report(1))).await.unwrap();
-    while list(&agent, 0).await.unwrap().svms.is_empty() {}
-    svm.close();
-    while !pushed(&mut pushes).await.svms.is_empty() {}
 }
 
 #[tokio::test]

@@ -8,8 +8,9 @@ use palisade_integration_server::accounts::totp;
 use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{Database, Opening, Place};
 use palisade_integration_server::time::now_ms;
-use palisade_protocol::bounded::PathBytes;
-use palisade_protocol::control::Component;
+use palisade_protocol::bounded::{List, PathBytes};
+use palisade_protocol::control::{AgentReport, Component, Protection};
+use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
 use palisade_protocol::ids::AgentId;
 use palisade_protocol::spiffe::Role;
 use serde_json::{Value, json};
@@ -20,6 +21,24 @@ use crate::api::operations;
 use crate::command::server;
 use crate::site::host;
 use crate::store::detection;
+
+/// What an agent says whose guest has had time without verdicts.
+fn exposed() -> AgentReport {
+    let window = ExposureWindow {
+        id: 1,
+        until_ms: Some(1),
+        causes: List::cut([ExposureCause::NoSvm]),
+        ..ExposureWindow::default()
+    };
+    AgentReport {
+        protection: Protection::Blocking,
+        svm: None,
+        events: Default::default(),
+        clock_ms: 1,
+        exposure: List::cut([window]),
+        maintenance: None,
+    }
+}
 
 /// One of each, of one tenant.
 struct Things {
@@ -90,6 +109,7 @@ impl Things {
         tokio::runtime::Runtime::new().unwrap().block_on(async {
             let store = place.open_to(Opening::Look).await.unwrap();
             store.add_detections(agent, &[found], 1).await.unwrap();
+            store.report_agent(agent, &exposed(), 1).await.unwrap();
             store.close().await;
         });
     }
@@ -407,7 +427,7 @@ fn a_grant_for_one_vm_is_for_that_one() {
             !text.contains(&neighbour.agent) && !text.contains(&neighbour.join_token),
             "{list}"
         );
-        if ["agents", "detections"].contains(&list) {
+        if ["agents", "detections", "exposures"].contains(&list) {
             assert_eq!(
                 found.value["items"].as_array().unwrap().len(),
                 1,

@@ -49,7 +49,8 @@ impl Sent {
     }
 }
 
-/// What a Protection Server asked for within a request, over any session.
+/// The most that any session asked for within a request: asked for by two, it is one
+/// content all the same.
 #[derive(Debug, Default)]
 pub struct Needed {
     since: OnceLock<Instant>,
@@ -58,8 +59,9 @@ pub struct Needed {
 }
 
 impl Needed {
-    fn add(&self, bytes: u64) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    /// One session has asked for so much by now.
+    fn reaches(&self, bytes: u64) {
+        self.bytes.fetch_max(bytes, Ordering::Relaxed);
         self.since.get_or_init(Instant::now);
         self.first.notify_one();
     }
@@ -230,6 +232,8 @@ struct Wanted<'a> {
     fragments: usize,
     budget: usize,
     size: u64,
+    /// Bytes, over this session.
+    asked: u64,
     needed: &'a Needed,
     queue: mpsc::UnboundedSender<u32>,
 }
@@ -241,6 +245,7 @@ impl<'a> Wanted<'a> {
             fragments: outline.fragments(),
             budget: outline.fragments() * MAX_ROUNDS,
             size: outline.size(),
+            asked: 0,
             needed: offer.needed,
             queue,
         }
@@ -263,7 +268,8 @@ impl<'a> Wanted<'a> {
             }
             bytes += u64::from(range.count) * FRAGMENT_BYTES;
         }
-        self.needed.add(bytes.min(self.size));
+        self.asked += bytes.min(self.size);
+        self.needed.reaches(self.asked);
         Ok(())
     }
 }
@@ -299,5 +305,36 @@ async fn write(
         }
         Err(WriteError::Stopped(_)) => Ok(false),
         Err(error) => Err(LinkError::Lost(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What two Protection Servers ask for is one content: the rate must not look twice as
+    /// high as it is. What one asks for again is sent again.
+    #[test]
+    fn a_hedged_content_counts_once() {
+        const SIZE: u64 = 2 * FRAGMENT_BYTES + 9;
+        let needed = Needed::default();
+        let (queue, _wanted) = mpsc::unbounded_channel();
+        let session = || Wanted {
+            fragments: 3,
+            budget: 3 * MAX_ROUNDS,
+            size: SIZE,
+            asked: 0,
+            needed: &needed,
+            queue: queue.clone(),
+        };
+        let (mut first, mut second) = (session(), session());
+        let all = [FragmentRange { first: 0, count: 3 }];
+        let bytes = || needed.so_far().map(|(bytes, _)| bytes);
+        first.add(&all).unwrap();
+        assert_eq!(bytes(), Some(SIZE));
+        second.add(&all).unwrap();
+        assert_eq!(bytes(), Some(SIZE));
+        second.add(&all).unwrap();
+        assert_eq!(bytes(), Some(2 * SIZE));
     }
 }

@@ -34,6 +34,8 @@ use palisade_protocol::tls::{self, Expect, Own, Peer};
 use palisade_protocol::verdict::Generations;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
+use crate::selection::measurements::{LOAD_FRESH, Measurement};
+
 pub use exchange::{Needed, Offer, Reply, Sent, Share};
 
 /// How long connecting may take, `Welcome` included.
@@ -45,8 +47,6 @@ pub const SILENCE: Duration = Duration::from_secs(2);
 pub const QUIET: Duration = Duration::from_millis(500);
 /// How often the watch looks while requests are open.
 const LOOK: Duration = Duration::from_millis(250);
-/// How long a load is believed that rode on a verdict.
-const LOAD_FRESH: Duration = Duration::from_secs(60);
 
 /// Fragments that a session's requests have in memory at a time, besides what QUIC holds:
 /// that is four at the most, so that more would only wait here.
@@ -262,18 +262,22 @@ impl Link {
     }
 
     /// What the session has shown of its Protection Server.
-    pub fn measured(&self) -> Measured {
+    pub fn measured(&self) -> Measurement {
         let (at, load) = *self.load.lock().unwrap_or_else(PoisonError::into_inner);
-        Measured {
-            load: (at.elapsed() < LOAD_FRESH).then_some(load),
-            round_trip: Some(self.round_trip()),
+        let round_trip = self.round_trip();
+        Measurement {
+            at,
+            measured: Measured { load, round_trip },
         }
     }
 
     /// How long a new request of an open waits there, as it said the last time.
     pub fn queue_wait(&self) -> Duration {
-        let load = self.measured().load.unwrap_or_default();
-        Duration::from_millis(load.queue_wait_ms.into())
+        let shown = self.measured();
+        match shown.at.elapsed() < LOAD_FRESH {
+            true => Duration::from_millis(shown.measured.load.queue_wait_ms.into()),
+            false => Duration::ZERO,
+        }
     }
 
     /// The round trip as QUIC measures it.

@@ -1,7 +1,8 @@
 //! When each candidate is tried again: pure, with the time as an argument.
 //!
 //! A candidate that failed waits longer each time. A session that was lost soon counts
-//! as a failure, too: one that comes and goes is not gone back to each time.
+//! as a failure, too: one that comes and goes is not gone back to each time. Which of those
+//! that may be tried comes first is said by when they were tried ([`Attempts::tried`]).
 
 use std::time::{Duration, Instant};
 
@@ -38,9 +39,28 @@ impl Failure {
 #[derive(Debug, Default)]
 pub struct Attempts {
     failed: Vec<(Target, Failure)>,
+    /// Since a session was found the last time.
+    tried: Vec<(Target, Instant)>,
 }
 
 impl Attempts {
+    /// Takes down that one is tried.
+    pub fn begun(&mut self, target: &Target, now: Instant) {
+        self.tried.retain(|(of, _)| of != target);
+        self.tried.push((target.clone(), now));
+    }
+
+    /// When one was tried the last time since a session was found; none if not since.
+    pub fn tried(&self, target: &Target) -> Option<Instant> {
+        let mut tried = self.tried.iter();
+        tried.find(|(of, _)| of == target).map(|(_, at)| *at)
+    }
+
+    /// A session was found: the next time, the order of preference counts again.
+    pub fn found(&mut self) {
+        self.tried.clear();
+    }
+
     /// Takes down a failure; `spread` is about 1 and keeps agents from coming at once.
     pub fn failed(&mut self, target: &Target, now: Instant, reason: String, spread: f64) {
         let times = 1 + self.of(target).map_or(0, |failure| failure.times);
@@ -85,6 +105,7 @@ impl Attempts {
     /// them is forgotten.
     pub fn news(&mut self, targets: &[Target]) {
         self.failed.retain(|(of, _)| targets.contains(of));
+        self.tried.retain(|(of, _)| targets.contains(of));
         for (_, failure) in &mut self.failed {
             failure.times = 0;
             failure.spread = 0.0;

@@ -1,6 +1,6 @@
 //! The candidates at a moment, from the settings or from the list, best first.
 //!
-//! Owns how both sources look alike to the keeper; the order of a list is
+//! Owns how both sources look alike to whoever chooses; the order of a list is
 //! `palisade_protocol::selection`'s, that of settings is as written.
 
 use std::sync::Arc;
@@ -10,8 +10,9 @@ use palisade_protocol::identity::Identity;
 use palisade_protocol::ids::SvmId;
 use palisade_protocol::selection::{Chooser, Gain, Measured, Ranking, Reach, gain, rank};
 
+use super::seats::Session;
 use super::{Source, agent_id};
-use crate::link::{Link, Target};
+use crate::link::Target;
 use crate::settings::StaticSvm;
 
 /// The candidates.
@@ -19,7 +20,8 @@ use crate::settings::StaticSvm;
 pub struct Candidates {
     /// Where to connect to, best first.
     pub targets: Vec<Target>,
-    /// The order in numbers, and the list that it is of; none for settings.
+    /// The order in numbers, as long as `targets`, and the list that it is of; none for
+    /// settings.
     pub ranked: Option<(Ranking, Arc<SvmList>)>,
     /// Why there is no candidate at all, where that is so.
     pub nothing: Option<&'static str>,
@@ -31,7 +33,7 @@ impl Candidates {
         source: &Source,
         identity: &Identity,
         reach: Reach,
-        measured: impl Fn(SvmId) -> Measured,
+        measured: impl Fn(SvmId) -> Option<Measured>,
     ) -> Self {
         match source {
             Source::Static(svms) => Self {
@@ -39,7 +41,16 @@ impl Candidates {
                 ..Self::default()
             },
             Source::List(list) => match list.borrow().clone() {
-                Some(list) => Self::listed(list, identity, reach, measured),
+                Some(list) => {
+                    let chooser = Chooser {
+                        agent: agent_id(identity),
+                        path: &list.own_path,
+                        tags: &list.own_tags,
+                        reach,
+                    };
+                    let ranking = rank(&chooser, &list.svms, measured);
+                    Self::listed(Arc::clone(&list), ranking)
+                }
                 None => Self {
                     nothing: Some("no list of Protection Servers yet"),
                     ..Self::default()
@@ -48,20 +59,10 @@ impl Candidates {
         }
     }
 
-    fn listed(
-        list: Arc<SvmList>,
-        identity: &Identity,
-        reach: Reach,
-        measured: impl Fn(SvmId) -> Measured,
-    ) -> Self {
-        let chooser = Chooser {
-            agent: agent_id(identity),
-            path: &list.own_path,
-            tags: &list.own_tags,
-            reach,
-        };
-        let ranking = rank(&chooser, &list.svms, measured);
+    /// A list in this order.
+    pub fn listed(list: Arc<SvmList>, mut ranking: Ranking) -> Self {
         let entry = |id| list.svms.iter().find(|svm| svm.id == id);
+        ranking.candidates.retain(|one| entry(one.id).is_some());
         let targets = ranking
             .candidates
             .iter()
@@ -83,45 +84,78 @@ impl Candidates {
         }
     }
 
-    /// Where a session's Protection Server stands among them.
-    pub fn position(&self, link: &Link) -> Option<usize> {
-        self.targets.iter().position(|target| link.is(target))
+    /// Whether the server has revoked it.
+    pub fn is_revoked(&self, id: SvmId) -> bool {
+        let list = self.ranked.as_ref().map(|(_, list)| list);
+        list.is_some_and(|list| list.revoked.contains(&id))
     }
 
-    /// Where a session of this Protection Server would better go, and what for: to
-    /// whichever is best, or, of settings, to what is written before it and is connected.
-    pub fn gain(&self, used: &Link, spare: Option<&Link>) -> Option<(SvmId, Gain)> {
-        match &self.ranked {
-            Some((ranking, _)) => gain(ranking, used.id),
-            None => {
-                let spare = spare?;
-                let before = self.position(spare)? < self.position(used)?;
-                before.then_some((spare.id, Gain::Kind))
-            }
+    /// Where a session's Protection Server stands among them.
+    pub fn position(&self, session: &impl Session) -> Option<usize> {
+        self.targets.iter().position(|target| session.is(target))
+    }
+
+    /// What would be gained by one session instead of another: nothing by one that is none
+    /// with a candidate.
+    pub fn gain(&self, from: &impl Session, to: &impl Session) -> Option<Gain> {
+        self.gain_of(self.position(from), self.position(to)?)
+    }
+
+    /// The most that could be gained by a session with another one.
+    pub fn best_gain(&self, from: &impl Session) -> Option<Gain> {
+        let from = self.position(from);
+        let gains = (0..self.targets.len()).filter_map(|to| self.gain_of(from, to));
+        gains.min()
+    }
+
+    /// Those by which something is gained for which `which` holds, best first.
+    pub fn better_than(
+        &self,
+        session: &impl Session,
+        which: impl Fn(Option<Gain>) -> bool,
+    ) -> Vec<Target> {
+        let from = self.position(session);
+        let targets = self.targets.iter().enumerate();
+        let better = targets.filter(|(to, _)| which(self.gain_of(from, *to)));
+        better.map(|(_, target)| target.clone()).collect()
+    }
+
+    /// Those with which there is none of these sessions, best first.
+    pub fn all_but<S: Session>(&self, sessions: [Option<&S>; 2]) -> Vec<Target> {
+        let open = |target: &Target| sessions.iter().flatten().any(|one| one.is(target));
+        let mut targets = self.targets.clone();
+        targets.retain(|target| !open(target));
+        targets
+    }
+
+    /// Whether load alone tells two apart.
+    pub fn is_same_kind(&self, one: &impl Session, other: &impl Session) -> bool {
+        let at = |session| self.ranked.as_ref()?.0.candidates.get(session?);
+        match (at(self.position(one)), at(self.position(other))) {
+            (Some(one), Some(other)) => one.is_same_kind(other),
+            _ => false,
         }
     }
 
-    /// The target that stands by best for a session in use, among those that `may` be.
-    pub fn spare_for(&self, used: &Link, may: impl Fn(&Target) -> bool) -> Option<&Target> {
-        let mut others = self.targets.iter().filter(|target| !used.is(target));
-        others.find(|target| may(target))
+    /// The worst that is known of the load of a session's Protection Server.
+    pub fn worst_score(&self, session: &impl Session) -> Option<u32> {
+        let (ranking, _) = self.ranked.as_ref()?;
+        let candidate = ranking.candidates.get(self.position(session)?)?;
+        Some(candidate.listed.max(candidate.score()))
     }
 
-    /// Whether another one would stand by better than `spare` does: nearer, licensed,
-    /// written before it, or much less busy.
-    pub fn better_spare(&self, used: &Link, spare: &Link) -> Option<&Target> {
-        let id = match &self.ranked {
+    fn gain_of(&self, from: Option<usize>, to: usize) -> Option<Gain> {
+        match &self.ranked {
             Some((ranking, _)) => {
-                let (id, _) = gain(&ranking.clone().without(used.id), spare.id)?;
-                id
+                let at = |index: usize| ranking.candidates.get(index);
+                gain(from.and_then(at), at(to)?)
             }
-            None => {
-                let first = self.spare_for(used, |_| true)?;
-                let position = self.targets.iter().position(|target| target == first)?;
-                return (position < self.position(spare)?).then_some(first);
-            }
-        };
-        self.targets.iter().find(|target| target.id == Some(id))
+            // Of settings, what is written first is best.
+            None => match from {
+                None => Some(Gain::Needed),
+                Some(from) => (to < from).then_some(Gain::Kind),
+            },
+        }
     }
 
     /// Why others are none, for people; empty if there is nothing to say.

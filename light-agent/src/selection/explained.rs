@@ -103,6 +103,20 @@ impl Explanation {
                 });
             }
         }
+        if let Some(link) = links[0]
+            && explanation.svms.iter().all(|svm| svm.id != Some(link.id))
+        {
+            explanation.svms.push(Entry {
+                name: link.name.clone(),
+                id: Some(link.id),
+                addresses: vec![link.address.to_string()],
+                role: Role::InUse,
+                link: Some(Arc::clone(link)),
+                candidate: None,
+                why: "it is not listed any more; it is used until another one answers".to_owned(),
+                failure: None,
+            });
+        }
         explanation
     }
 
@@ -199,7 +213,7 @@ impl Entry {
                 .candidate
                 .as_ref()
                 .map(|own| own.licence == LicenceState::Valid),
-            score: self.candidate.as_ref().map(|own| own.score),
+            score: self.candidate.as_ref().map(Candidate::score),
             connected_s: link.map(|link| now.saturating_duration_since(link.since).as_secs()),
             round_trip_us: link.and_then(|link| micros(link.round_trip())),
             failure: self.failure.as_ref().map(|failure| LastFailure {

@@ -9,16 +9,21 @@
 //!                                             └ the spare is better, and stays so ──► they swap
 //! ```
 //!
-//! Owns one task, the [`keeper`], the state that everybody watches and what
-//! `palisade-agent explain` shows ([`explained`]). The order, and what is worth a move,
-//! are `palisade_protocol::selection`'s; sessions are [`link`](crate::link)'s.
+//! Owns the choice ([`seats`], pure), one task that carries it out, the [`keeper`], the
+//! state that everybody watches and what `palisade-agent explain` shows ([`explained`]).
+//! The order, and what is worth a move, are `palisade_protocol::selection`'s; sessions are
+//! [`link`](crate::link)'s.
 
 mod attempts;
 mod candidates;
 pub mod command;
+mod connecting;
 pub mod explained;
 mod keeper;
+pub mod measurements;
+mod seats;
 mod told;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Instant;

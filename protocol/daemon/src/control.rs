@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use palisade_protocol::control::{
-    self, ControlFrame, Denied, FromServer, Hello, ToServer, Welcome,
+    self, ControlFrame, Denied, DeniedCode, FromServer, Hello, ToServer, Welcome,
 };
 use palisade_protocol::endpoint::{self, Bounds, EndpointError};
 use palisade_protocol::envelope::{EnvelopeError, Opener, Sealer};
@@ -64,6 +64,14 @@ pub enum ControlError {
     Protocol(&'static str),
 }
 
+impl ControlError {
+    /// Whether the server said that it cannot do it now: the session is as good as before.
+    pub fn is_for_now(&self) -> bool {
+        let codes = [DeniedCode::Unavailable, DeniedCode::TooManyRequests];
+        matches!(self, Self::Denied(denied) if codes.contains(&denied.code))
+    }
+}
+
 /// The local address from which a peer can be reached, whichever its family.
 pub fn any_address(peer: SocketAddr) -> SocketAddr {
     match peer {
@@ -110,8 +118,8 @@ struct Sending {
 }
 
 impl Session {
-    /// Connects to the first server that answers, and says hello. Gives the
-    /// session, the server's welcome, and what the server pushes later.
+    /// Connects to the first server that lets it in, and says hello: one that cannot now, as
+    /// without its store, is no reason not to ask the next. Gives the session, the server's welcome, and what the server pushes later.
     ///
     /// # Errors
     /// A [`ControlError`] that names each server that was tried.
@@ -123,7 +131,9 @@ impl Session {
         for &server in &membership.servers {
             match tokio::time::timeout(CONNECT_TIMEOUT, open(membership, server, &hello)).await {
                 Ok(Ok(opened)) => return Ok(opened),
-                Ok(Err(ControlError::Denied(denied))) => return Err(ControlError::Denied(denied)),
+                Ok(Err(error @ ControlError::Denied(_))) if !error.is_for_now() => {
+                    return Err(error);
+                }
                 Ok(Err(error)) => failures.push(format!("{server}: {error}")),
                 Err(_) => failures.push(format!(
                     "{server}: no answer within {} s",

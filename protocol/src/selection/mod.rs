@@ -2,13 +2,16 @@
 //! agent decides and explains by the same rules.
 //!
 //! ```text
-//!  list ─► hard rules ─► licence ─► nearness ─► score, in steps ─► rendezvous hash
-//!             └► excluded, and why       (load, queue, agents, round trip)
+//!  list ─► hard rules ─► absent ones last ─► licence ─► nearness ─► load, in steps ─► rendezvous hash
+//!             └► excluded, and why
 //! ```
 //!
 //! The hash spreads ties: agents that see the same list do not all go to the same
-//! Protection Server. Whether a connected agent moves is [`Steady`]'s to say. Owns no
-//! clock and no session: what an agent measured is an argument.
+//! Protection Server. The order is of the list alone. What an agent measured over its
+//! sessions counts where two are compared of both of which it knows as much ([`gain`]):
+//! a fresh load and a round trip beside minutes-old words about another one would make
+//! whoever is known look worse than whoever is not. When a connected agent moves is
+//! [`Steady`]'s to say. Owns no clock and no session: what was measured is an argument.
 
 mod steady;
 mod why;
@@ -28,8 +31,6 @@ pub use why::{WhyNot, why_not};
 pub const LOAD_GAIN_PERMILLE: u32 = 300;
 /// Scores within one step of this many thousandths are equal, and the hash decides.
 pub const SCORE_STEP_PERMILLE: u32 = 100;
-/// What a connected agent weighs, in thousandths.
-const AGENT_PERMILLE: u32 = 1;
 /// What a millisecond of round trip weighs, in thousandths.
 const ROUND_TRIP_PERMILLE_PER_MS: u32 = 10;
 
@@ -147,10 +148,10 @@ impl std::fmt::Display for Excluded {
 /// What an agent measured of a Protection Server over a session of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Measured {
-    /// Its load, fresher than the list's.
-    pub load: Option<LoadHint>,
+    /// Its load, as it said it there.
+    pub load: LoadHint,
     /// The round trip.
-    pub round_trip: Option<Duration>,
+    pub round_trip: Duration,
 }
 
 /// The agent that chooses.
@@ -171,25 +172,54 @@ pub struct Chooser<'a> {
 pub struct Candidate {
     /// Which.
     pub id: SvmId,
+    /// The server has had no session with it for long.
+    pub absent: bool,
     /// Its licence.
     pub licence: LicenceState,
     /// How near it is.
     pub tier: Tier,
-    /// Load, queue wait, agents and round trip, in thousandths; less is better.
-    pub score: u32,
+    /// Load and queue wait as the list has them, in thousandths; less is better.
+    pub listed: u32,
+    /// Load, queue wait and round trip as they were measured, where they were.
+    pub measured: Option<u32>,
     rendezvous: u64,
 }
 
 impl Candidate {
+    /// The best that is known of it.
+    pub fn score(&self) -> u32 {
+        self.measured.unwrap_or(self.listed)
+    }
+
     /// What no load makes up for.
     pub(crate) fn kind(&self) -> (bool, Tier) {
         (self.licence != LicenceState::Valid, self.tier)
     }
 
-    fn rank(&self) -> (bool, Tier, u32, u64, SvmId) {
+    /// Whether load alone tells the two apart.
+    pub fn is_same_kind(&self, other: &Self) -> bool {
+        self.kind() == other.kind()
+    }
+
+    /// The scores of both, measured or listed alike.
+    pub(crate) fn against(&self, other: &Self) -> (u32, u32) {
+        match (self.measured, other.measured) {
+            (Some(own), Some(other)) => (own, other),
+            _ => (self.listed, other.listed),
+        }
+    }
+
+    fn rank(&self) -> (bool, bool, Tier, u32, u64, SvmId) {
         let (unlicensed, tier) = self.kind();
-        let step = self.score / SCORE_STEP_PERMILLE;
-        (unlicensed, tier, step, self.rendezvous, self.id)
+        let step = self.listed / SCORE_STEP_PERMILLE;
+        (
+            self.absent,
+            unlicensed,
+            tier,
+            step,
+            self.rendezvous,
+            self.id,
+        )
     }
 }
 
@@ -207,20 +237,13 @@ impl Ranking {
     pub fn candidate(&self, id: SvmId) -> Option<&Candidate> {
         self.candidates.iter().find(|candidate| candidate.id == id)
     }
-
-    /// The same without one.
-    #[must_use]
-    pub fn without(mut self, id: SvmId) -> Self {
-        self.candidates.retain(|candidate| candidate.id != id);
-        self
-    }
 }
 
 /// Orders the list for one agent, which may know more of some by its sessions.
 pub fn rank(
     chooser: &Chooser<'_>,
     svms: &[SvmEntry],
-    measured: impl Fn(SvmId) -> Measured,
+    measured: impl Fn(SvmId) -> Option<Measured>,
 ) -> Ranking {
     let mut ranking = Ranking::default();
     for svm in svms {
@@ -254,22 +277,25 @@ fn excluded(chooser: &Chooser<'_>, svm: &SvmEntry) -> Option<Excluded> {
     }
 }
 
-fn candidate(chooser: &Chooser<'_>, svm: &SvmEntry, measured: Measured) -> Candidate {
-    let load = measured.load.unwrap_or(svm.report.average_load);
-    let round_trip = measured.round_trip.unwrap_or_default();
-    let round_trip_ms = u32::try_from(round_trip.as_millis()).unwrap_or(u32::MAX);
-    // A second of waiting weighs as much as a full machine.
-    let score = u32::from(load.load_permille)
-        .saturating_add(load.queue_wait_ms)
-        .saturating_add(svm.report.agents.saturating_mul(AGENT_PERMILLE))
-        .saturating_add(round_trip_ms.saturating_mul(ROUND_TRIP_PERMILLE_PER_MS));
+fn candidate(chooser: &Chooser<'_>, svm: &SvmEntry, measured: Option<Measured>) -> Candidate {
     Candidate {
         id: svm.id,
+        absent: svm.absent,
         licence: svm.report.licence,
         tier: Tier::between(chooser.path, &svm.report.path),
-        score,
+        listed: busy(svm.report.average_load),
+        measured: measured.map(|measured| {
+            let ms = u32::try_from(measured.round_trip.as_millis()).unwrap_or(u32::MAX);
+            let away = ms.saturating_mul(ROUND_TRIP_PERMILLE_PER_MS);
+            busy(measured.load).saturating_add(away)
+        }),
         rendezvous: rendezvous(chooser.agent, svm.id),
     }
+}
+
+/// A second of waiting weighs as much as a full machine.
+fn busy(load: LoadHint) -> u32 {
+    u32::from(load.load_permille).saturating_add(load.queue_wait_ms)
 }
 
 fn rendezvous(agent: AgentId, svm: SvmId) -> u64 {

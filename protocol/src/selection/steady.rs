@@ -5,8 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{LOAD_GAIN_PERMILLE, Ranking};
-use crate::ids::SvmId;
+use super::{Candidate, LOAD_GAIN_PERMILLE};
 
 /// How long a gain in load must last.
 pub const LOAD_HOLD: Duration = Duration::from_secs(60);
@@ -16,8 +15,8 @@ pub const MOVE_SPREAD: Duration = Duration::from_secs(3);
 /// The same where the reason is load, which the first ones to move change for the others.
 pub const LOAD_MOVE_SPREAD: Duration = Duration::from_secs(60);
 
-/// What an agent would gain by moving.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What an agent would gain by moving, the most first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gain {
     /// The Protection Server in use is no candidate any more.
     Needed,
@@ -37,22 +36,18 @@ impl Gain {
     }
 }
 
-/// Where an agent that is connected to `current` would move, and what for.
-pub fn gain(ranking: &Ranking, current: SvmId) -> Option<(SvmId, Gain)> {
-    let best = ranking.candidates.first()?;
-    let Some(now) = ranking.candidate(current) else {
-        return Some((best.id, Gain::Needed));
+/// What an agent would gain by `to` instead of `from`, which is none if that is no
+/// candidate.
+pub fn gain(from: Option<&Candidate>, to: &Candidate) -> Option<Gain> {
+    let Some(from) = from else {
+        return Some(Gain::Needed);
     };
-    if best.kind() < now.kind() {
-        return Some((best.id, Gain::Kind));
+    if to.kind() < from.kind() {
+        return Some(Gain::Kind);
     }
-    let lightest = ranking
-        .candidates
-        .iter()
-        .filter(|candidate| candidate.kind() == now.kind())
-        .min_by_key(|candidate| candidate.score)?;
-    (now.score.saturating_sub(lightest.score) > LOAD_GAIN_PERMILLE)
-        .then_some((lightest.id, Gain::Load))
+    let (now, then) = from.against(to);
+    let lighter = now.saturating_sub(then) > LOAD_GAIN_PERMILLE;
+    (to.kind() == from.kind() && lighter).then_some(Gain::Load)
 }
 
 /// Remembers since when there is something to gain.
@@ -68,17 +63,12 @@ struct Pull {
 }
 
 impl Steady {
-    /// Takes down what there is to gain now; says where to move, when it is time to.
+    /// Takes down what there is to gain now; says whether it is time to have it.
     /// `chance` is between 0 and 1 and counts when a gain begins.
-    pub fn observe(
-        &mut self,
-        gain: Option<(SvmId, Gain)>,
-        now: Instant,
-        chance: f64,
-    ) -> Option<SvmId> {
-        let Some((to, gain)) = gain else {
+    pub fn observe(&mut self, gain: Option<Gain>, now: Instant, chance: f64) -> bool {
+        let Some(gain) = gain else {
             self.pull = None;
-            return None;
+            return false;
         };
         let pull = match self.pull {
             Some(pull) if pull.gain == gain => pull,
@@ -89,7 +79,7 @@ impl Steady {
             }
         };
         self.pull = Some(pull);
-        (now >= pull.due).then_some(to)
+        now >= pull.due
     }
 
     /// When to look again at the latest, if there is something to gain.

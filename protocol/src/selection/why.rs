@@ -8,6 +8,8 @@ use crate::control::LicenceState;
 /// Why a candidate is not the one in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhyNot {
+    /// The Integration Server has lost it.
+    Absent,
     /// Its licence is not valid, the other one's is.
     Licence,
     /// It is further away.
@@ -40,6 +42,10 @@ pub enum WhyNot {
 impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Absent => write!(
+                f,
+                "the Integration Server has had no session with it for long, so it is tried last"
+            ),
             Self::Licence => write!(f, "its licence is not valid"),
             Self::Further { is, other } => write!(f, "further away: it is {is}, not {other}"),
             Self::Busier { score, other } => write!(f, "busier: {score} against {other}"),
@@ -57,8 +63,10 @@ impl fmt::Display for WhyNot {
 /// Why `candidate` is not the one in use while `used` is.
 pub fn why_not(candidate: &Candidate, used: &Candidate) -> WhyNot {
     let licensed = |candidate: &Candidate| candidate.licence == LicenceState::Valid;
-    let (score, other) = (candidate.score, used.score);
-    if !licensed(candidate) && licensed(used) {
+    let (score, other) = candidate.against(used);
+    if candidate.absent && !used.absent {
+        WhyNot::Absent
+    } else if !licensed(candidate) && licensed(used) {
         WhyNot::Licence
     } else if candidate.kind() < used.kind() {
         WhyNot::Moving

@@ -7,11 +7,11 @@ use palisade_protocol::problem::{Problem, ProblemKind};
 use super::{Alert, id_of};
 use crate::fleet::roster::Absent;
 use crate::store::SvmRecord;
-use crate::time::rfc3339;
+use crate::time::{rfc3339, wall_ms};
 
 /// A Protection Server is gone, and so many others are there.
 pub(super) fn gone(absent: &Absent, others: usize) -> Alert {
-    let (name, since) = (&absent.name, rfc3339(absent.since_ms));
+    let (name, since) = (&absent.name, rfc3339(wall_ms(absent.since_ms)));
     let (severity, guests) = match others {
         0 => (
             "critical",
@@ -42,7 +42,7 @@ pub(super) fn gone(absent: &Absent, others: usize) -> Alert {
             absent.id,
             name,
             "svm_lost",
-            (absent.since_ms, absent.alert_ms),
+            (wall_ms(absent.since_ms), wall_ms(absent.alert_ms)),
             "",
         )
     }

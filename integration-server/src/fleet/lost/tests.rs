@@ -11,6 +11,7 @@ const TIMING: Timing = Timing {
     boot_ms: 60_000,
     noticed_ms: 20_000,
     unplaced_ms: 90_000,
+    turned_away_ms: 45_000,
 };
 const TICK_MS: u64 = 1_000;
 const RUNS: Sight = Sight::Running { began_ms: None };
@@ -38,13 +39,13 @@ fn gone() -> Lost {
     let mut lost = Lost::new(TIMING);
     lost.add(AGENT, "web-1".to_owned(), Some(DOMAIN), 0);
     lost.began(AGENT, Some(DOMAIN));
-    assert!(lost.tick(50_000, |_| Some(RUNS)).is_empty());
+    assert!(lost.tick(50_000, 50_000, |_| Some(RUNS)).is_empty());
     lost.ended(AGENT, End::Cut, 100_000);
     lost
 }
 
 fn raised(lost: &mut Lost, now_ms: u64, sight: Sight) -> bool {
-    lost.tick(now_ms, |_| Some(sight));
+    lost.tick(now_ms, now_ms, |_| Some(sight));
     lost.alarms().count() == 1
 }
 
@@ -52,11 +53,14 @@ fn raised(lost: &mut Lost, now_ms: u64, sight: Sight) -> bool {
 fn a_session_that_does_not_come_back_is_one_alarm() {
     let mut lost = gone();
     assert!(!raised(&mut lost, 104_999, RUNS));
-    let [Change::Raised(alarm)] = &lost.tick(105_000, |_| Some(RUNS))[..] else {
+    let [Change::Raised(alarm)] = &lost.tick(105_000, 105_000, |_| Some(RUNS))[..] else {
         panic!()
     };
     assert_eq!((alarm.since_ms, alarm.raised_ms), (100_000, 105_000));
-    assert!(lost.tick(106_000, |_| Some(RUNS)).is_empty(), "once");
+    assert!(
+        lost.tick(106_000, 106_000, |_| Some(RUNS)).is_empty(),
+        "once"
+    );
     assert!(
         raised(&mut lost, 107_000, Sight::Unknown),
         "it stays when the host is down"
@@ -82,8 +86,8 @@ fn a_domain_that_is_off_is_no_loss_and_one_that_starts_has_time() {
 fn a_session_of_the_boot_before_does_not_shorten_the_boot() {
     let mut lost = gone();
     lost.began(AGENT, Some(DOMAIN));
-    lost.tick(110_000, |_| Some(Sight::Off));
-    lost.tick(111_000, |_| Some(RUNS));
+    lost.tick(110_000, 110_000, |_| Some(Sight::Off));
+    lost.tick(111_000, 111_000, |_| Some(RUNS));
     // The old session's silence is noticed.
     lost.ended(AGENT, End::Cut, 128_000);
     assert!(!raised(&mut lost, 140_000, RUNS));
@@ -122,10 +126,45 @@ fn leave_that_was_given_back_is_over() {
     assert_eq!(lost.in_force(AGENT, None), None);
     assert_eq!(lost.in_force(AGENT, Some(given.id)), None);
     assert!(lost.granted(AGENT, 150_000).is_some());
-    assert_eq!(lost.in_force(AGENT, None), Some(given));
+    // It is over at once, and told until it is on record: a later start must not find it.
+    assert_eq!(lost.in_force(AGENT, None), Some(given.clone()));
+    assert!(lost.granted(AGENT, 150_000).is_none());
+    assert_eq!(lost.in_force(AGENT, None), Some(given.clone()));
+    assert_eq!(lost.in_force(AGENT, Some(given.id)), Some(given.clone()));
+    lost.on_record(&given);
     assert_eq!(lost.in_force(AGENT, None), None);
     lost.ended(AGENT, End::Cut, 200_000);
     assert!(raised(&mut lost, 206_000, RUNS));
+}
+
+/// Whoever this server does not let in is not lost.
+#[test]
+fn who_was_turned_away_for_this_servers_sake_has_time_to_come_back() {
+    let mut lost = gone();
+    lost.turned_away(104_000);
+    lost.turned_away(130_000);
+    assert!(!raised(&mut lost, 174_999, RUNS));
+    assert!(raised(&mut lost, 175_000, RUNS));
+    lost.turned_away(176_000);
+    assert!(
+        raised(&mut lost, 177_000, RUNS),
+        "what is an alarm stays one"
+    );
+}
+
+/// Set back by an hour or ahead by one: grants alone are by the wall clock.
+#[test]
+fn the_wall_clock_makes_no_alarm_and_hides_none() {
+    let mut lost = gone();
+    let looked = |lost: &mut Lost, now_ms, wall_ms| {
+        lost.tick(now_ms, wall_ms, |_| Some(RUNS));
+        lost.alarms().count()
+    };
+    assert_eq!(looked(&mut lost, 104_999, 9_000_000), 0);
+    assert_eq!(looked(&mut lost, 105_000, 1), 1);
+    lost.grant(grant(10, 20), 10);
+    assert_eq!(looked(&mut lost, 106_000, 15), 0);
+    assert_eq!(looked(&mut lost, 107_000, 20), 1);
 }
 
 #[test]
@@ -147,7 +186,7 @@ fn a_restart_of_the_guest_is_no_alarm_unless_its_agent_stays_away() {
     let mut lost = Lost::new(TIMING);
     lost.add(AGENT, "web-1".to_owned(), Some(DOMAIN), 0);
     lost.began(AGENT, Some(DOMAIN));
-    lost.tick(50_000, |_| Some(since(1)));
+    lost.tick(50_000, 50_000, |_| Some(since(1)));
     lost.ended(AGENT, End::Farewell, 100_000);
     assert!(!raised(&mut lost, 124_999, since(1)), "it has time to stop");
     // It was reset at 120 s, which is seen now.
@@ -155,7 +194,7 @@ fn a_restart_of_the_guest_is_no_alarm_unless_its_agent_stays_away() {
     assert!(!raised(&mut lost, 185_999, since(120_000)));
     assert!(raised(&mut lost, 186_000, since(120_000)), "it stays away");
     // Reset again: a grace more.
-    let changes = lost.tick(190_000, |_| Some(since(189_000)));
+    let changes = lost.tick(190_000, 190_000, |_| Some(since(189_000)));
     assert!(matches!(changes[..], [Change::Cleared(_, Why::Restarted)]));
     assert!(!raised(&mut lost, 249_000, since(189_000)));
     lost.began(AGENT, Some(DOMAIN));
@@ -203,7 +242,7 @@ fn who_restarts_for_ever_is_excused_a_few_times_only() {
     assert!(raised(&mut lost, now_ms, since(now_ms)), "no more of it");
     // The agent was there: all is as at first.
     lost.began(AGENT, Some(DOMAIN));
-    lost.tick(now_ms + 1_000, |_| Some(since(now_ms)));
+    lost.tick(now_ms + 1_000, now_ms + 1_000, |_| Some(since(now_ms)));
     lost.ended(AGENT, End::Cut, now_ms + 2_000);
     assert!(!raised(&mut lost, now_ms + 3_000, since(now_ms + 2_500)));
     assert!(!raised(&mut lost, now_ms + 60_000, since(now_ms + 2_500)));
@@ -215,14 +254,17 @@ fn an_agent_whose_domain_no_host_knows_is_an_alarm_when_it_is_gone_for_long() {
         let mut lost = Lost::new(TIMING);
         lost.add(AGENT, "web-1".to_owned(), domain, 0);
         lost.began(AGENT, domain);
-        assert!(lost.tick(200_000, |_| None).is_empty(), "it is there");
+        assert!(
+            lost.tick(200_000, 200_000, |_| None).is_empty(),
+            "it is there"
+        );
         lost.ended(AGENT, End::Cut, 300_000);
-        assert!(lost.tick(389_999, |_| None).is_empty());
-        let [Change::Raised(alarm)] = &lost.tick(390_000, |_| None)[..] else {
+        assert!(lost.tick(389_999, 389_999, |_| None).is_empty());
+        let [Change::Raised(alarm)] = &lost.tick(390_000, 390_000, |_| None)[..] else {
             panic!()
         };
         assert_eq!((alarm.placed, alarm.domain), (false, domain));
-        assert!(lost.tick(391_000, |_| None).is_empty(), "once");
+        assert!(lost.tick(391_000, 391_000, |_| None).is_empty(), "once");
         assert!(matches!(
             lost.began(AGENT, domain),
             Some(Change::Cleared(_, Why::Back))
@@ -230,15 +272,15 @@ fn an_agent_whose_domain_no_host_knows_is_an_alarm_when_it_is_gone_for_long() {
     }
     // A host is read that knows it, and that it is off.
     let mut lost = gone();
-    lost.tick(101_000, |_| None);
-    assert_eq!(lost.tick(191_000, |_| None).len(), 1);
+    lost.tick(101_000, 101_000, |_| None);
+    assert_eq!(lost.tick(191_000, 191_000, |_| None).len(), 1);
     assert!(!raised(&mut lost, 192_000, Sight::Off));
     // A server that has just started has seen nobody for long.
     let mut lost = Lost::new(TIMING);
     lost.add(AGENT, "web-1".to_owned(), None, 0);
-    assert!(lost.tick(10_000_000, |_| None).is_empty());
-    assert!(lost.tick(10_089_999, |_| None).is_empty());
-    assert_eq!(lost.tick(10_090_000, |_| None).len(), 1);
+    assert!(lost.tick(10_000_000, 10_000_000, |_| None).is_empty());
+    assert!(lost.tick(10_089_999, 10_089_999, |_| None).is_empty());
+    assert_eq!(lost.tick(10_090_000, 10_090_000, |_| None).len(), 1);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -408,7 +450,7 @@ proptest! {
         for (wait, step) in steps {
             let until = now_ms + wait;
             loop {
-                let mut changes = lost.tick(now_ms, |_| sight);
+                let mut changes = lost.tick(now_ms, now_ms, |_| sight);
                 history.all.push((now_ms, Happened::Looked(sight)));
                 history.alarm = history.expected();
                 prop_assert!(changes.len() <= 1);

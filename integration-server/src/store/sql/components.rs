@@ -140,6 +140,17 @@ pub async fn svms(store: &Backend) -> Result<Vec<SvmRecord>> {
     Ok(found)
 }
 
+pub async fn revoked_svms(store: &Backend, limit: usize) -> Result<Vec<SvmRecord>> {
+    let rows = sqlx::query(
+        "SELECT * FROM svms WHERE revoked_ms IS NOT NULL ORDER BY revoked_ms DESC, id LIMIT $1",
+    )
+    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+    .fetch_all(&store.readers)
+    .await
+    .map_err(|error| store.failed("list revoked Protection Servers", error))?;
+    rows.iter().map(|row| svm_of(store, row)).collect()
+}
+
 pub async fn svm(store: &Backend, id: SvmId) -> Result<Option<SvmRecord>> {
     let found = sqlx::query("SELECT * FROM svms WHERE id = $1")
         .bind(id.to_string())

@@ -157,6 +157,9 @@ impl Store for Backend {
     async fn svms(&self) -> Result<Vec<SvmRecord>> {
         self.bounded(components::svms(self)).await
     }
+    async fn revoked_svms(&self, limit: usize) -> Result<Vec<SvmRecord>> {
+        self.bounded(components::revoked_svms(self, limit)).await
+    }
     async fn svm(&self, id: SvmId) -> Result<Option<SvmRecord>> {
         self.bounded(components::svm(self, id)).await
     }
