@@ -1,6 +1,7 @@
 //! `/api/v1/alerts`: what somebody must look at now. Those about Protection Servers are in
-//! [`svms`].
+//! [`svms`], those about policies in [`policies`].
 
+mod policies;
 mod svms;
 
 use axum::Json;
@@ -30,8 +31,9 @@ pub struct Alert {
     /// The same for as long as it lasts.
     pub id: Uuid,
     /// `agent_lost`: an agent has no session although its domain runs, or no host knows
-    /// its domain. `agent_exposed`: an agent says that opens in its guest get no verdicts. `svm_lost`: a Protection Server
-    /// has no session. `svm_` and what is wrong, as in METRICS.md's `palisade_svm_problems`:
+    /// its domain. `agent_exposed`: an agent says that opens in its guest get no verdicts.
+    /// `policy_refused`: an agent does not take the policy that is set for it. `svm_lost`: a
+    /// Protection Server has no session. `svm_` and what is wrong, as in METRICS.md's `palisade_svm_problems`:
     /// a Protection Server says so.
     pub kind: String,
     /// `critical` or `warning`.
@@ -104,11 +106,19 @@ pub async fn all(fleet: &Fleet, access: &Access, now_ms: u64) -> Stored<Vec<Aler
         (alarm.raised_ms, lost(alarm, name, another))
     });
     let mut alerts: Vec<(u64, Alert)> = lost.collect();
+    let said = fleet.store.refused_policies().await?;
     for agent in agents {
-        if fleet.sessions.is_connected(agent.id.0)
-            && let Some((window, raised_ms)) = exposed_at(&agent, now_ms)
+        if !fleet.sessions.is_connected(agent.id.0) {
+            continue;
+        }
+        let name = agent.product_uuid.and_then(name_of);
+        if let Some(said) = said.get(&agent.id)
+            && let Some(refused) = policies::refused_by(fleet, &agent, said)
         {
-            let name = agent.product_uuid.and_then(name_of);
+            let alert = policies::refused(&agent, said, refused, name.clone());
+            alerts.push((said.reported_ms, alert));
+        }
+        if let Some((window, raised_ms)) = exposed_at(&agent, now_ms) {
             alerts.push((raised_ms, exposed(&agent, window, raised_ms, name)));
         }
     }

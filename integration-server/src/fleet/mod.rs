@@ -19,6 +19,7 @@
 //! | [`asking`] | what members are asked, and who waits for answers |
 //! | [`lists`] | the lists that agents have in common, made once for each change |
 //! | [`session`] | one session's sockets, queue and time limits |
+//! | [`policies`] | the policies in force, and which one an agent has been told |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
 //! | [`lost`] | which agents are gone although their domains run (pure) |
@@ -38,6 +39,7 @@ pub mod listener;
 mod lists;
 pub mod lost;
 pub mod maintenance;
+pub mod policies;
 pub mod roster;
 pub mod session;
 pub mod sessions;
@@ -63,6 +65,7 @@ use crate::time::millis;
 use alarms::Alarms;
 use asking::Asking;
 use lists::Lists;
+use policies::Policies;
 use roster::{Roster, Standing};
 use sessions::Sessions;
 
@@ -93,6 +96,7 @@ pub struct Fleet {
     pub choices: Asking<AgentId, Choice>,
     /// Agents that are gone although their domains run.
     pub alarms: Alarms,
+    policies: Policies,
     roster: Mutex<Roster>,
     lists: Lists,
     changed: watch::Sender<u64>,
@@ -118,6 +122,7 @@ impl Fleet {
         }
         let alarms = Alarms::new(inventory.clone(), poll, settings.agent_boot_grace);
         alarms.load(store.as_ref(), now_ms).await?;
+        let policies = Policies::load(store.as_ref()).await?;
         Ok(Self {
             store,
             authority,
@@ -128,14 +133,15 @@ impl Fleet {
             orders: Asking::default(),
             choices: Asking::default(),
             alarms,
+            policies,
             roster: Mutex::new(roster),
             lists: Lists::default(),
             changed: watch::Sender::new(0),
         })
     }
 
-    /// Keeps the roster current until the task is dropped: time passes, and
-    /// domains move.
+    /// Keeps roster and policies current until the task is dropped: time passes, domains
+    /// move, and other servers change policies.
     pub async fn run(&self) {
         let mut moved = self.inventory.changes();
         loop {
@@ -143,13 +149,14 @@ impl Fleet {
                 () = tokio::time::sleep(TICK) => {
                     let now_ms = crate::time::now_ms();
                     self.with_roster(|roster| roster.tick(now_ms));
+                    self.follow_policies().await;
                 }
                 Ok(()) = moved.changed() => self.announce(),
             }
         }
     }
 
-    /// Counts up whenever some agent's list may have changed.
+    /// Counts up whenever some agent's list or policy may have changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }

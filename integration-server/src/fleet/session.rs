@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reader:  frame ─► Conversation ─► Fleet::answer ─► queue (bounded)
-//!   writer:  queue, "lists may have changed", questions ─► Sealer ─► frame
+//!   writer:  queue, "lists and policies may have changed", questions ─► Sealer ─► frame
 //! ```
 //!
 //! Both run in one task. The writer alone seals, so that sequences on the wire are
@@ -15,6 +15,7 @@ use std::time::Duration;
 use palisade_protocol::control::{ControlFrame, Denied, FromServer, Hello};
 use palisade_protocol::envelope::{Envelope, Sealer};
 use palisade_protocol::frame::{self, FrameError};
+use palisade_protocol::policy::Fingerprint;
 use palisade_protocol::spiffe::SpiffeId;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -22,8 +23,10 @@ use uuid::Uuid;
 
 use super::conversation::{Asked, Conversation, Member};
 use super::lost::End;
+use super::policies::Told;
 use super::sessions::Cut;
 use super::{EXPIRY_GRACE, Fleet, asking};
+use crate::store::AgentRecord;
 use crate::time;
 
 /// How long the greeting may take.
@@ -43,6 +46,11 @@ enum Outgoing {
     Welcome { epoch: u64, answers: u64 },
     /// An answer.
     Answer { message: FromServer, answers: u64 },
+    /// The agent asks for its policy: answered in one order with pushes of it.
+    Policy {
+        held: Option<Fingerprint>,
+        answers: u64,
+    },
     /// A refusal; the session ends.
     Denied(Denied),
 }
@@ -128,6 +136,13 @@ impl Session<'_> {
                 Ok(taken) => taken,
                 Err(refused) => return self.refuse(refused.denied(), queue).await,
             };
+            if let Asked::Policy { held } = asked {
+                let policy = Outgoing::Policy { held, answers };
+                match queue.send(policy).await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
             let held = match &asked {
                 Asked::List { etag, .. } => Some(*etag),
                 _ => None,
@@ -236,47 +251,56 @@ impl Session<'_> {
         mut asked: mpsc::Receiver<asking::Numbered>,
     ) {
         let mut changes = self.fleet.changes();
-        let mut product_uuid = None;
+        let mut agent = None;
+        let mut told = Told::default();
         let (mut welcomed, mut pushes) = (false, false);
         loop {
-            let frame = tokio::select! {
+            let messages = tokio::select! {
                 outgoing = queued.recv() => match outgoing {
                     Some(Outgoing::Welcome { epoch, answers }) => {
                         sealer.set_epoch(epoch);
                         welcomed = true;
                         pushes = matches!(self.member, Member::Agent { .. });
-                        product_uuid = self.product_uuid().await;
+                        agent = self.agent().await;
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
-                        self.seal(&mut sealer, &FromServer::Welcome(welcome), Some(answers))
+                        vec![(FromServer::Welcome(welcome), Some(answers))]
                     }
-                    Some(Outgoing::Answer { message, answers }) => {
-                        self.seal(&mut sealer, &message, Some(answers))
+                    Some(Outgoing::Answer { message, answers }) => vec![(message, Some(answers))],
+                    Some(Outgoing::Policy { held, answers }) => {
+                        if agent.is_none() {
+                            agent = self.agent().await;
+                        }
+                        let message = match &agent {
+                            Some(agent) => told.answer(self.fleet, agent, held),
+                            None => FromServer::NotModified,
+                        };
+                        vec![(message, Some(answers))]
                     }
-                    Some(Outgoing::Denied(denied)) => Some(ControlFrame::Denied(denied)),
+                    Some(Outgoing::Denied(denied)) => {
+                        match self.send(&mut send, &ControlFrame::Denied(denied)).await {
+                            true => continue,
+                            false => return,
+                        }
+                    }
                     None => break,
                 },
                 // Nothing goes before Welcome.
-                Some(question) = asked.recv(), if welcomed => {
-                    self.seal(&mut sealer, &question.into(), None)
-                }
+                Some(question) = asked.recv(), if welcomed => vec![(question.into(), None)],
                 Ok(()) = changes.changed(), if pushes => {
                     tokio::time::sleep(DEBOUNCE).await;
                     changes.mark_unchanged();
-                    match self.changed_list(product_uuid) {
-                        Some(list) => self.seal(&mut sealer, &list, None),
-                        None => continue,
-                    }
+                    let product_uuid = agent.as_ref().and_then(|agent| agent.product_uuid);
+                    let policy = agent.as_ref().and_then(|agent| told.changed(self.fleet, agent));
+                    let changed = self.changed_list(product_uuid).into_iter().chain(policy);
+                    changed.map(|message| (message, None)).collect()
                 }
             };
-            let Some(frame) = frame else {
-                return Cut::Refused.close(self.connection);
-            };
-            match tokio::time::timeout(WRITE_TIMEOUT, frame::write(&mut send, &frame)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Cut::Done.close(self.connection),
-                Err(_) => {
-                    tracing::warn!(peer = %self.peer, "too slow; the session is cut");
-                    return Cut::Slow.close(self.connection);
+            for (message, answers) in messages {
+                let Some(frame) = self.seal(&mut sealer, &message, answers) else {
+                    return Cut::Refused.close(self.connection);
+                };
+                if !self.send(&mut send, &frame).await {
+                    return;
                 }
             }
         }
@@ -284,6 +308,22 @@ impl Session<'_> {
             let _ = tokio::time::timeout(LAST_WORDS, send.stopped()).await;
         }
         Cut::Done.close(self.connection);
+    }
+
+    /// Sends a frame; false when the session was ended because it cannot be sent.
+    async fn send(&self, send: &mut SendStream, frame: &ControlFrame) -> bool {
+        match tokio::time::timeout(WRITE_TIMEOUT, frame::write(send, frame)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(_)) => {
+                Cut::Done.close(self.connection);
+                false
+            }
+            Err(_) => {
+                tracing::warn!(peer = %self.peer, "too slow; the session is cut");
+                Cut::Slow.close(self.connection);
+                false
+            }
+        }
     }
 
     fn seal(
@@ -311,17 +351,12 @@ impl Session<'_> {
             .then_some(FromServer::SvmList(list))
     }
 
-    async fn product_uuid(&self) -> Option<Uuid> {
+    /// What is known of the agent, if it is one.
+    async fn agent(&self) -> Option<AgentRecord> {
         let Member::Agent { id, .. } = &self.member else {
             return None;
         };
-        self.fleet
-            .store
-            .agent(*id)
-            .await
-            .ok()
-            .flatten()?
-            .product_uuid
+        self.fleet.store.agent(*id).await.ok().flatten()
     }
 
     fn began(&self, hello: &Hello, name: &str) {

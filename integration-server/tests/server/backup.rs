@@ -32,7 +32,7 @@ fn authority() -> TempDir {
 /// All that the trait shows of what `fill` put.
 async fn seen(store: &dyn Store, agent: AgentId) -> String {
     format!(
-        "{:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {}",
         store.agents().await.unwrap(),
         store.svms().await.unwrap(),
         store.detections(None, 99).await.unwrap(),
@@ -40,6 +40,10 @@ async fn seen(store: &dyn Store, agent: AgentId) -> String {
         store.maintenance(5).await.unwrap(),
         store.quarantine_key(agent).await.unwrap().map(|key| key.0),
         store.hosts().await.unwrap(),
+        store.policies().await.unwrap(),
+        store.groups().await.unwrap(),
+        store.policy_report(agent).await.unwrap(),
+        store.policy_version().await.unwrap(),
     )
 }
 
