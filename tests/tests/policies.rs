@@ -20,7 +20,7 @@ use common::TestSite;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use palisade_tests::command::wait_for;
-use palisade_tests::definitions::Marker;
+use palisade_tests::definitions::{Marker, eicar};
 use palisade_tests::skip;
 use serde_json::Value;
 
@@ -39,7 +39,9 @@ struct Guest {
 impl Guest {
     fn start() -> Self {
         let marker = Marker::random();
-        let test = TestSite::start(&[("m.ndb", marker.ndb())]);
+        // EICAR is what an agent tries itself with.
+        let eicar = format!("Eicar-Test-Signature:0:0:{}\n", hex::encode(eicar()));
+        let test = TestSite::start(&[("m.ndb", marker.ndb()), ("eicar.ndb", eicar)]);
         let agents = test.site.console(&["agent", "list"]).unwrap();
         let agent = agents[0]["name"].as_str().unwrap().to_owned();
         let (bad, clean) = (test.protected.join("bad"), test.protected.join("clean"));
@@ -129,14 +131,10 @@ fn is_denied(path: &Path) -> bool {
     match fs::read(path) {
         Ok(_) => false,
         Err(error) => {
-            assert_eq!(error.raw_os_error(), Some(libc_eperm()), "{error}");
+            assert_eq!(error.raw_os_error(), Some(nix::libc::EPERM), "{error}");
             true
         }
     }
-}
-
-const fn libc_eperm() -> i32 {
-    nix::libc::EPERM
 }
 
 #[test]

@@ -157,7 +157,7 @@ async fn fill_accounts(store: &dyn Store, mark: &mut impl FnMut() -> String) {
 
 /// A policy, a group, and what an agent says of them.
 async fn fill_policies(store: &dyn Store, agent: AgentId, mark: &mut impl FnMut() -> String) {
-    let mut policy = crate::policies_store::policy(Subject::Site, 1, "block");
+    let mut policy = crate::policies_store::policy(Subject::Vm(agent), 1, "block");
     let excluded = serde_json::json!([format!("/{}", mark())]);
     policy.settings.insert("exclude".to_owned(), excluded);
     policy.by = mark();
