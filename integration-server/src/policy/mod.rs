@@ -16,7 +16,7 @@
 //!
 //! Owns the tree, inheritance, the groups' queries and the difference between revisions.
 //! Does not own what a setting may be (the protocol's
-//! [`settings`](palisade_protocol::policy::settings), which the agent reads, too), who may
+//! [`settings`], which the agent reads, too), who may
 //! change what (`access`) or how it reaches agents (`fleet`).
 //!
 //! | module | owns |

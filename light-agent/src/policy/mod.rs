@@ -34,8 +34,6 @@ pub mod people;
 
 use std::path::Path;
 
-use palisade_protocol::policy::Policy;
-
 use crate::settings::{Base, Settings};
 
 /// The settings that an agent would begin with: the guest's own, and what is kept of its
@@ -43,5 +41,5 @@ use crate::settings::{Base, Settings};
 pub fn in_force(base: &Base, state: &Path) -> Settings {
     let choice = kept::Files::new(state).look();
     let policy = choice.policy.map(|(policy, _)| policy);
-    overlay::lay(base, &policy.unwrap_or_else(Policy::default)).settings
+    overlay::lay(base, &policy.unwrap_or_default()).settings
 }
