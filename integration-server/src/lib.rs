@@ -18,6 +18,7 @@
 //! | [`fleet`] | enrolment and control sessions |
 //! | [`libvirt`] | the only code that touches libvirt |
 //! | [`inventory`] | hosts and domains, and what changed (pure) |
+//! | [`policy`] | what is set for guests, and what comes of it (pure) |
 //! | [`api`] | the REST API |
 //! | [`server`] | composition: start, run, stop |
 //! | [`cli`] | the `palisade` command |
@@ -40,6 +41,7 @@ pub mod interval;
 pub mod inventory;
 
 pub mod libvirt;
+pub mod policy;
 pub mod secret;
 pub mod server;
 pub mod settings;

@@ -32,6 +32,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::cache::Cache;
 use crate::content::Content;
+use crate::current::Current;
 use crate::index::{Held, Index, MAX_FILES, scans};
 use crate::quarantine::remedies::Remedies;
 use crate::scan::open::{self, Opened};
@@ -171,11 +172,16 @@ pub struct Again {
 }
 
 /// Starts asking, for as long as somebody listens.
-pub fn start(again: Again, cache: Arc<Cache>, index: Arc<Index>, state: PathBuf) -> Listener {
+pub fn start(
+    again: Current<Again>,
+    cache: Arc<Cache>,
+    index: Arc<Index>,
+    state: PathBuf,
+) -> Listener {
     let (files, mut waiting) = mpsc::channel(MAX_FILES);
     tokio::spawn(async move {
         while let Some(held) = waiting.recv().await {
-            again.ask(held).await;
+            again.get().ask(held).await;
         }
     });
     let heard = Arc::<Heard>::default();

@@ -8,21 +8,21 @@ use clap::{Parser, Subcommand};
 use palisade_daemon::cli::{Common, Format, Output, exit};
 use palisade_daemon::logging;
 
-use crate::daemon::How;
+use crate::daemon::{Ended, How};
 use crate::doctor::InForce;
 use crate::fanotify::overlay;
 use crate::generalize::{self, Generalize};
 use crate::maintenance::command::{Maintenance, Uninstall};
 use crate::pulse::Supervisor;
 use crate::scan::what::What;
-use crate::settings::{COMPONENT, Folders, LoadError, Settings};
+use crate::settings::{Base, COMPONENT, Folders, Settings};
 use crate::status::failures::Shown;
 use crate::supervise::Program;
 use crate::supervise::breaker::SETTLED;
 use crate::tasks::command::TaskCommand;
 use crate::{
-    bundle, bypass, daemon, doctor, enrol, maintenance, probe, quarantine, scan, selection, status,
-    supervise, tasks,
+    bundle, bypass, daemon, doctor, enrol, maintenance, policy, probe, quarantine, scan, selection,
+    status, supervise, tasks,
 };
 
 /// Palisade Light Agent: protects this guest's files.
@@ -81,6 +81,11 @@ enum Command {
         /// Show what opens are answered without a verdict, reason by reason
         #[arg(long)]
         failures: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show what the site has set for this guest, and where each setting is from
+    Policy {
         #[command(flatten)]
         format: Format,
     },
@@ -169,11 +174,16 @@ impl Cli {
             Some(logging::start_unheld(self.common.log_format, "info")?)
         };
         let file = self.common.settings(COMPONENT);
-        let read = Settings::load(&file);
-        // The settings are what may be wrong.
-        let in_force = |read: Result<_, LoadError>| {
-            InForce::new(read.map_err(|error| error.to_string()), &self.common.site())
+        let base = Base::load(&file);
+        let read = match &base {
+            Ok(base) => {
+                let folders = base.settings.folders(&self.common.site());
+                Ok(policy::in_force(base, &folders.state))
+            }
+            Err(error) => Err(error.to_string()),
         };
+        // The settings are what may be wrong.
+        let in_force = |read: Result<_, String>| InForce::new(read, &self.common.site());
         let command = match command {
             Command::Doctor { format } => return doctor::run(&in_force(read), format.output),
             Command::SupportBundle { out } => return bundle::run(&in_force(read), &file, out),
@@ -188,7 +198,7 @@ impl Cli {
                 eprintln!("palisade-agent: {error}");
                 return Ok(exit::FOUND);
             }
-            (Err(error), _) => return Err(error.into()),
+            (Err(error), _) => anyhow::bail!(error),
         };
         let folders = settings.folders(&self.common.site());
         match command {
@@ -207,7 +217,12 @@ impl Cli {
                     supervisor,
                     fallback,
                 };
-                daemon::run(settings, &folders, how).map(|()| exit::FINE)
+                let supervised = how.supervisor.is_some();
+                match daemon::run(base?, &folders, how)? {
+                    // Its supervisor starts it.
+                    Ended::Anew if !supervised => Err(begin_anew().into()),
+                    _ => Ok(exit::FINE),
+                }
             }
             Command::Supervise { reset: true, .. } => {
                 supervise::reset(&folders)?;
@@ -256,6 +271,7 @@ impl Cli {
                 format,
             } => show_failures(&settings, &folders, format.output),
             Command::Status { format, .. } => show_status(&folders, format.output),
+            Command::Policy { format } => policy::command::run(&folders, format.output),
             Command::Explain { name, format } => {
                 selection::command::run(&folders, name.as_deref(), format.output)
             }
@@ -277,6 +293,13 @@ impl Cli {
             | Command::ProbeOverlay { .. } => Ok(exit::FINE),
         }
     }
+}
+
+/// Runs this program once more in place of this process; gives why it cannot.
+fn begin_anew() -> std::io::Error {
+    use std::os::unix::process::CommandExt as _;
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.args(std::env::args_os().skip(1)).exec()
 }
 
 fn show_status(folders: &Folders, output: Output) -> anyhow::Result<u8> {

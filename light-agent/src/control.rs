@@ -7,6 +7,9 @@
 //!       └────────────────────────────────────────────────┘
 //! ```
 //!
+//! The policy comes when a session opens, and whenever it changes; what is made of it is
+//! reported.
+//!
 //! Owns one task. While the agent has no list it asks every 30 s, then as often as
 //! the server says (5 minutes); pushed lists apply at once. The agent works without
 //! all of this, by the list it keeps.
@@ -18,6 +21,7 @@ use palisade_daemon::control::{ControlError, Session};
 use palisade_daemon::membership::Membership;
 use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::control::{AgentReport, FromServer, Hello, HostFacts, SvmList, ToServer};
+use palisade_protocol::policy::Policy;
 use tokio::sync::{Notify, mpsc, watch};
 use uuid::Uuid;
 
@@ -26,6 +30,7 @@ use crate::health::{Health, ServerState};
 use crate::list::ListFile;
 use crate::maintenance::TokenFile;
 use crate::pace::jittered;
+use crate::policy::board::Board;
 use crate::quarantine::escrow::Escrow;
 use crate::selection::explained::Explanation;
 use crate::spool::{Spool, now_ms};
@@ -39,6 +44,9 @@ const REPORT_BOUNDS: (u64, u64) = (5, 3600);
 
 /// The list in force, watched by the keeper.
 pub type Lists = watch::Sender<Option<Arc<SvmList>>>;
+
+/// The last policy that came.
+pub type Policies = watch::Sender<Option<Arc<Policy>>>;
 
 /// What the task works with.
 pub struct Control {
@@ -64,6 +72,10 @@ pub struct Control {
     pub deferred: Deferred,
     /// Why which Protection Server is used, which the server may ask.
     pub explanation: watch::Receiver<Arc<Explanation>>,
+    /// Where policies go; the last one counts.
+    pub policies: Policies,
+    /// What was made of them.
+    pub board: Board,
 }
 
 /// The greeting of this agent.
@@ -124,6 +136,9 @@ impl Control {
         let mut posture = self.health.posture();
         let mut exposure = self.deferred.turns();
         let mut reported = self.report(session).await?;
+        let mut policy = self.board.changes();
+        self.ask_policy(session).await?;
+        self.report_policy(session).await?;
         self.escrow.settle(session).await?;
         let mut turn = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         self.spooled.notify_one();
@@ -133,6 +148,7 @@ impl Control {
                 () = session.ended() => return Ok(()),
                 Some(message) = pushed.recv() => match message {
                     FromServer::SvmList(list) => self.take(list),
+                    FromServer::Policy(policy) => self.take_policy(policy),
                     FromServer::Explain { number } => self.explain(session, number).await?,
                     _ => {}
                 },
@@ -141,6 +157,7 @@ impl Control {
                 () = tokio::time::sleep(RETRY), if !reported => {
                     reported = self.report(session).await?;
                 }
+                () = policy.next() => self.report_policy(session).await?,
                 () = self.spooled.notified() => {
                     self.deliver(session).await?;
                     // What was found may be the first that was moved.
@@ -177,6 +194,24 @@ impl Control {
             tracing::error!(%error, "the list of Protection Servers cannot be kept");
         }
         self.lists.send_replace(Some(Arc::new(list)));
+    }
+
+    async fn ask_policy(&self, session: &Session) -> Result<(), ControlError> {
+        let held = self.board.in_force();
+        let asked = ToServer::GetPolicy { held };
+        if let FromServer::Policy(policy) = session.request(&asked).await? {
+            self.take_policy(policy);
+        }
+        Ok(())
+    }
+
+    fn take_policy(&self, policy: Policy) {
+        self.policies.send_replace(Some(Arc::new(policy)));
+    }
+
+    async fn report_policy(&self, session: &Session) -> Result<(), ControlError> {
+        let report = ToServer::PolicyReport(self.board.report());
+        session.request(&report).await.map(drop)
     }
 
     /// False if the server does not take it now.

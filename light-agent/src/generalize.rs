@@ -28,6 +28,8 @@ const OWN: &[(&str, &str)] = &[
     ("quarantine", "files in quarantine"),
     ("spool", "detections that were not reported yet"),
     ("svm-list.json", "the last list of Protection Servers"),
+    ("policy.json", "the site's policy for this guest"),
+    ("policy-good.json", "the policy before"),
     ("tasks", "scans in the background, and when they ran"),
     ("supervisor.json", "the record of crashes"),
     ("bypass.json", "the emergency switch"),

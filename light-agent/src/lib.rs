@@ -35,6 +35,7 @@
 //! | [`packaged`] | files that are as their package has them |
 //! | [`scan`] | on-demand scans: what they cover, walk, report, command |
 //! | [`tasks`] | scans in the background: schedules, pause and resume, what survives a restart |
+//! | [`policy`], [`current`] | what the site has set for this guest; values that are replaced while in use |
 //! | [`control`], [`list`], [`spool`] | the session with the Integration Server, and what survives its absence |
 //! | [`supervise`], [`pulse`] | the process that ends a stuck agent, and what it hears |
 //! | [`health`], [`status`] | what the agent says of itself |
@@ -59,6 +60,7 @@ pub mod cli;
 pub mod container;
 pub mod content;
 pub mod control;
+pub mod current;
 pub mod daemon;
 pub mod deadline;
 pub mod decide;
@@ -85,6 +87,7 @@ pub mod mode;
 pub mod on_access;
 pub mod pace;
 pub mod packaged;
+pub mod policy;
 pub mod private;
 pub mod probe;
 pub mod pulse;

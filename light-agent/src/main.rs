@@ -9,6 +9,7 @@
 //! | `task` | [`palisade_light_agent::tasks`] |
 //! | `quarantine` | [`palisade_light_agent::quarantine::command`] |
 //! | `status` | [`palisade_light_agent::status`] |
+//! | `policy` | [`palisade_light_agent::policy`] |
 //! | `explain` | [`palisade_light_agent::selection`] |
 //! | `bypass` | [`palisade_light_agent::bypass`] |
 //! | `doctor` | [`palisade_light_agent::doctor`] |

@@ -1,18 +1,28 @@
 //! On-access protection: a group, its reader, its self-test and whoever serves it,
 //! from their start to their end.
 //!
+//! ```text
+//!   other settings:  new groups ─► marked ─► the old ones' marks away ─► their events served
+//!                                    └─ cannot be: the old ones stay
+//! ```
+//!
+//! Where settings change, there is never a moment without a group that is marked: for
+//! some milliseconds there are two, both are asked, and both must let an open through.
+//!
 //! Only composes; does not own the order in which an agent starts
 //! ([`daemon`](crate::daemon)).
 
+use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::scan::ScanClass;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
 
 use crate::accounts::Accounts;
 use crate::daemon::Parts;
@@ -30,6 +40,7 @@ use crate::fanotify::programs::Programs;
 use crate::fanotify::reader::{self, Told, Triage};
 use crate::guard::Guard;
 use crate::health::off;
+use crate::learn::Learned;
 use crate::marks::{Level, Marks};
 use crate::mode::Mode;
 use crate::private::Private;
@@ -57,16 +68,19 @@ pub struct OnAccess {
     pub coverage: Coverage,
     /// Files that the kernel asks no more about.
     pub marks: Marks,
+    /// What costs how much, where settings ask for it.
+    pub learned: Option<Learned>,
     running: Vec<Running>,
     deadlines: Option<Deadlines>,
+    self_test: Option<AbortHandle>,
     /// Nothing is marked any more once it is set.
     over: Arc<AtomicBool>,
 }
 
-/// What is there before it starts.
+/// What is there before it starts, and outlives it where settings change.
 pub struct Needs {
     /// Opens files for the self-test.
-    pub probe: Option<Probe>,
+    pub probe: Option<Arc<Mutex<Probe>>>,
     /// Descriptors that the process may have.
     pub descriptors: u64,
     /// Who hears signs of life.
@@ -75,6 +89,30 @@ pub struct Needs {
     pub off: Option<String>,
     /// Whether marks of an overlay's layers see what is opened through it.
     pub overlays: Seen,
+    /// The self-test's file, which is no detection, whichever group sees it.
+    pub test_files: TestFiles,
+    /// All readers whose turning is part of a sign of life.
+    pub readers: Readers,
+    /// Who answers in time; since the first start.
+    pub deadlines: OnceLock<Deadlines>,
+}
+
+impl Needs {
+    fn deadlines(&self, accounts: &Arc<Accounts>) -> Result<Deadlines, String> {
+        if let Some(deadlines) = self.deadlines.get() {
+            return Ok(deadlines.clone());
+        }
+        let chore = match &self.supervisor {
+            Some(supervisor) => {
+                let supervisor = supervisor.try_clone().map_err(|error| error.to_string())?;
+                let mut pulse = Pulse::new(supervisor, self.readers.clone(), Arc::clone(accounts));
+                Some(Box::new(move |now| pulse.beat(now)) as Chore)
+            }
+            None => None,
+        };
+        let deadlines = Deadlines::start(chore).map_err(|error| error.to_string())?;
+        Ok(self.deadlines.get_or_init(|| deadlines).clone())
+    }
 }
 
 /// One group with its reader.
@@ -91,9 +129,51 @@ impl OnAccess {
     pub fn start(
         settings: &Settings,
         parts: &Parts,
-        needs: Needs,
+        needs: &Needs,
     ) -> (Self, mpsc::Receiver<nix::Error>) {
         let (failing, failed) = mpsc::channel(GROUPS);
+        let mut started = Self::new(settings, None);
+        match started.protect(settings, parts, needs, &failing) {
+            Ok(test) => started.test(test, parts),
+            Err(reason) => {
+                // Half of it is none: what says "off" must not hold opens.
+                started.stop();
+                parts.health.set_protection(off(&reason));
+            }
+        }
+        (started, failed)
+    }
+
+    /// Goes on by other settings: nothing is opened unseen meanwhile, and whoever waits
+    /// has his answer as if nothing had changed.
+    ///
+    /// # Errors
+    /// Why not; it goes on as before then.
+    pub async fn change(
+        &mut self,
+        settings: &Settings,
+        parts: &Parts,
+        needs: &Needs,
+    ) -> Result<mpsc::Receiver<nix::Error>, String> {
+        let (failing, failed) = mpsc::channel(GROUPS);
+        let mut next = Self::new(settings, self.learned.clone());
+        match next.protect(settings, parts, needs, &failing) {
+            Ok(test) => {
+                std::mem::replace(self, next).hand_over().await;
+                self.test(test, parts);
+                Ok(failed)
+            }
+            Err(reason) => {
+                // The thread that answers in time is the old one's, too.
+                next.deadlines = None;
+                next.hand_over().await;
+                self.marks.follow(&parts.cache);
+                Err(reason)
+            }
+        }
+    }
+
+    fn new(settings: &Settings, learned: Option<Learned>) -> Self {
         let places = if settings.on_access.enabled {
             places::survey(&settings.on_access.paths, &settings.on_access.exclude_types)
         } else {
@@ -102,32 +182,34 @@ impl OnAccess {
         for gap in &places.gaps {
             tracing::warn!(path = %gap.path(), reason = %gap.reason(), "a path is not protected on access");
         }
-        let mut started = Self {
+        let learns = settings.on_access.mode == Mode::Learn;
+        Self {
             coverage: Coverage::new(&places),
             over: Arc::default(),
             places,
             marks: Marks::none(),
+            learned: learns.then(|| learned.unwrap_or_default()),
             running: Vec::new(),
             deadlines: None,
-        };
-        if let Err(reason) = started.protect(settings, parts, needs, &failing) {
-            // Half of it is none: what says "off" must not hold opens.
-            started.stop();
-            parts.health.set_protection(off(&reason));
+            self_test: None,
         }
-        (started, failed)
+    }
+
+    fn test(&mut self, test: SelfTest, parts: &Parts) {
+        let testing = tokio::spawn(test.run(parts.health.clone(), parts.link.clone()));
+        self.self_test = Some(testing.abort_handle());
     }
 
     fn protect(
         &mut self,
         settings: &Settings,
         parts: &Parts,
-        needs: Needs,
+        needs: &Needs,
         failing: &mpsc::Sender<nix::Error>,
-    ) -> Result<(), String> {
+    ) -> Result<SelfTest, String> {
         let places = &self.places.places;
-        if let Some(reason) = needs.off {
-            return Err(reason);
+        if let Some(reason) = &needs.off {
+            return Err(reason.clone());
         }
         if !settings.on_access.enabled {
             return Err("switched off in the settings (on_access.enabled)".to_owned());
@@ -142,26 +224,18 @@ impl OnAccess {
         let opens = Group::open(Watched::opens(mode)).map_err(|error| error.to_string())?;
         let probe = needs
             .probe
+            .clone()
             .ok_or("the self-test's probe does not run; restart the agent")?;
-        let test_files = TestFiles::default();
-        let test = SelfTest::new(places, test_files.clone(), probe, mode);
-        let readers = Readers::default();
-        let overlays = needs.overlays;
-        let chore = needs.supervisor.map(|supervisor| {
-            let accounts = Arc::clone(&parts.accounts);
-            let mut pulse = Pulse::new(supervisor, readers.clone(), accounts);
-            Box::new(move |now| pulse.beat(now)) as Chore
-        });
-        let deadlines = Deadlines::start(chore).map_err(|error| error.to_string())?;
+        let test = SelfTest::new(places, needs.test_files.clone(), probe, mode);
+        let deadlines = needs.deadlines(&parts.accounts)?;
         self.deadlines = Some(deadlines.clone());
         let watching = Watching {
             settings,
             parts,
             deadlines,
-            descriptors: needs.descriptors,
+            needs,
             failing,
-            test_files,
-            readers,
+            learned: self.learned.clone(),
         };
         let whole = scope(settings, &self.places, &test);
         let opens = Arc::new(opens);
@@ -206,9 +280,8 @@ impl OnAccess {
         for place in places {
             tracing::info!(path = %PathBytes::from_path(&place.path), kind = place.kind, "protecting");
         }
-        tokio::spawn(test.run(parts.health.clone(), parts.link.clone()));
-        tokio::spawn(self.follower(settings, parts, overlays).run());
-        Ok(())
+        tokio::spawn(self.follower(settings, parts, needs.overlays).run());
+        Ok(test)
     }
 
     fn follower(&self, settings: &Settings, parts: &Parts, overlays: Seen) -> Follower {
@@ -231,9 +304,31 @@ impl OnAccess {
         }
     }
 
+    /// Ends where another one is marked already: what was asked here is served to its end.
+    async fn hand_over(mut self) {
+        // The thread that answers in time goes on with the other one's.
+        self.deadlines = None;
+        // Its readers are waited for, and they open tables of mounts.
+        let ended = tokio::task::spawn_blocking(move || {
+            // First: once a reader is told, nobody reads what comes.
+            for running in &self.running {
+                running.group.unmark_all();
+            }
+            for mut stop in self.running.iter().filter_map(|one| one.stop.as_ref()) {
+                // Unsaid, whoever waits is let go by the failure table.
+                let _ = stop.write_all(&[reader::HAND_OVER]);
+            }
+            drop(self);
+        });
+        let _ = ended.await;
+    }
+
     /// No new events, then the readers' end, then whatever waits is answered as
     /// its event is dropped with its task.
     fn stop(&mut self) {
+        if let Some(test) = self.self_test.take() {
+            test.abort();
+        }
         self.over.store(true, Ordering::Relaxed);
         self.coverage.end();
         for running in &self.running {
@@ -305,10 +400,9 @@ struct Watching<'a> {
     settings: &'a Settings,
     parts: &'a Parts,
     deadlines: Deadlines,
-    descriptors: u64,
+    needs: &'a Needs,
     failing: &'a mpsc::Sender<nix::Error>,
-    test_files: TestFiles,
-    readers: Readers,
+    learned: Option<Learned>,
 }
 
 impl Watching<'_> {
@@ -336,15 +430,15 @@ impl Watching<'_> {
             marks: kind.marks.clone(),
             deferred: parts.deferred.clone(),
             told: kind.told,
-            learned: parts.learned.clone().filter(|_| kind.told == Told::Opens),
+            learned: self.learned.clone().filter(|_| kind.told == Told::Opens),
             deadlines: self.deadlines.clone(),
             deadline: kind.deadline,
             max_scan_bytes: Arc::clone(&parts.max_scan_bytes),
-            fd_reserve_from: reserve_from(self.descriptors, kind.told),
+            fd_reserve_from: reserve_from(self.needs.descriptors, kind.told),
             queue,
             turns: Arc::default(),
         };
-        self.readers.add(&group, Arc::clone(&triage.turns));
+        self.needs.readers.add(&group, Arc::clone(&triage.turns));
         let asking = 2 * kind.at_a_time;
         let guard = Guard {
             scanner: Scanner::new(parts.link.clone(), asking, settings.scan.options())
@@ -357,10 +451,10 @@ impl Watching<'_> {
             accounts: Arc::clone(&kind.accounts),
             deferred: parts.deferred.clone(),
             told: kind.told,
-            learned: parts.learned.clone().filter(|_| kind.told == Told::Opens),
+            learned: self.learned.clone().filter(|_| kind.told == Told::Opens),
             detections: parts.detections.clone(),
-            remedies: parts.remedies.clone(),
-            test_files: self.test_files.clone(),
+            remedies: parts.remedies.get().as_ref().clone(),
+            test_files: self.needs.test_files.clone(),
             tenant: parts.tenant.clone(),
             on_time: Arc::new(Semaphore::new(kind.at_a_time)),
             late: Arc::new(Semaphore::new(kind.at_a_time.div_ceil(2))),

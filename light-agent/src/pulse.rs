@@ -151,6 +151,8 @@ impl Readers {
             stuck_at: None,
         };
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of an earlier policy are gone.
+        readers.retain(|reader| reader.group.strong_count() > 0);
         readers.push(reader);
     }
 

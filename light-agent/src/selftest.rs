@@ -100,7 +100,7 @@ pub struct SelfTest {
 
 impl SelfTest {
     /// A test with one file in each file system of the places.
-    pub fn new(places: &[Place], files: TestFiles, probe: Probe, mode: Mode) -> Self {
+    pub fn new(places: &[Place], files: TestFiles, probe: Arc<Mutex<Probe>>, mode: Mode) -> Self {
         let mut devices = HashSet::new();
         let name = format!(".palisade-selftest-{}", uuid::Uuid::new_v4());
         let paths = places
@@ -118,7 +118,7 @@ impl SelfTest {
         Self {
             paths,
             files,
-            probe: Arc::new(Mutex::new(probe)),
+            probe,
             mode,
         }
     }
@@ -242,15 +242,14 @@ fn watched_open(
     patience: Duration,
 ) -> std::io::Result<Opened> {
     let metadata = std::fs::symlink_metadata(path)?;
+    // Until it is over: one of earlier settings may still be under way.
+    let mut probe = probe.lock().unwrap_or_else(PoisonError::into_inner);
     files.set(Some(Current {
         device: metadata.dev(),
         inode: metadata.ino(),
         verdict: None,
     }));
-    let opened = probe
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .open(path);
+    let opened = probe.open(path);
     let until = Instant::now() + patience;
     let verdict = loop {
         let verdict = files.verdict();

@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use palisade_daemon::settings::SettingsError;
+use palisade_daemon::settings::{Read, SettingsError};
 use palisade_daemon::site::Site;
 use palisade_protocol::bounded::Text;
 use palisade_protocol::control::HostFacts;
 use palisade_protocol::ids::SvmId;
+use palisade_protocol::policy::settings::{MAX_SCHEDULES, MIN_MAX_BYTES};
 use palisade_protocol::scan::ScanOptions;
 use serde::Deserialize;
 
@@ -26,12 +27,6 @@ use crate::quarantine::vault::{Limits, MOST_FILES};
 use crate::selection::Policy;
 use crate::tasks::schedule::settings::Schedule;
 use crate::tasks::settings::Tasks;
-
-/// The smallest bound of `on_access.max_bytes`: the self-test's file must be below it.
-const MIN_MAX_BYTES: u64 = 4096;
-
-/// Schedules, at the most.
-const MAX_SCHEDULES: usize = 64;
 
 /// The agent's name within a site.
 pub const COMPONENT: &str = "agent";
@@ -277,6 +272,32 @@ pub enum LoadError {
     },
 }
 
+/// What the guest's own files and variables say, and what they come to: a policy is laid
+/// over it.
+#[derive(Debug, Clone)]
+pub struct Base {
+    /// As it was read.
+    pub read: Read,
+    /// As it is without any policy.
+    pub settings: Settings,
+}
+
+impl Base {
+    /// Reads and checks them.
+    ///
+    /// # Errors
+    /// A [`LoadError`] that names the file and the key.
+    pub fn load(file: &Path) -> Result<Self, LoadError> {
+        let read = palisade_daemon::settings::read_all(COMPONENT, file, std::env::vars_os())?;
+        let settings: Settings = read.parse()?;
+        settings.check().map_err(|source| LoadError::Value {
+            file: file.to_owned(),
+            source,
+        })?;
+        Ok(Self { read, settings })
+    }
+}
+
 /// The folders in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folders {
@@ -292,12 +313,7 @@ impl Settings {
     /// # Errors
     /// A [`LoadError`] that names the file and the key.
     pub fn load(file: &Path) -> Result<Self, LoadError> {
-        let settings: Self = palisade_daemon::settings::load(COMPONENT, file, std::env::vars_os())?;
-        settings.check().map_err(|source| LoadError::Value {
-            file: file.to_owned(),
-            source,
-        })?;
-        Ok(settings)
+        Base::load(file).map(|base| base.settings)
     }
 
     /// The folders: the site's, unless set.
@@ -330,7 +346,11 @@ impl Settings {
         facts
     }
 
-    fn check(&self) -> Result<(), BadValue> {
+    /// Whether all values are within their bounds.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), BadValue> {
         absolute("on_access.paths", &self.on_access.paths)?;
         absolute(
             "on_access.exclude_processes",

@@ -16,8 +16,9 @@
 //! every frame on it is a signed [`Envelope`], so that a relay
 //! could carry it. Answers name the sequence they answer; pushed messages name
 //! none. What the server pushes to a Protection Server is a command about its
-//! definitions ([`crate::definitions`]), and to an agent, besides lists, a question about
-//! its choice ([`crate::choice`]); their answers come as requests.
+//! definitions ([`crate::definitions`]), and to an agent, besides lists and its policy
+//! ([`crate::policy`]), a question about its choice ([`crate::choice`]); their answers
+//! come as requests.
 //!
 //! Versions: 1, the first.
 
@@ -33,6 +34,7 @@ use crate::definitions::{DefinitionsAnswer, DefinitionsCommand};
 use crate::envelope::Envelope;
 use crate::exposure::ExposureWindows;
 use crate::ids::{DetectionId, SvmId, TenantId};
+use crate::policy::{Fingerprint, Policy, PolicyReport};
 use crate::problem::Problems;
 use crate::scan::{LoadHint, ScanClass};
 use crate::verdict::{EngineName, Generations, MemberPath, SignatureName, VerdictKind};
@@ -204,6 +206,14 @@ pub enum ToServer {
     /// Why an agent uses the Protection Server that it uses: answers `Explain`; answered
     /// by `Ack`.
     Choice(Choice),
+    /// Asks for the agent's policy; answered by `Policy` or `NotModified`. Who has asked
+    /// is told of changes from then on.
+    GetPolicy {
+        /// The policy that the agent has.
+        held: Option<Fingerprint>,
+    },
+    /// What an agent made of its policy; answered by `Ack` once it is stored.
+    PolicyReport(PolicyReport),
 }
 
 impl Message for ToServer {
@@ -235,6 +245,8 @@ pub enum FromServer {
         /// Tells answers apart.
         number: u64,
     },
+    /// The agent's policy: asked for, or pushed on a change.
+    Policy(Policy),
 }
 
 impl Message for FromServer {

@@ -21,6 +21,7 @@
 //! | [`exposure`] | a guest's time without verdicts, as its agent reports it |
 //! | [`problem`] | what a Protection Server knows to be wrong with itself |
 //! | [`definitions`] | orders about a Protection Server's definitions, and what it has |
+//! | [`policy`] | what a site sets for an agent, and what may be set |
 //! | [`envelope`] | signatures, epochs and sequences around control messages |
 //! | [`ids`], [`spiffe`] | who is who |
 //! | [`identity`], [`token`] | keys, certificates, certificate requests, join tokens |
@@ -50,6 +51,7 @@ pub mod identity;
 pub mod ids;
 pub mod maintenance;
 pub mod notice;
+pub mod policy;
 pub mod problem;
 pub mod scan;
 pub mod selection;

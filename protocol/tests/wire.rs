@@ -18,6 +18,7 @@ use palisade_protocol::exposure::{ExposureCause, ExposureWindow};
 use palisade_protocol::frame::{self, FrameError};
 use palisade_protocol::ids::{DetectionId, SvmId, TenantId};
 use palisade_protocol::notice::{MAX_CONTENTS, Notice};
+use palisade_protocol::policy::{Layer, NotApplied, Policy, PolicyReport, Refused, Setting};
 use palisade_protocol::scan::{self, ToAgent, ToSvm, ToSvmRef};
 use palisade_protocol::selection::Reach;
 use palisade_protocol::token::JoinToken;
@@ -237,7 +238,47 @@ fn to_server() -> Vec<ToServer> {
         ToServer::KeepQuarantineKey(control::QuarantineKey([0xab; 32])),
         ToServer::GetQuarantineKey,
         ToServer::Choice(choice()),
+        ToServer::GetPolicy {
+            held: Some(policy().fingerprint().unwrap()),
+        },
+        ToServer::GetPolicy { held: None },
+        ToServer::PolicyReport(PolicyReport {
+            in_force: Some(policy().fingerprint().unwrap()),
+            refused: Some(Refused {
+                fingerprint: Policy::default().fingerprint().unwrap(),
+                why: Text::cut("refused"),
+            }),
+            not_applied: List::cut([NotApplied {
+                key: Text::cut("on_access.later"),
+                why: Text::cut("unknown"),
+            }]),
+            note: Some(Text::cut("damaged")),
+        }),
     ]
+}
+
+fn policy() -> Policy {
+    Policy {
+        layers: List::cut([Layer {
+            origin: Text::cut("site"),
+            revision: 3,
+        }]),
+        settings: List::cut([Setting {
+            key: Text::cut("on_access.mode"),
+            value: Text::cut("\"block\""),
+            origin: Text::cut("site"),
+        }]),
+    }
+}
+
+/// Agents keep it and servers of other versions compute it: it never changes.
+#[test]
+fn a_policys_fingerprint_is_pinned() {
+    let fingerprints = [policy(), Policy::default()].map(|policy| {
+        let fingerprint = policy.fingerprint().unwrap();
+        fingerprint.to_string()
+    });
+    insta::assert_snapshot!(fingerprints.join("\n"));
 }
 
 fn choice() -> Choice {
@@ -341,6 +382,7 @@ fn from_server() -> Vec<FromServer> {
             },
         }),
         FromServer::Explain { number: 14 },
+        FromServer::Policy(policy()),
     ]
 }
 

@@ -50,6 +50,10 @@ pub enum Permission {
     SeeGuests,
     /// To cut an agent off, and to let it be stopped.
     ManageGuests,
+    /// To see policies and groups, and what comes of them.
+    SeePolicies,
+    /// To change policies and groups.
+    ManagePolicies,
     /// To see join tokens, without their secrets.
     SeeJoinTokens,
     /// To make and revoke join tokens.
@@ -63,18 +67,20 @@ pub enum Permission {
 }
 
 use Permission::{
-    ManageAccounts, ManageGuests, ManageJoinTokens, ManageSvms, SeeAccounts, SeeAudit, SeeGuests,
-    SeeJoinTokens, SeeSite,
+    ManageAccounts, ManageGuests, ManageJoinTokens, ManagePolicies, ManageSvms, SeeAccounts,
+    SeeAudit, SeeGuests, SeeJoinTokens, SeePolicies, SeeSite,
 };
 
 /// Which role has which permission; all else is refused.
 #[rustfmt::skip]
-pub const TABLE: [(Permission, [bool; 4]); 9] = [
+pub const TABLE: [(Permission, [bool; 4]); 11] = [
     //                   admin operator auditor tenant_admin
     (SeeSite,          [true,  true,    true,   false]),
     (ManageSvms,       [true,  true,    false,  false]),
     (SeeGuests,        [true,  true,    true,   true]),
     (ManageGuests,     [true,  true,    false,  true]),
+    (SeePolicies,      [true,  true,    true,   true]),
+    (ManagePolicies,   [true,  true,    false,  true]),
     (SeeJoinTokens,    [true,  true,    true,   true]),
     (ManageJoinTokens, [true,  true,    false,  true]),
     (SeeAccounts,      [true,  false,   true,   true]),
@@ -117,6 +123,8 @@ impl Permission {
             ManageSvms => "change Protection Servers",
             SeeGuests => "see guests",
             ManageGuests => "change guests",
+            SeePolicies => "see policies",
+            ManagePolicies => "change policies",
             SeeJoinTokens => "see join tokens",
             ManageJoinTokens => "make and revoke join tokens",
             SeeAccounts => "see accounts",

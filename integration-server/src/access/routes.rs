@@ -3,8 +3,8 @@
 
 use super::grants::Access;
 use super::role::Permission::{
-    self, ManageAccounts, ManageGuests, ManageJoinTokens, ManageSvms, SeeAccounts, SeeAudit,
-    SeeGuests, SeeJoinTokens, SeeSite,
+    self, ManageAccounts, ManageGuests, ManageJoinTokens, ManagePolicies, ManageSvms, SeeAccounts,
+    SeeAudit, SeeGuests, SeeJoinTokens, SeePolicies, SeeSite,
 };
 use super::scope::Scope;
 
@@ -85,6 +85,22 @@ pub const ROUTES: &[Route] = &[
     dangerous("DELETE", "/api/v1/agents/{id}",                Within(ManageGuests)),
     dangerous("POST",   "/api/v1/agents/{id}/maintenance",    Within(ManageGuests)),
     calm     ("GET",    "/api/v1/agents/{id}/selection",      Within(SeeGuests)),
+    calm     ("GET",    "/api/v1/agents/{id}/policy",         Within(SeePolicies)),
+    calm     ("GET",    "/api/v1/policy-settings",            Within(SeePolicies)),
+    calm     ("GET",    "/api/v1/policies",                   Within(SeePolicies)),
+    calm     ("GET",    "/api/v1/policies/{id}",              Within(SeePolicies)),
+    dangerous("PUT",    "/api/v1/policies/{id}",              Within(ManagePolicies)),
+    dangerous("PATCH",  "/api/v1/policies/{id}",              Within(ManagePolicies)),
+    calm     ("GET",    "/api/v1/policies/{id}/revisions",    Within(SeePolicies)),
+    calm     ("GET",    "/api/v1/policies/{id}/diff",         Within(SeePolicies)),
+    dangerous("POST",   "/api/v1/policies/{id}/revert",       Within(ManagePolicies)),
+    calm     ("GET",    "/api/v1/groups",                     Within(SeePolicies)),
+    dangerous("POST",   "/api/v1/groups",                     Within(ManagePolicies)),
+    calm     ("GET",    "/api/v1/groups/{id}",                Within(SeePolicies)),
+    dangerous("PATCH",  "/api/v1/groups/{id}",                Within(ManagePolicies)),
+    dangerous("DELETE", "/api/v1/groups/{id}",                Within(ManagePolicies)),
+    calm     ("GET",    "/api/v1/groups/{id}/members",        Within(SeePolicies)),
+    calm     ("GET",    "/api/v1/group-preview",              Within(SeePolicies)),
     calm     ("GET",    "/api/v1/alerts",                     Within(SeeGuests)),
     calm     ("GET",    "/api/v1/exposures",                  Within(SeeGuests)),
     calm     ("GET",    "/api/v1/detections",                 Within(SeeGuests)),

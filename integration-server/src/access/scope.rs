@@ -52,6 +52,17 @@ impl Scope {
         }
     }
 
+    /// A group of a tenant's VMs; none where this is no group's name.
+    pub fn group(tenant: TenantId, name: &str) -> Option<Self> {
+        is_group(name).then(|| Self {
+            tenant: Some(Tenant {
+                name: tenant,
+                group: Some(name.to_owned()),
+                vm: None,
+            }),
+        })
+    }
+
     /// One VM of a tenant: an agent's place.
     pub const fn vm(tenant: TenantId, vm: AgentId) -> Self {
         Self {

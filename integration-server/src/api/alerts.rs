@@ -1,6 +1,8 @@
 //! `/api/v1/alerts`: what somebody must look at now. Those about Protection Servers are in
-//! [`svms`], those about hosts, clones and disputed domains in [`site`].
+//! [`svms`], those about hosts, clones and disputed domains in [`site`], those about policies
+//! in [`policies`].
 
+mod policies;
 mod site;
 mod svms;
 
@@ -36,6 +38,7 @@ pub struct Alert {
     pub id: Uuid,
     /// `agent_lost`: an agent has no session although its domain runs, or no host knows
     /// its domain. `agent_exposed`: an agent says that opens in its guest get no verdicts.
+    /// `policy_refused`: an agent does not take the policy that is set for it.
     /// `agent_cloned`, `svm_cloned`: two machines have one identity. `domain_disputed`: agents
     /// of several tenants say that they are in one domain. `host_unread`: a hypervisor cannot
     /// be read. `svm_lost`: a Protection Server has no session. `svm_` and what is wrong, as in METRICS.md's `palisade_svm_problems`:
@@ -122,7 +125,15 @@ pub async fn all(fleet: &Fleet, access: &Access, now_ms: u64) -> Stored<Vec<Aler
             .find(|other| other.id != alarm.agent && other.tenant == agent.tenant);
         alerts.push((alarm.raised_ms, lost(alarm, name, another.copied())));
     }
+    let said = fleet.store.refused_policies().await?;
     for agent in agents.iter().filter(is_connected) {
+        if let Some(said) = said.get(&agent.id)
+            && let Some(refused) = policies::refused_by(fleet, agent, said)
+        {
+            let name = agent.product_uuid.and_then(name_of);
+            let alert = policies::refused(agent, said, refused, name);
+            alerts.push((said.reported_ms, alert));
+        }
         if let Some((window, raised_ms)) = exposed_at(agent, now_ms) {
             let name = agent.product_uuid.and_then(name_of);
             alerts.push((raised_ms, exposed(agent, window, raised_ms, name)));

@@ -10,8 +10,10 @@
 //! | module | owns |
 //! | --- | --- |
 //! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`selection`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`], [`accounts`], [`api_tokens`], [`audit`] | a resource each: its JSON and its routes |
+//! | [`policies`], [`groups`], [`agent_policy`] | what is set for guests, for whom, and what comes of it |
 //! | [`session`], [`own`] | becoming somebody and being it; an account's own secrets |
 //! | [`page`] | lists with a cursor |
+//! | [`precondition`] | which revision a change was made from |
 //! | [`problem`] | errors as RFC 9457 `application/problem+json` |
 //! | [`auth`] | who asks, and whether he may |
 //! | [`guard`] | headers and time limits around every answer |
@@ -22,6 +24,7 @@
 //! and compared with it by a test; `palisade-server openapi` prints a new one.
 
 pub mod accounts;
+pub mod agent_policy;
 pub mod agents;
 pub mod alerts;
 pub mod api_tokens;
@@ -31,6 +34,7 @@ pub mod connections;
 pub mod definitions;
 pub mod detections;
 pub mod exposures;
+pub mod groups;
 pub mod guard;
 pub mod inventory;
 pub mod listener;
@@ -38,6 +42,8 @@ pub mod maintenance;
 pub mod own;
 pub mod pace;
 pub mod page;
+pub mod policies;
+pub mod precondition;
 pub mod problem;
 pub mod selection;
 pub mod session;
@@ -115,6 +121,17 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(agents::list))
         .routes(routes!(agents::revoke))
         .routes(routes!(maintenance::create))
+        .routes(routes!(agent_policy::get))
+        .routes(routes!(policies::known))
+        .routes(routes!(policies::list))
+        .routes(routes!(policies::get, policies::put, policies::change))
+        .routes(routes!(policies::revisions))
+        .routes(routes!(policies::compare))
+        .routes(routes!(policies::revert))
+        .routes(routes!(groups::list, groups::create))
+        .routes(routes!(groups::get, groups::change, groups::delete))
+        .routes(routes!(groups::members))
+        .routes(routes!(groups::preview))
         .routes(routes!(selection::get))
         .routes(routes!(alerts::list))
         .routes(routes!(exposures::list))

@@ -84,6 +84,14 @@ pub enum ApiError {
     /// The object is not in a state in which it could be done.
     #[error("{0}")]
     Conflict(String),
+    /// It was changed since the caller has seen it.
+    #[error("{0}")]
+    ChangedMeanwhile(String),
+    /// The change does not say which revision it was made from.
+    #[error(
+        "this change says in if-match which revision it was made from: the etag of the answer to GET, or * for whichever there is"
+    )]
+    Unconditional,
     /// The path leads nowhere.
     #[error("there is no resource {0}; /api/v1/openapi.json lists them")]
     NoResource(String),
@@ -116,6 +124,13 @@ pub fn revoked(done: bool, kind: &'static str, id: Uuid) -> Result<StatusCode, A
 }
 
 impl ApiError {
+    /// Another change was faster.
+    pub fn changed_meanwhile(what: &str) -> Self {
+        Self::ChangedMeanwhile(format!(
+            "{what} was changed meanwhile: look at it again, and send its etag in if-match"
+        ))
+    }
+
     fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Unauthorized => (
@@ -161,6 +176,16 @@ impl ApiError {
             ),
             Self::NotFound { .. } => (StatusCode::NOT_FOUND, "not-found", "Not found"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Not possible now"),
+            Self::ChangedMeanwhile(_) => (
+                StatusCode::PRECONDITION_FAILED,
+                "changed-meanwhile",
+                "Changed meanwhile",
+            ),
+            Self::Unconditional => (
+                StatusCode::PRECONDITION_REQUIRED,
+                "unconditional",
+                "The revision is missing",
+            ),
             Self::NoResource(_) => (StatusCode::NOT_FOUND, "no-resource", "No such resource"),
             Self::NoMethod(_) => (
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -133,6 +133,35 @@ impl Client {
         self.send::<()>("DELETE", path, None).map(drop)
     }
 
+    /// Changes an object that is at a revision; gives what the server answers.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps: that it was changed meanwhile, too.
+    pub fn change<B: Serialize + ?Sized>(
+        &self,
+        method: &str,
+        path: &str,
+        revision: u64,
+        body: Option<&B>,
+    ) -> anyhow::Result<Response<Body>> {
+        self.confirmed(|| self.ask(method, path, Some(revision), body))
+    }
+
+    /// The same, where it answers with what is there now.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    pub fn changed<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        revision: u64,
+        body: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        let mut answer = self.change(method, path, revision, Some(body))?;
+        self.read(&mut answer)
+    }
+
     /// Which server is asked.
     pub fn server(&self) -> &str {
         &self.target.url
@@ -149,10 +178,17 @@ impl Client {
         path: &str,
         body: Option<&B>,
     ) -> anyhow::Result<Response<Body>> {
-        match self.send_once(method, path, body) {
+        self.confirmed(|| self.send_once(method, path, body))
+    }
+
+    fn confirmed(
+        &self,
+        ask: impl Fn() -> anyhow::Result<Response<Body>>,
+    ) -> anyhow::Result<Response<Body>> {
+        match ask() {
             Err(error) if is_refusal(&error, "unconfirmed") => {
                 super::login::confirm(self, error)?;
-                self.send_once(method, path, body)
+                ask()
             }
             other => other,
         }
@@ -168,6 +204,16 @@ impl Client {
         path: &str,
         body: Option<&B>,
     ) -> anyhow::Result<Response<Body>> {
+        self.ask(method, path, None, body)
+    }
+
+    fn ask<B: Serialize + ?Sized>(
+        &self,
+        method: &str,
+        path: &str,
+        revision: Option<u64>,
+        body: Option<&B>,
+    ) -> anyhow::Result<Response<Body>> {
         let url = format!("{}/api/v1/{path}", self.target.url);
         let mut request = Request::builder().method(method).uri(url);
         request = match &self.target.credential {
@@ -177,6 +223,9 @@ impl Client {
                 .header("cookie", format!("{COOKIE}={}", kept.token))
                 .header(CSRF_HEADER, &kept.csrf),
         };
+        if let Some(revision) = revision {
+            request = request.header("if-match", format!("\"{revision}\""));
+        }
         let answer = match body {
             Some(body) => {
                 let text = serde_json::to_vec(body)?;

@@ -11,6 +11,7 @@
 //! | [`resources`] | one function a noun and verb: which columns, which JSON |
 //! | [`definitions`], [`maintenance`], [`selection`], [`alerts`], [`exposures`] | the same for a Protection Server's definitions, maintenance tokens, agents' choices, alerts, times without verdicts |
 //! | [`login`], [`accounts`], [`api_tokens`], [`audit`] | the same for sessions, accounts, their API tokens, the audit log |
+//! | [`policies`], [`groups`] | the same for policies and groups |
 //! | [`prompt`] | secrets that are typed |
 //! | [`table`] | columns for people, with nothing in them that drives a terminal |
 
@@ -21,8 +22,10 @@ pub mod audit;
 pub mod client;
 pub mod definitions;
 pub mod exposures;
+pub mod groups;
 pub mod login;
 pub mod maintenance;
+pub mod policies;
 pub mod prompt;
 pub mod resources;
 pub mod selection;
@@ -63,8 +66,9 @@ On the server's own machine it finds everything by itself. Elsewhere set PALISAD
 and PALISADE_CA (a file with the site's root certificate, ca/root.pem in the server's
 state folder), and log in, or set PALISADE_TOKEN to an API token.
 
-Exit codes: 0 fine, 1 there is an alert (`alert list`) or the audit log was changed
-(`audit verify`), 2 wrong usage, 3 could not do it.";
+Exit codes: 0 fine, 1 there is an alert (`alert list`), the audit log was changed
+(`audit verify`) or an agent does not have its policy (`policy effective`), 2 wrong
+usage, 3 could not do it.";
 
 #[derive(Debug, Subcommand)]
 enum Noun {
@@ -88,6 +92,12 @@ enum Noun {
     /// When guests ran without verdicts
     #[command(subcommand)]
     Exposure(Exposures),
+    /// What is set for guests: for all, or a tenant, a group, a VM
+    #[command(subcommand)]
+    Policy(policies::Policies),
+    /// Groups of a tenant's agents, which have a policy in common
+    #[command(subcommand)]
+    Group(groups::Groups),
     /// Join tokens, by which agents and Protection Servers join
     #[command(subcommand)]
     Token(Tokens),
@@ -301,6 +311,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<Printed> {
             login::log_in(&client, session, proof, output)
         }
         Noun::Logout => login::log_out(in_session.then_some(&client), session),
+        Noun::Policy(what) => return policies::run(&client, what, output),
+        Noun::Group(what) => groups::run(&client, what, output),
         Noun::Account(what) => accounts::run(&client, what, output),
         Noun::ApiToken(what) => api_tokens::run(&client, what, output),
         Noun::Audit(what) => return audit::run(&client, what, output),

@@ -18,6 +18,7 @@ use palisade_protocol::control::{
 use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::envelope::{Body, Envelope, EnvelopeError, Opener};
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
+use palisade_protocol::policy::{Fingerprint, PolicyReport};
 use palisade_protocol::spiffe::{Role, SpiffeId};
 use palisade_protocol::trust::Trust;
 
@@ -75,6 +76,13 @@ pub enum Asked {
         /// The version that the agent has.
         etag: u64,
     },
+    /// An agent's policy, unless it is the one that it has.
+    Policy {
+        /// The one that it has.
+        held: Option<Fingerprint>,
+    },
+    /// What an agent made of its policy.
+    PolicyReport(AgentId, PolicyReport),
     /// A new certificate.
     Renew {
         /// For the key in this request.
@@ -195,6 +203,10 @@ impl Conversation {
                 etag,
             },
             (Member::Agent { id, .. }, ToServer::Choice(choice)) => Asked::Choice(*id, choice),
+            (Member::Agent { .. }, ToServer::GetPolicy { held }) => Asked::Policy { held },
+            (Member::Agent { id, .. }, ToServer::PolicyReport(report)) => {
+                Asked::PolicyReport(*id, report)
+            }
             (_, ToServer::Renew { csr }) => Asked::Renew {
                 csr: csr.into_vec(),
             },

@@ -106,6 +106,18 @@ impl Fleet {
                 self.orders.answered(id, answer.number, answer);
                 Ok(FromServer::Ack)
             }
+            Asked::PolicyReport(id, report) => {
+                let stored = self.store.keep_policy_report(id, &report, now_ms).await;
+                stored.map(|()| {
+                    if let Some(refused) = &report.refused {
+                        let (policy, why) = (refused.fingerprint, refused.why.escape_debug());
+                        tracing::warn!(agent = %id, %policy, %why, "an agent refused its policy");
+                    }
+                    FromServer::Ack
+                })
+            }
+            // The session's writer answers: in one order with what it pushes.
+            Asked::Policy { .. } => Ok(not_now("the policy is sent by the session")),
             Asked::Choice(id, choice) => {
                 self.choices.answered(id, choice.number, choice);
                 Ok(FromServer::Ack)

@@ -19,6 +19,7 @@
 //! | [`asking`] | what members are asked, and who waits for answers |
 //! | [`lists`] | the lists that agents have in common, made once for each change |
 //! | [`session`] | one session's sockets, queue and time limits |
+//! | [`policies`] | the policies in force, and which one an agent has been told |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
 //! | [`clones`] | whether a newcomer takes the place of an open session (pure) |
@@ -42,6 +43,7 @@ pub mod listener;
 mod lists;
 pub mod lost;
 pub mod maintenance;
+pub mod policies;
 pub mod roster;
 pub mod session;
 pub mod sessions;
@@ -67,6 +69,7 @@ use alarms::Alarms;
 use asking::Asking;
 use claims::{Claims, Dispute};
 use lists::Lists;
+use policies::Policies;
 use roster::{Roster, Standing};
 use sessions::Sessions;
 
@@ -97,6 +100,7 @@ pub struct Fleet {
     pub choices: Asking<AgentId, Choice>,
     /// Agents that are gone although their domains run.
     pub alarms: Alarms,
+    policies: Policies,
     roster: Mutex<Roster>,
     claims: Mutex<Claims>,
     lists: Lists,
@@ -129,6 +133,7 @@ impl Fleet {
         }
         let alarms = Alarms::new(inventory.clone(), settings.agent_boot_grace);
         alarms.load(store.as_ref(), now_ms).await?;
+        let policies = Policies::load(store.as_ref()).await?;
         Ok(Self {
             store,
             authority,
@@ -139,6 +144,7 @@ impl Fleet {
             orders: Asking::default(),
             choices: Asking::default(),
             alarms,
+            policies,
             roster: Mutex::new(roster),
             claims: Mutex::new(claims),
             lists: Lists::default(),
@@ -146,21 +152,22 @@ impl Fleet {
         })
     }
 
-    /// Keeps the roster current until the task is dropped: time passes, and
-    /// domains move.
+    /// Keeps roster and policies current until the task is dropped: time passes, domains
+    /// move, and other servers change policies.
     pub async fn run(&self) {
         let mut moved = self.inventory.changes();
         loop {
             tokio::select! {
                 () = tokio::time::sleep(TICK) => {
                     self.with_roster(|roster| roster.tick(steady_ms()));
+                    self.follow_policies().await;
                 }
                 Ok(()) = moved.changed() => self.announce(),
             }
         }
     }
 
-    /// Counts up whenever some agent's list may have changed.
+    /// Counts up whenever some agent's list or policy may have changed.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }

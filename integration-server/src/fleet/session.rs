@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   reader:  frame ─► Conversation ─► Fleet::answer ─► queue (bounded)
-//!   writer:  queue, questions, "lists may have changed" ─► Sealer ─► frame
+//!   writer:  queue, questions, "lists and policies may have changed" ─► Sealer ─► frame
 //! ```
 //!
 //! Both run in one task. The writer alone seals, so that sequences on the wire are
@@ -17,6 +17,7 @@ use std::time::Duration;
 use palisade_protocol::control::{ControlFrame, Denied, DeniedCode, FromServer, Hello, SvmList};
 use palisade_protocol::envelope::{Envelope, Sealer};
 use palisade_protocol::frame::{self, FrameError};
+use palisade_protocol::policy::Fingerprint;
 use palisade_protocol::spiffe::SpiffeId;
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -27,8 +28,10 @@ use super::clones::Machine;
 use super::conversation::{Asked, Conversation, Member};
 use super::desk::denied;
 use super::lost::End;
+use super::policies::Told;
 use super::sessions::{Cut, Taken};
 use super::{EXPIRY_GRACE, Fleet, asking};
+use crate::store::AgentRecord;
 use crate::time;
 
 /// How long the greeting may take.
@@ -56,6 +59,11 @@ enum Outgoing {
         answers: u64,
         /// The version of the list that the agent has by this.
         list: Option<u64>,
+    },
+    /// The agent asks for its policy: answered in one order with pushes of it.
+    Policy {
+        held: Option<Fingerprint>,
+        answers: u64,
     },
     /// A refusal; the session ends.
     Denied(Denied),
@@ -139,6 +147,13 @@ impl Session<'_> {
                 Ok(taken) => taken,
                 Err(refused) => return self.refuse(refused.denied(), queue).await,
             };
+            if let Asked::Policy { held } = asked {
+                let policy = Outgoing::Policy { held, answers };
+                match queue.send(policy).await {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
             let held = match &asked {
                 Asked::List { etag, .. } => Some(*etag),
                 _ => None,
@@ -265,13 +280,14 @@ impl Session<'_> {
         mut asked: mpsc::Receiver<asking::Numbered>,
     ) {
         let mut changes = self.fleet.changes();
-        let mut domain = None;
+        let (mut domain, mut agent) = (None, None);
+        let mut told = Told::default();
         let (mut welcomed, mut pushes) = (false, false);
         // The version of the list that the agent has; 0 when it has none.
         let mut held = 0;
         let mut push_at = None;
         loop {
-            let frame = tokio::select! {
+            let messages = tokio::select! {
                 biased;
                 outgoing = queued.recv() => match outgoing {
                     Some(Outgoing::Welcome { epoch, answers, product_uuid }) => {
@@ -279,8 +295,9 @@ impl Session<'_> {
                         welcomed = true;
                         pushes = matches!(self.member, Member::Agent { .. });
                         domain = product_uuid;
+                        agent = self.agent().await;
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
-                        self.seal(&mut sealer, &FromServer::Welcome(welcome), Some(answers))
+                        vec![(FromServer::Welcome(welcome), Some(answers))]
                     }
                     Some(Outgoing::Answer { message, answers, list }) => {
                         if let Some(list) = list {
@@ -288,40 +305,48 @@ impl Session<'_> {
                             // It may have changed since the answer was made.
                             push_at.get_or_insert_with(Instant::now);
                         }
-                        self.seal(&mut sealer, &message, Some(answers))
+                        vec![(message, Some(answers))]
                     }
-                    Some(Outgoing::Denied(denied)) => Some(ControlFrame::Denied(denied)),
+                    Some(Outgoing::Policy { held, answers }) => {
+                        if agent.is_none() {
+                            agent = self.agent().await;
+                        }
+                        let message = match &agent {
+                            Some(agent) => told.answer(self.fleet, agent, held),
+                            None => FromServer::NotModified,
+                        };
+                        vec![(message, Some(answers))]
+                    }
+                    Some(Outgoing::Denied(denied)) => {
+                        match self.send(&mut send, &ControlFrame::Denied(denied)).await {
+                            true => continue,
+                            false => return,
+                        }
+                    }
                     None => break,
                 },
                 // Nothing goes before Welcome.
-                Some(question) = asked.recv(), if welcomed => {
-                    self.seal(&mut sealer, &question.into(), None)
-                }
+                Some(question) = asked.recv(), if welcomed => vec![(question.into(), None)],
                 () = until(push_at), if pushes => {
                     push_at = None;
                     changes.mark_unchanged();
-                    match self.list_unless(domain, held) {
-                        Some(list) => {
-                            held = list.etag;
-                            self.seal(&mut sealer, &FromServer::SvmList(list), None)
-                        }
-                        None => continue,
-                    }
+                    let list = self.list_unless(domain, held);
+                    held = list.as_ref().map_or(held, |list| list.etag);
+                    let policy = agent.as_ref().and_then(|agent| told.changed(self.fleet, agent));
+                    let changed = list.map(FromServer::SvmList).into_iter().chain(policy);
+                    changed.map(|message| (message, None)).collect()
                 }
                 Ok(()) = changes.changed(), if pushes => {
                     push_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);
                     continue;
                 }
             };
-            let Some(frame) = frame else {
-                return Cut::Refused.close(self.connection);
-            };
-            match tokio::time::timeout(WRITE_TIMEOUT, frame::write(&mut send, &frame)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Cut::Done.close(self.connection),
-                Err(_) => {
-                    tracing::warn!(peer = %self.peer, "too slow; the session is cut");
-                    return Cut::Slow.close(self.connection);
+            for (message, answers) in messages {
+                let Some(frame) = self.seal(&mut sealer, &message, answers) else {
+                    return Cut::Refused.close(self.connection);
+                };
+                if !self.send(&mut send, &frame).await {
+                    return;
                 }
             }
         }
@@ -329,6 +354,22 @@ impl Session<'_> {
             let _ = tokio::time::timeout(LAST_WORDS, send.stopped()).await;
         }
         Cut::Done.close(self.connection);
+    }
+
+    /// Sends a frame; false when the session was ended because it cannot be sent.
+    async fn send(&self, send: &mut SendStream, frame: &ControlFrame) -> bool {
+        match tokio::time::timeout(WRITE_TIMEOUT, frame::write(send, frame)).await {
+            Ok(Ok(())) => true,
+            Ok(Err(_)) => {
+                Cut::Done.close(self.connection);
+                false
+            }
+            Err(_) => {
+                tracing::warn!(peer = %self.peer, "too slow; the session is cut");
+                Cut::Slow.close(self.connection);
+                false
+            }
+        }
     }
 
     fn seal(
@@ -359,6 +400,14 @@ impl Session<'_> {
     fn is_current(&self) -> bool {
         let sessions = &self.fleet.sessions;
         sessions.is_current(self.member.uuid(), self.connection)
+    }
+
+    /// What is known of the agent, if it is one.
+    async fn agent(&self) -> Option<AgentRecord> {
+        let Member::Agent { id, .. } = &self.member else {
+            return None;
+        };
+        self.fleet.store.agent(*id).await.ok().flatten()
     }
 
     fn began(&self, hello: &Hello, name: &str) {

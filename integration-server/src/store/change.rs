@@ -5,7 +5,8 @@ use palisade_protocol::ids::{AgentId, SvmId};
 use uuid::Uuid;
 
 use super::{
-    AccountRecord, AccountToken, ApiToken, JoinTokenRecord, MaintenanceRecord, SessionRecord,
+    AccountRecord, AccountToken, ApiToken, GroupRecord, JoinTokenRecord, MaintenanceRecord,
+    PolicyRecord, SessionRecord,
 };
 use crate::access::Grant;
 use crate::secret::Hash;
@@ -69,6 +70,14 @@ pub enum Change<'a> {
     RevokeSvm(SvmId),
     /// What a maintenance token allows.
     AddMaintenance(&'a MaintenanceRecord),
+    /// A policy's next revision.
+    PutPolicy(&'a PolicyRecord),
+    /// A new group.
+    AddGroup(&'a GroupRecord),
+    /// A group's query and priority.
+    SetGroup(Uuid, u64, &'a str, u32),
+    /// A group is no more; the revisions of its policy stay.
+    RemoveGroup(Uuid, u64),
 }
 
 /// What came of it. Only what is done has an entry.
@@ -78,7 +87,7 @@ pub enum Changed {
     Done,
     /// There is nothing that it could be done to, or another change was faster.
     Nothing,
-    /// The name is another account's.
+    /// The name is another one's.
     Taken,
     /// There are too many already.
     Full,

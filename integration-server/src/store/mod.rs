@@ -32,14 +32,18 @@ pub mod seal;
 pub mod shape;
 pub mod sqlite;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, SvmReport};
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
+use palisade_protocol::policy::PolicyReport;
 use uuid::Uuid;
 
 use crate::accounts::lockout::Counter;
 use crate::audit::{Entry, Head, Record, Verification};
 use crate::inventory::HostRecord;
+use crate::policy::Subject;
 use crate::secret::Hash;
 use backup::{RowSink, RowSource};
 pub use change::{Change, Changed};
@@ -47,7 +51,8 @@ pub use error::StoreError;
 pub use place::{Database, Opening, Place};
 pub use records::{
     AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, DetectionPage, DetectionRecord,
-    JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, SessionRecord, Spent, SvmRecord,
+    GroupRecord, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, PolicyRecord,
+    PolicyReportRecord, SessionRecord, Spent, SvmRecord,
 };
 use seal::Key;
 
@@ -221,6 +226,37 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     async fn end_maintenance(&self, id: Uuid, now_ms: u64) -> Result<()>;
     /// The grants that have not ended, the first to end first.
     async fn maintenance(&self, now_ms: u64) -> Result<Vec<MaintenanceRecord>>;
+
+    /// The latest revision of each policy, in no order.
+    async fn policies(&self) -> Result<Vec<PolicyRecord>>;
+    /// A policy's revisions, newest first, those before a number.
+    async fn policy_revisions(
+        &self,
+        subject: &Subject,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PolicyRecord>>;
+    /// One revision of a policy.
+    async fn policy_revision(
+        &self,
+        subject: &Subject,
+        revision: u64,
+    ) -> Result<Option<PolicyRecord>>;
+    /// All groups, in no order.
+    async fn groups(&self) -> Result<Vec<GroupRecord>>;
+    /// Grows with each change of policies and groups, whichever server made it.
+    async fn policy_version(&self) -> Result<u64>;
+    /// Keeps what an agent made of its policy, in place of what it said before.
+    async fn keep_policy_report(
+        &self,
+        id: AgentId,
+        report: &PolicyReport,
+        now_ms: u64,
+    ) -> Result<()>;
+    /// What an agent last said that it made of its policy.
+    async fn policy_report(&self, id: AgentId) -> Result<Option<PolicyReportRecord>>;
+    /// What those agents last said that refused a policy.
+    async fn refused_policies(&self) -> Result<BTreeMap<AgentId, PolicyReportRecord>>;
 
     /// Keeps an agent's quarantine key, in place of the one it had.
     async fn keep_quarantine_key(

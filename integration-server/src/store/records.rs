@@ -4,10 +4,12 @@ use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::control::{AgentReport, Component, HostFacts, SvmReport};
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use palisade_protocol::maintenance::Allowed;
+use palisade_protocol::policy::PolicyReport;
 use uuid::Uuid;
 
 use crate::access::Grant;
 use crate::accounts::sessions::Times;
+use crate::policy::{Settings, Subject};
 use crate::secret::Hash;
 
 /// A join token, without its secret.
@@ -268,4 +270,49 @@ pub enum Attempt {
     Counted,
     /// It is too early; for how many milliseconds.
     TooEarly(u64),
+}
+
+/// A revision of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyRecord {
+    /// What it is of.
+    pub subject: Subject,
+    /// Its number, from 1 on.
+    pub revision: u64,
+    /// When it was made.
+    pub made_ms: u64,
+    /// What it sets.
+    pub settings: Settings,
+    /// Who made it.
+    pub by: String,
+    /// Why, in his words.
+    pub note: String,
+}
+
+/// A group of a tenant's agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupRecord {
+    /// Its id.
+    pub id: Uuid,
+    /// Its tenant.
+    pub tenant: TenantId,
+    /// Its name, like no other of the tenant's.
+    pub name: String,
+    /// Who is in it.
+    pub query: String,
+    /// Of two groups that an agent is in, the one with more wins.
+    pub priority: u32,
+    /// Grows with each change.
+    pub revision: u64,
+    /// When it was made.
+    pub made_ms: u64,
+}
+
+/// What an agent made of its policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyReportRecord {
+    /// In its words.
+    pub report: PolicyReport,
+    /// When it said so.
+    pub reported_ms: u64,
 }

@@ -26,7 +26,7 @@ pub struct Shape {
 use Kind::{Bytes, Number, Text};
 
 /// All tables; what is referred to comes before what refers to it.
-pub const SHAPES: [Shape; 19] = [
+pub const SHAPES: [Shape; 22] = [
     Shape {
         table: "meta",
         key: 1,
@@ -264,10 +264,45 @@ pub const SHAPES: [Shape; 19] = [
             ("hash", Bytes),
         ],
     },
+    Shape {
+        table: "policies",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("subject", Text),
+            ("revision", Number),
+            ("made_ms", Number),
+            ("body", Bytes),
+        ],
+    },
+    Shape {
+        table: "policy_groups",
+        key: 1,
+        columns: &[
+            ("id", Text),
+            ("tenant", Text),
+            ("name", Bytes),
+            ("name_index", Bytes),
+            ("query", Bytes),
+            ("priority", Number),
+            ("revision", Number),
+            ("made_ms", Number),
+        ],
+    },
+    Shape {
+        table: "policy_reports",
+        key: 1,
+        columns: &[
+            ("agent_id", Text),
+            ("body", Bytes),
+            ("refused", Number),
+            ("reported_ms", Number),
+        ],
+    },
 ];
 
 /// What refers to what: table, column, and the table whose `id` it is.
-pub const REFERENCES: [(&str, &str, &str); 9] = [
+pub const REFERENCES: [(&str, &str, &str); 10] = [
     ("svms", "token_id", "join_tokens"),
     ("agents", "token_id", "join_tokens"),
     ("detections", "agent_id", "agents"),
@@ -277,4 +312,5 @@ pub const REFERENCES: [(&str, &str, &str); 9] = [
     ("recovery_codes", "account_id", "accounts"),
     ("sessions", "account_id", "accounts"),
     ("account_tokens", "account_id", "accounts"),
+    ("policy_reports", "agent_id", "agents"),
 ];

@@ -32,7 +32,7 @@ fn authority() -> TempDir {
 /// All that the trait shows of what `fill` put.
 async fn seen(store: &dyn Store, agent: AgentId) -> String {
     format!(
-        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+        "{:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?} {}",
         store.agents().await.unwrap(),
         store.svms().await.unwrap(),
         store.detections(None, 99).await.unwrap(),
@@ -42,6 +42,10 @@ async fn seen(store: &dyn Store, agent: AgentId) -> String {
         store.hosts().await.unwrap(),
         store.accounts().await.unwrap(),
         store.account_tokens(None).await.unwrap(),
+        store.policies().await.unwrap(),
+        store.groups().await.unwrap(),
+        store.policy_report(agent).await.unwrap(),
+        store.policy_version().await.unwrap(),
     )
 }
 

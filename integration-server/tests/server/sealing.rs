@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use palisade_integration_server::inventory::{DomainFacts, DomainState, HostRecord};
+use palisade_integration_server::policy::Subject;
 use palisade_integration_server::store::seal::Key;
 use palisade_integration_server::store::seal::master::Source;
 use palisade_integration_server::store::{
@@ -14,6 +15,7 @@ use palisade_protocol::bounded::{List, PathBytes, Text};
 use palisade_protocol::control::{Component, Detection, Hello, HostFacts, QuarantineKey};
 use palisade_protocol::ids::AgentId;
 use palisade_protocol::maintenance::Allowed;
+use palisade_protocol::policy::PolicyReport;
 use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use uuid::Uuid;
 
@@ -125,6 +127,7 @@ pub async fn fill(store: &dyn Store) -> (AgentId, Vec<String>) {
         .into(),
     };
     store.put_host(&host).await.unwrap();
+    fill_policies(store, agent, &mut mark).await;
     markers.push(domain.to_string());
     // The one machine of all of the suite's components.
     markers.push(Uuid::from_u128(9).to_string());
@@ -151,6 +154,26 @@ async fn fill_accounts(store: &dyn Store, mark: &mut impl FnMut() -> String) {
     let mut token = crate::accounts_store::token(&account);
     token.name = mark();
     change(Change::AddAccountToken(&token)).await;
+}
+
+/// A policy, a group, and what an agent says of them.
+async fn fill_policies(store: &dyn Store, agent: AgentId, mark: &mut impl FnMut() -> String) {
+    let mut policy = crate::policies_store::policy(Subject::Vm(agent), 1, "block");
+    let excluded = serde_json::json!([format!("/{}", mark())]);
+    policy.settings.insert("exclude".to_owned(), excluded);
+    policy.by = mark();
+    policy.note = mark();
+    let mut group = crate::policies_store::group("acme", &mark());
+    group.query = format!("name:{}", mark());
+    for change in [Change::PutPolicy(&policy), Change::AddGroup(&group)] {
+        let done = store.change(change, None, 20).await.unwrap();
+        assert_eq!(done, Changed::Done);
+    }
+    let report = PolicyReport {
+        note: Some(Text::cut(&mark())),
+        ..PolicyReport::default()
+    };
+    store.keep_policy_report(agent, &report, 21).await.unwrap();
 }
 
 /// All that lies below a folder, in one piece; what is no text there is replaced.

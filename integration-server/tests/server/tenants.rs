@@ -50,6 +50,7 @@ struct Things {
     join_token: String,
     account: String,
     api_token: String,
+    group: String,
 }
 
 impl Things {
@@ -83,8 +84,15 @@ impl Things {
         let account = api.get(&boss, "session").value["account"].clone();
         let new = json!({"name": marker, "scope": grant});
         let key = api.call(&boss, "POST", "api-tokens", Some(&new)).value;
+        let new = json!({"tenant": tenant, "name": marker, "query": format!("name:{marker}")});
+        let group = api.call(&admin, "POST", "groups", Some(&new)).value;
+        let sets = json!({"settings": {"exclude": [format!("/{marker}")]}});
+        let policy = format!("policies/vm:{agent}");
+        let set = api.call(&any(&admin), "PUT", &policy, Some(&sets));
+        assert_eq!(set.status, 200, "{set:?}");
         Self {
             tenant: tenant.to_owned(),
+            group: group["id"].as_str().unwrap().to_owned(),
             join_token: join("agent")["id"].as_str().unwrap().to_owned(),
             account: account.as_str().unwrap().to_owned(),
             api_token: key["id"].as_str().unwrap().to_owned(),
@@ -127,12 +135,16 @@ impl Things {
     /// A route's path with these things' ids.
     fn path(&self, template: &str) -> String {
         let path = template.strip_prefix("/api/v1/").unwrap();
+        let vm = format!("vm:{}", self.agent);
         let id = match path.split('/').next().unwrap() {
             "agents" => &self.agent,
             "svms" => &self.svm,
             "tokens" => &self.join_token,
             "accounts" => &self.account,
             "api-tokens" => &self.api_token,
+            "groups" => &self.group,
+            "policies" => &vm,
+            "group-preview" => return format!("{path}?tenant=acme&query=name:*"),
             other if !path.contains('{') => return path.replace("{id}", other),
             other => panic!("whose id is it in {other}?"),
         };
@@ -148,6 +160,14 @@ impl Things {
             ("POST", "agents/{id}/maintenance") => {
                 json!({"allowed": "stop", "for_s": 60, "reason": "work"})
             }
+            ("POST", "groups") => {
+                let name = format!("g{}", Uuid::new_v4().simple());
+                json!({"tenant": self.tenant, "name": name, "query": "name:*"})
+            }
+            ("PATCH", "groups/{id}") => json!({"priority": 4}),
+            ("PUT", "policies/{id}") => json!({"settings": {"on_access.mode": "monitor"}}),
+            ("PATCH", "policies/{id}") => json!({"unset": ["exclude"]}),
+            ("POST", "policies/{id}/revert") => json!({"revision": 1}),
             ("POST", "tokens") => json!({"tenant": self.tenant}),
             ("POST", "accounts") => {
                 let name = format!("a{}", Uuid::new_v4().simple());
@@ -163,6 +183,13 @@ impl Things {
     }
 }
 
+/// Whoever changes something, whichever revision it has.
+fn any(who: &Who) -> Who {
+    let mut who = who.clone();
+    who.headers.push(("if-match", "*".to_owned()));
+    who
+}
+
 fn some(body: &Value) -> Option<&Value> {
     (!body.is_null()).then_some(body)
 }
@@ -171,18 +198,29 @@ fn some(body: &Value) -> Option<&Value> {
 fn seen(api: &Api, things: &Things) -> String {
     let admin = api.admin();
     let mut text = String::new();
-    for list in ["agents", "tokens", "accounts", "api-tokens", "detections"] {
+    for list in [
+        "agents",
+        "tokens",
+        "accounts",
+        "api-tokens",
+        "detections",
+        "groups",
+        "policies",
+    ] {
         let mut found = api.get(&admin, list).value["items"].take();
         let items = found.as_array_mut().unwrap();
+        let policy = format!("vm:{}", things.agent);
         let of = [
             &things.agent,
             &things.join_token,
             &things.account,
             &things.api_token,
+            &things.group,
+            &policy,
         ];
         items.retain(|item| {
             of.iter()
-                .any(|id| item["id"] == id.as_str() || item["agent"] == id.as_str())
+                .any(|id| [&item["id"], &item["agent"], &item["subject"]].contains(&&json!(id)))
         });
         assert_eq!(items.len(), 1, "{list}: {items:?}");
         text.push_str(&found.to_string());
@@ -206,7 +244,7 @@ fn a_tenants_admin_reaches_nothing_of_another() {
         let route = routes::find(&method, &template).unwrap();
         let call = |who: &Who, things: &Things| {
             let body = things.body(&method, &template);
-            api.call(who, &method, &things.path(&template), some(&body))
+            api.call(&any(who), &method, &things.path(&template), some(&body))
         };
         let what = format!("{method} {template}");
         if route.need != Need::Nobody {
@@ -233,6 +271,7 @@ fn a_tenants_admin_reaches_nothing_of_another() {
                 join_token: Uuid::new_v4().to_string(),
                 account: Uuid::new_v4().to_string(),
                 api_token: Uuid::new_v4().to_string(),
+                group: Uuid::new_v4().to_string(),
             };
             let unknown = call(&jo, &none).value.to_string();
             let mut swapped = swapped.value.to_string();
@@ -241,6 +280,7 @@ fn a_tenants_admin_reaches_nothing_of_another() {
                 (&other.join_token, &none.join_token),
                 (&other.account, &none.account),
                 (&other.api_token, &none.api_token),
+                (&other.group, &none.group),
             ] {
                 swapped = swapped.replace(id.as_str(), of_none);
             }
@@ -256,6 +296,7 @@ fn a_tenants_admin_reaches_nothing_of_another() {
                 &other.agent,
                 &other.join_token,
                 &other.account,
+                &other.group,
             ];
             for marker in markers {
                 assert!(!text.contains(marker.as_str()), "{what}: {marker}: {text}");
@@ -285,7 +326,7 @@ fn a_tenants_admin_reaches_nothing_of_another() {
             let fresh = Things::make(&api, "acme");
             let body = fresh.body(&method, &template);
             fresh.make_ready(&api, &method, &template);
-            let done = api.call(&jo, &method, &fresh.path(&template), some(&body));
+            let done = api.call(&any(&jo), &method, &fresh.path(&template), some(&body));
             let nothing_to_remove = template.ends_with("/totp") && done.status == 409;
             assert!(
                 done.status < 300 || nothing_to_remove,
@@ -342,7 +383,7 @@ fn every_change_has_its_entry() {
         }
         things.make_ready(&api, &method, &template);
         let before = head();
-        let done = api.call(&who, &method, &things.path(&template), some(&body));
+        let done = api.call(&any(&who), &method, &things.path(&template), some(&body));
         // No Protection Server is connected that would take the order; that it was given
         // is on record all the same.
         let ordered = template.ends_with("/definitions") && done.status == 409;

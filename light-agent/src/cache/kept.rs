@@ -150,6 +150,12 @@ impl Kept {
         }
     }
 
+    /// They are believed for so many seconds from now on, while no Protection Server is
+    /// heard of.
+    pub fn believe_for(&mut self, max_age_s: u32) {
+        self.max_age_ms = u64::from(max_age_s) * 1000;
+    }
+
     /// The options that verdicts were given with.
     pub fn options(&self) -> ScanOptions {
         self.options

@@ -27,7 +27,7 @@ pub mod recall;
 pub mod writer;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use palisade_protocol::content::ContentId;
 use palisade_protocol::verdict::{Generations, Verdict, VerdictKind};
@@ -65,7 +65,7 @@ pub struct Cache {
     bound: usize,
     inner: Mutex<Inner>,
     heard: watch::Sender<Generations>,
-    forgotten: OnceLock<Forgotten>,
+    forgotten: RwLock<Option<Forgotten>>,
     keeper: Keeper,
 }
 
@@ -79,7 +79,7 @@ impl Cache {
             bound,
             inner: Mutex::new(Inner::default()),
             heard: watch::Sender::default(),
-            forgotten: OnceLock::new(),
+            forgotten: RwLock::default(),
             keeper: Keeper::default(),
         }
     }
@@ -96,13 +96,15 @@ impl Cache {
     }
 
     /// Has somebody told when verdicts no longer answer, for whatever reason but a
-    /// change of their own file. The first to ask is told.
+    /// change of their own file. The last to ask is told.
     pub fn on_forgotten(&self, tell: Forgotten) {
-        let _ = self.forgotten.set(tell);
+        let told = self.forgotten.write();
+        *told.unwrap_or_else(PoisonError::into_inner) = Some(tell);
     }
 
     fn tell_forgotten(&self) {
-        if let Some(tell) = self.forgotten.get() {
+        let told = self.forgotten.read();
+        if let Some(tell) = told.unwrap_or_else(PoisonError::into_inner).as_ref() {
             tell();
         }
     }

@@ -130,6 +130,11 @@ impl Keeper {
         });
     }
 
+    /// Verdicts are believed for so many seconds while no Protection Server is heard of.
+    pub fn believe_for(&self, max_age_s: u32) {
+        self.change(|kept| kept.believe_for(max_age_s));
+    }
+
     /// Keeps a verdict.
     pub fn put(&self, known: &Known, size: u64, generations: &Generations) {
         self.change(|kept| kept.put(known, size, generations));

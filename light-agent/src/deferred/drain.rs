@@ -24,6 +24,7 @@ use super::Deferred;
 use super::queue::Item;
 use crate::again::Again;
 use crate::content::Content;
+use crate::current::Current;
 use crate::exposure::windows::Result;
 use crate::index::Index;
 use crate::pace::jittered;
@@ -50,7 +51,7 @@ pub struct Drain {
     /// Whether a Protection Server is connected.
     pub link: watch::Receiver<LinkState>,
     /// Asks and reports.
-    pub again: Again,
+    pub again: Current<Again>,
     /// Files whose content was clean.
     pub index: Arc<Index>,
 }
@@ -114,7 +115,8 @@ impl Drain {
             until: Some(Instant::now() + PATIENCE),
             without_svm: Duration::ZERO,
         };
-        let scanned = self.again.scanner.scan(&content, terms).await;
+        let again = self.again.get();
+        let scanned = again.scanner.scan(&content, terms).await;
         let result = match &scanned.verdict {
             Verdict::Clean => {
                 if let (Some(id), Some(stamp)) = (scanned.content, scanned.stamp) {
@@ -141,7 +143,7 @@ impl Drain {
                 Result::NotScanned
             }
         };
-        self.again.report(&content, &item.path.0, &scanned).await;
+        again.report(&content, &item.path.0, &scanned).await;
         done(result, changed)
     }
 }

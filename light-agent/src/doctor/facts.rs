@@ -52,6 +52,8 @@ pub struct Agent {
     pub supervised: bool,
     /// Files that were let through and wait to be scanned.
     pub waiting: u64,
+    /// What is wrong with the site's policy here, if something is.
+    pub policy: Option<String>,
 }
 
 /// The agent's identity.

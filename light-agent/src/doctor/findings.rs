@@ -47,6 +47,8 @@ pub enum Fault {
     Fallback,
     /// An administrator has switched protection.
     Bypass,
+    /// The site's policy is not in force.
+    Policy,
     /// No Protection Server is connected.
     NoSvm,
     /// No Integration Server is connected.
@@ -321,6 +323,15 @@ fn running(facts: &Facts, report: &mut Report) {
             "mend what is named; the agent tests itself again by itself, and at a restart",
         ),
         _ => {}
+    }
+    if let Some(why) = &agent.policy {
+        report.add(
+            Weight::Fault,
+            Fault::Policy,
+            format!("the site's policy is not in force here: {why}"),
+            "`palisade-agent policy` says what is in force, and `palisade policy effective NAME` at \
+             the server what should be; a new revision of the policy is tried again",
+        );
     }
     if agent.waiting > 0 {
         report.add(

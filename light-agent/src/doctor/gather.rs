@@ -109,6 +109,7 @@ fn of_agent(status: &Value, facts: &mut Facts) {
         bypass: text(&protection["bypass"]),
         supervised: !status["supervisor"].is_null(),
         waiting: status["exposure"]["waiting"].as_u64().unwrap_or(0),
+        policy: text(&status["policy"]["refused"][1]).or_else(|| text(&status["policy"]["note"])),
     });
     facts.svm = match text(&status["svm"]["id"]) {
         Some(_) => Connection::Up,

@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::AT_FDCWD;
@@ -85,6 +86,8 @@ impl Watched {
 pub struct Group {
     kernel: Fanotify,
     watched: Watched,
+    /// Whether all marks were taken away.
+    ended: Mutex<bool>,
 }
 
 impl Group {
@@ -108,7 +111,11 @@ impl Group {
             | EventFFlags::O_CLOEXEC
             | EventFFlags::O_NONBLOCK;
         match Fanotify::init(flags, events) {
-            Ok(kernel) => Ok(Self { kernel, watched }),
+            Ok(kernel) => Ok(Self {
+                kernel,
+                watched,
+                ended: Mutex::new(false),
+            }),
             Err(Errno::EPERM) => Err(Unavailable::NoCapability),
             Err(error @ (Errno::ENOSYS | Errno::EINVAL)) => Err(Unavailable::Kernel(error)),
             Err(error) => Err(Unavailable::Init(error)),
@@ -119,8 +126,12 @@ impl Group {
     /// namespace are seen.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's; `ECANCELED` once all marks were taken away.
     pub fn mark(&self, path: &Path) -> nix::Result<()> {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if *ended {
+            return Err(Errno::ECANCELED);
+        }
         self.kernel.mark(
             MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM,
             self.watched.mask(),
@@ -174,8 +185,10 @@ impl Group {
         );
     }
 
-    /// Takes every mark away: no new events come.
+    /// Takes every mark away, for good: no new events come, which nobody would read.
     pub fn unmark_all(&self) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        *ended = true;
         let flush = MarkFlags::FAN_MARK_FLUSH | MarkFlags::FAN_MARK_FILESYSTEM;
         let _ = self
             .kernel

@@ -9,6 +9,7 @@
 //! counted, and ends nothing ([`VainReads`]).
 
 use std::ffi::OsStr;
+use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::net::UnixStream;
@@ -37,6 +38,10 @@ use crate::learn::Learned;
 use crate::lease::is_unwritten;
 use crate::marks::Marks;
 use crate::stamp::Stamp;
+
+/// Said to a reader when another group watches the same already: what is queued still is
+/// served as if nothing ended. Without it, whoever waits is let go by the failure table.
+pub const HAND_OVER: u8 = b'h';
 
 /// Reads that fail in a row, each without an event taken from the queue, after which the
 /// group is of no more use: some milliseconds of a loop that gets nowhere.
@@ -106,7 +111,8 @@ pub struct Triage {
     pub turns: Arc<AtomicU64>,
 }
 
-/// Reads until `stop` closes or the kernel fails; returns the kernel's error.
+/// Reads until `stop` closes, with or without [`HAND_OVER`], or the kernel fails; returns
+/// the kernel's error.
 ///
 /// # Errors
 /// What the kernel said, when the group is of no more use.
@@ -127,10 +133,16 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
         }
         if wait[1].any().unwrap_or(true) {
             // No new ones come, and nobody is to wait until the group is closed.
+            let mut said = [0];
+            let mut told = stop;
+            let served = told.read(&mut said).is_ok_and(|n| n == 1) && said == [HAND_OVER];
             while let Ok(events) = group.read() {
-                events
-                    .into_iter()
-                    .for_each(|event| drop(Event::take(event, &triage.desk)));
+                for event in events {
+                    match Event::take(event, &triage.desk) {
+                        Some(event) if served => triage.sort(event, own, &mut names),
+                        event => drop(event),
+                    }
+                }
             }
             return Ok(());
         }

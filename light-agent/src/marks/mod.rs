@@ -111,9 +111,16 @@ impl Marks {
             first: None,
         };
         threads::vital("marks", move || marker.run(&queued))?;
-        let lifting = marks.clone();
-        cache.on_forgotten(Box::new(move || lifting.lift_all()));
+        marks.follow(cache);
         Ok(marks)
+    }
+
+    /// Has all of them lifted when verdicts are forgotten, and no others' any more.
+    pub fn follow(&self, cache: &Cache) {
+        if self.queue.is_some() {
+            let lifting = self.clone();
+            cache.on_forgotten(Box::new(move || lifting.lift_all()));
+        }
     }
 
     /// A file was found clean and is remembered.

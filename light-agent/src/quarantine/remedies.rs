@@ -61,6 +61,16 @@ impl Remedies {
         }
     }
 
+    /// The same as other settings have it: whoever waits keeps his turn.
+    #[must_use]
+    pub fn changed(&self, settings: &Settings, folders: &Folders) -> Self {
+        Self {
+            turn: Arc::clone(&self.turn),
+            waiting: Arc::clone(&self.waiting),
+            ..Self::new(settings, folders)
+        }
+    }
+
     /// The quarantine.
     pub fn vault(&self) -> &Vault {
         &self.vault

@@ -26,6 +26,7 @@ use super::record::{Again, Record};
 use super::restore::restore;
 use super::vault::Vault;
 use crate::content::Content;
+use crate::current::Current;
 use crate::private::Private;
 use crate::scanner::{Scanned, Scanner, Terms};
 use crate::spool::now_ms;
@@ -240,8 +241,12 @@ async fn blocking<T: Send + 'static>(
 /// Settles what an earlier process left half done, then re-scans whenever other
 /// definitions are heard of, for ever. `state` is where the
 /// definitions are noted that were asked last.
-pub async fn follow(rescan: Rescan, state: PathBuf, mut heard: watch::Receiver<Generations>) {
-    let vault = rescan.vault.clone();
+pub async fn follow(
+    rescan: Current<Rescan>,
+    state: PathBuf,
+    mut heard: watch::Receiver<Generations>,
+) {
+    let vault = rescan.get().vault.clone();
     if vault.exists()
         && let Err(error) = blocking(move || vault.lock().map(drop)).await
     {
@@ -259,6 +264,7 @@ pub async fn follow(rescan: Rescan, state: PathBuf, mut heard: watch::Receiver<G
         if heard.changed().await.is_err() {
             return;
         }
+        let rescan = rescan.get();
         if !rescan.vault.exists() {
             continue;
         }

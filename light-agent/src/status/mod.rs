@@ -23,6 +23,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::accounts::{Accounts, Snapshot};
+use crate::current::Current;
 use crate::deferred::{self, Deferred};
 use crate::failure::Table;
 use crate::fanotify::coverage::Coverage;
@@ -31,6 +32,8 @@ use crate::fanotify::unseen::{self, Unseen};
 use crate::health::{Health, ServerState};
 use crate::learn::{self, Learned};
 use crate::marks::{self, Marks};
+use crate::policy;
+use crate::policy::board::Board;
 use crate::selection::explained::Explanation;
 use crate::selection::{self, LinkState};
 use crate::spool::Spool;
@@ -154,6 +157,8 @@ pub struct Status {
     pub exposure: deferred::Snapshot,
     /// What costs how much, where settings ask for it (`on_access.mode = "learn"`).
     pub learned: Option<learn::Snapshot>,
+    /// What the site has set for this guest.
+    pub policy: policy::board::Shown,
 }
 
 /// Makes answers.
@@ -191,6 +196,8 @@ pub struct Source {
     pub bypass: Option<String>,
     /// What the supervisor has kept, if one runs the agent.
     pub supervised: Option<Record>,
+    /// The policy in force.
+    pub board: Board,
 }
 
 impl Source {
@@ -245,6 +252,7 @@ impl Source {
             log_lines_lost: logging::lost(),
             exposure: self.deferred.snapshot(),
             learned: self.learned.as_ref().map(Learned::snapshot),
+            policy: self.board.shown(),
         }
     }
 }
@@ -289,7 +297,7 @@ pub fn listen(run: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers readers for ever. Whoever connects has all of `told` look at what is on the disk.
-pub async fn serve(listener: UnixListener, source: Source, told: [Arc<Notify>; 2]) {
+pub async fn serve(listener: UnixListener, source: Current<Source>, told: [Arc<Notify>; 2]) {
     let readers = Arc::new(Semaphore::new(MAX_READERS));
     loop {
         let Ok(reader) = Arc::clone(&readers).acquire_owned().await else {
@@ -300,7 +308,7 @@ pub async fn serve(listener: UnixListener, source: Source, told: [Arc<Notify>; 2
             continue;
         };
         told.iter().for_each(|told| told.notify_one());
-        let source = source.clone();
+        let source = source.get();
         tokio::spawn(async move {
             let answer = tokio::task::spawn_blocking(move || serde_json::to_vec(&source.status()));
             if let Ok(Ok(answer)) = answer.await {

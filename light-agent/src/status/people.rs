@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use crate::{exposure, learn};
+use crate::{exposure, learn, policy};
 
 /// What the command shows; the daemon may be of another version.
 #[derive(Debug, Deserialize)]
@@ -26,6 +26,8 @@ struct Shown {
     exposure: serde_json::Value,
     #[serde(default)]
     learned: serde_json::Value,
+    #[serde(default)]
+    policy: serde_json::Value,
 }
 
 /// The status for people.
@@ -97,6 +99,7 @@ impl fmt::Display for ForPeople<'_> {
             Some(true) => writeln!(f, "server      connected")?,
             _ => writeln!(f, "server      none: {}", text(&shown.server, "reason"))?,
         }
+        write!(f, "{}", policy::people::Brief(&shown.policy))?;
         write!(f, "{}", exposure::people::ForPeople(&shown.exposure))?;
         write!(f, "{}", learn::people::ForPeople(&shown.learned))?;
         write!(f, "events     ")?;

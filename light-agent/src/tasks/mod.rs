@@ -45,14 +45,16 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::current::Current;
 use crate::daemon::Parts;
 use crate::index::scans::Scans;
 use crate::packaged::rpm;
 use crate::private::Private;
 use crate::quarantine::remedies::Remedies;
+use crate::scan::hands::Priority;
 use crate::settings::{Folders, Settings};
 use desk::Desk;
-use runner::Runner;
+use runner::{How, Runner};
 use schedule::Clock;
 use store::Store;
 
@@ -63,6 +65,11 @@ const GRACE: Duration = Duration::from_secs(1);
 pub struct Tasks {
     stop: watch::Sender<bool>,
     runner: JoinHandle<()>,
+    how: Current<How>,
+    priority: Current<Priority>,
+    desk: Desk,
+    agent: String,
+    clock: Option<JoinHandle<()>>,
 }
 
 impl Tasks {
@@ -81,36 +88,54 @@ impl Tasks {
         let desk =
             Desk::open(Store::new(&folders.state)).with_context(|| folder(&folders.state))?;
         let listener = socket::listen(&folders.run).with_context(|| folder(&folders.run))?;
-        let priority = settings.tasks.priority;
-        tokio::spawn(socket::serve(listener, desk.clone(), priority));
-        if !settings.schedule.is_empty() {
-            let clock = Clock {
-                schedules: settings.schedule.clone(),
-                agent,
-                desk: desk.clone(),
-                priority,
-            };
-            tokio::spawn(clock.run());
-        }
+        let priority = Current::new(settings.tasks.priority);
+        tokio::spawn(socket::serve(listener, desk.clone(), priority.clone()));
+        let how = Current::new(how(settings, parts.remedies.get().as_ref()));
         let runner = Runner {
-            desk,
+            desk: desk.clone(),
             link: parts.link.clone(),
             detections: parts.detections.clone(),
             tenant: parts.tenant.clone(),
-            scan: settings.scan.clone(),
-            asking: settings.tasks.concurrency,
-            options: settings.scan.options(),
-            private: Private::new(&settings.private),
-            remedies: Remedies::new(settings, folders),
-            exclude: settings.exclude.clone(),
+            how: how.clone(),
             rpm_listing: rpm::listing(&folders.state),
             held: Scans::start(&folders.state).ok().map(std::sync::Arc::new),
         };
         let (stop, stopped) = watch::channel(false);
-        Ok(Self {
+        let mut tasks = Self {
             stop,
             runner: tokio::spawn(runner.run(stopped)),
-        })
+            how,
+            priority,
+            desk,
+            agent,
+            clock: None,
+        };
+        tasks.follow(settings);
+        Ok(tasks)
+    }
+
+    /// Other settings are in force: for tasks that begin from now on, and for schedules.
+    pub fn change(&mut self, settings: &Settings, remedies: &Remedies) {
+        self.how.set(how(settings, remedies));
+        self.priority.set(settings.tasks.priority);
+        self.follow(settings);
+    }
+
+    /// Watches the clock for these schedules and no others.
+    fn follow(&mut self, settings: &Settings) {
+        if let Some(clock) = self.clock.take() {
+            clock.abort();
+        }
+        if settings.schedule.is_empty() {
+            return;
+        }
+        let clock = Clock {
+            schedules: settings.schedule.clone(),
+            agent: self.agent.clone(),
+            desk: self.desk.clone(),
+            priority: settings.tasks.priority,
+        };
+        self.clock = Some(tokio::spawn(clock.run()));
     }
 
     /// Keeps the place of the task under way.
@@ -120,5 +145,16 @@ impl Tasks {
             tracing::warn!("the place of a scan task may be an old one");
         }
         let _ = std::fs::remove_file(socket::socket(&folders.run));
+    }
+}
+
+fn how(settings: &Settings, remedies: &Remedies) -> How {
+    How {
+        scan: settings.scan.clone(),
+        asking: settings.tasks.concurrency,
+        options: settings.scan.options(),
+        private: Private::new(&settings.private),
+        remedies: remedies.clone(),
+        exclude: settings.exclude.clone(),
     }
 }

@@ -26,6 +26,7 @@ use super::desk::Desk;
 use super::ledger::Ledger;
 use super::shown::Live;
 use super::task::{State, Task};
+use crate::current::Current;
 use crate::index::scans::Scans;
 use crate::packaged::{Packaged, Policy};
 use crate::private::Private;
@@ -57,6 +58,16 @@ pub struct Runner {
     pub detections: spool::Sender,
     /// Whose guest this is.
     pub tenant: TenantId,
+    /// As settings have it now; a task that has begun goes on as it was then.
+    pub how: Current<How>,
+    /// What rpm's packages have, if there are any.
+    pub rpm_listing: PathBuf,
+    /// Where it stands which files were clean.
+    pub held: Option<Arc<Scans>>,
+}
+
+/// How tasks are done.
+pub struct How {
     /// How scans are done.
     pub scan: settings::Scan,
     /// Requests at a time.
@@ -69,10 +80,6 @@ pub struct Runner {
     pub remedies: Remedies,
     /// What is not scanned.
     pub exclude: Vec<PathBuf>,
-    /// What rpm's packages have, if there are any.
-    pub rpm_listing: PathBuf,
-    /// Where it stands which files were clean.
-    pub held: Option<Arc<Scans>>,
 }
 
 /// How a turn ended.
@@ -117,26 +124,27 @@ impl Runner {
     }
 
     async fn turn(&self, task: Task, stop: &mut watch::Receiver<bool>) -> Turn {
+        let how = self.how.get();
         let hands = match Hands::background(task.priority, THREADS) {
             Ok(hands) => hands,
             Err(error) => return failed(format!("no threads for the task: {error}")),
         };
         let known = tokio::select! {
-            known = self.cover(&task, &hands) => known,
+            known = self.cover(&task, &how, &hands) => known,
             turn = self.taken_away(task.id, stop) => return turn,
         };
         let (cover, packaged) = match known {
             Ok(known) => known,
             Err(error) => return failed(format!("what it covers cannot be found: {error}")),
         };
-        let mut plan = cover.plan(&self.exclude);
+        let mut plan = cover.plan(&how.exclude);
         plan.done = task.resume();
-        let mut job = Job::new(plan.clone(), &self.scan).in_background(self.asking, hands.clone());
-        job.remedies = Some(self.remedies.clone());
+        let mut job = Job::new(plan.clone(), &how.scan).in_background(how.asking, hands.clone());
+        job.remedies = Some(how.remedies.clone());
         job.packaged = packaged.map(Arc::new);
         job.held = self.held.clone();
-        let scanner = Scanner::new(self.link.clone(), self.asking, self.options)
-            .keeping(self.private.clone())
+        let scanner = Scanner::new(self.link.clone(), how.asking, how.options)
+            .keeping(how.private.clone())
             .by(hands.clone());
         let mut under_way = UnderWay::new(self, task, scanner);
         let counting = Counting::start(plan, &hands, under_way.task());
@@ -167,6 +175,7 @@ impl Runner {
     async fn cover(
         &self,
         task: &Task,
+        how: &How,
         hands: &Hands,
     ) -> std::io::Result<(Cover, Option<Packaged>)> {
         let id = task.id;
@@ -179,13 +188,13 @@ impl Runner {
             let packaged = self.packaged(policy, hands).await?;
             return Ok((cover, packaged.map(|packaged| packaged.going_on(print))));
         }
-        let (kind, exclude) = (task.kind, self.exclude.clone());
+        let (kind, exclude) = (task.kind, how.exclude.clone());
         let paths: Vec<PathBuf> = task.paths.iter().map(|path| path.0.clone()).collect();
         let cover = hands.spawn(move || kind.cover(&paths, &exclude)).await;
         let mut cover = cover.map_err(std::io::Error::other)??;
-        let packaged = self.packaged(self.scan.packaged, hands).await?;
+        let packaged = self.packaged(how.scan.packaged, hands).await?;
         let print = packaged.as_ref().map_or(0, Packaged::print);
-        cover.packaged = (self.scan.packaged, print);
+        cover.packaged = (how.scan.packaged, print);
         let saved = cover.clone();
         self.desk
             .with_store(move |store| store.save_cover(id, &saved))
@@ -339,10 +348,10 @@ impl<'a> UnderWay<'a> {
         if let LinkState::Down { since, reason } = &*self.runner.link.borrow() {
             waits_for = Some(format!("no Protection Server: {reason}"));
             // Time before the task's turn is not its own.
-            if (*since).max(self.began).elapsed().as_secs() >= self.runner.scan.svm_wait_s {
+            let patience_s = self.runner.how.get().scan.svm_wait_s;
+            if (*since).max(self.began).elapsed().as_secs() >= patience_s {
                 gives_up = Some(format!(
-                    "no Protection Server for {} s ({reason}); resume it when one can be reached",
-                    self.runner.scan.svm_wait_s
+                    "no Protection Server for {patience_s} s ({reason}); resume it when one can be reached"
                 ));
             }
         }

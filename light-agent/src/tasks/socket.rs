@@ -21,6 +21,7 @@ use super::desk::Desk;
 use super::saved::SavedPath;
 use super::shown::Shown;
 use super::task::Order;
+use crate::current::Current;
 use crate::scan::hands::Priority;
 use crate::scan::what::Kind;
 
@@ -96,7 +97,7 @@ pub fn listen(run: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers commands for ever.
-pub async fn serve(listener: UnixListener, desk: Desk, priority: Priority) {
+pub async fn serve(listener: UnixListener, desk: Desk, priority: Current<Priority>) {
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(client) = Arc::clone(&clients).acquire_owned().await else {
@@ -107,7 +108,7 @@ pub async fn serve(listener: UnixListener, desk: Desk, priority: Priority) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let desk = desk.clone();
+        let (desk, priority) = (desk.clone(), *priority.get());
         tokio::spawn(async move {
             if let Err(error) = converse(stream, &desk, priority).await {
                 tracing::info!(%error, "a command was not answered");

@@ -56,6 +56,50 @@ pub enum SettingsError {
     },
 }
 
+/// What files and variables say, before it is taken as somebody's settings.
+#[derive(Debug, Clone)]
+pub struct Read {
+    component: Component,
+    table: Table,
+    sources: Vec<String>,
+}
+
+impl Read {
+    /// Takes it as settings.
+    ///
+    /// # Errors
+    /// [`SettingsError::Value`], which names the key.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, SettingsError> {
+        T::deserialize(self.table.clone()).map_err(|error: toml::de::Error| SettingsError::Value {
+            component: self.component,
+            sources: self.sources.join(", "),
+            message: one_line(&error),
+        })
+    }
+
+    /// The same with a value in place of what was read. Sections stand before dots.
+    #[must_use]
+    pub fn with(&self, key: &str, value: Value) -> Self {
+        let mut read = self.clone();
+        put(&mut read.table, key, value);
+        read
+    }
+}
+
+fn put(table: &mut Table, key: &str, value: Value) {
+    let Some((section, rest)) = key.split_once('.') else {
+        table.insert(key.to_owned(), value);
+        return;
+    };
+    let mut inner = match table.remove(section) {
+        Some(Value::Table(inner)) => inner,
+        // What is no section cannot have the key.
+        _ => Table::new(),
+    };
+    put(&mut inner, rest, value);
+    table.insert(section.to_owned(), Value::Table(inner));
+}
+
 /// Reads a component's settings. `environment` is `std::env::vars_os()`, given as
 /// a value so that tests need not change the process.
 ///
@@ -66,6 +110,18 @@ pub fn load<T: DeserializeOwned>(
     file: &Path,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<T, SettingsError> {
+    read_all(component, file, environment)?.parse()
+}
+
+/// Reads what is said of a component's settings.
+///
+/// # Errors
+/// A [`SettingsError`] that names the file.
+pub fn read_all(
+    component: Component,
+    file: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Read, SettingsError> {
     let mut table = Table::new();
     let mut sources = Vec::new();
     for path in files(file)? {
@@ -92,10 +148,10 @@ pub fn load<T: DeserializeOwned>(
     if sources.is_empty() {
         sources.push(format!("{}: absent, defaults apply", file.display()));
     }
-    T::deserialize(table).map_err(|error: toml::de::Error| SettingsError::Value {
+    Ok(Read {
         component,
-        sources: sources.join(", "),
-        message: one_line(&error),
+        table,
+        sources,
     })
 }
 
@@ -261,6 +317,31 @@ mod tests {
             said.contains("scan.workers") && !said.contains('\n'),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_value_takes_the_place_of_what_was_read() {
+        let dir = at(&[(
+            "agent.toml",
+            "listen = 'a'\n[scan]\nworkers = 1\npaths = ['/x']",
+        )]);
+        let read = read_all("agent", &dir.path().join("agent.toml"), []).unwrap();
+        let paths = Value::Array(vec!["/y".into()]);
+        let other = read.with("scan.paths", paths).with("listen", "b".into());
+        let scan = |paths: &str| Scan {
+            workers: 1,
+            paths: vec![paths.into()],
+        };
+        let (listen, scan_of) = ("b".to_owned(), scan("/y"));
+        let sample = Sample {
+            listen,
+            scan: scan_of,
+        };
+        assert_eq!(other.parse::<Sample>().unwrap(), sample);
+        let before: Sample = read.parse().unwrap();
+        assert_eq!((before.listen.as_str(), before.scan), ("a", scan("/x")));
+        let error = read.with("scan.wrokers", 1.into()).parse::<Sample>();
+        assert!(error.unwrap_err().to_string().contains("wrokers"));
     }
 
     #[test]

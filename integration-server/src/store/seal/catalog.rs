@@ -103,7 +103,7 @@ pub const TABLES: [Table; 6] = [
 ];
 
 /// Tables that came after values were sealed: nothing in them was ever plain.
-pub const LATER: [Table; 4] = [
+pub const LATER: [Table; 7] = [
     Table {
         name: "accounts",
         key: &["id"],
@@ -127,6 +127,21 @@ pub const LATER: [Table; 4] = [
     Table {
         name: "audit",
         key: &["id"],
+        columns: &[text("body")],
+    },
+    Table {
+        name: "policies",
+        key: &["id"],
+        columns: &[text("body")],
+    },
+    Table {
+        name: "policy_groups",
+        key: &["id"],
+        columns: &[found("name", "name_index"), text("query")],
+    },
+    Table {
+        name: "policy_reports",
+        key: &["agent_id"],
         columns: &[text("body")],
     },
 ];

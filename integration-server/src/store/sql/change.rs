@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::opened::SealingError;
 use super::{
-    Backend, Connection, Db, account_tokens, accounts, audit, logins, maintenance, row, tokens,
+    Backend, Connection, Db, account_tokens, accounts, audit, logins, maintenance, policies, row,
+    tokens,
 };
 use crate::audit::{Entry, Head};
 use crate::store::{Alone, Change, Changed, Result};
@@ -66,7 +67,7 @@ async fn make(
     change: Change<'_>,
     now_ms: u64,
 ) -> Made {
-    if let Change::AddAccount(_) | Change::Setup(..) = change {
+    if let Change::AddAccount(_) | Change::Setup(..) | Change::AddGroup(_) = change {
         store.alone(transaction, Alone::Names).await?;
     }
     let db: &mut Connection = &mut *transaction;
@@ -114,6 +115,12 @@ async fn make(
             maintenance::add(store, db, grant).await?;
             Ok(Changed::Done)
         }
+        Change::PutPolicy(policy) => policies::put(store, db, policy).await,
+        Change::AddGroup(group) => policies::add_group(store, db, group).await,
+        Change::SetGroup(id, revision, query, priority) => {
+            policies::set_group(store, db, (id, revision), query, priority).await
+        }
+        Change::RemoveGroup(id, revision) => policies::remove_group(db, id, revision).await,
     }
 }
 

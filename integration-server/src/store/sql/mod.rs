@@ -21,6 +21,7 @@
 //! | `detections` | `detections` |
 //! | `inventory` | `hosts`, `domains` |
 //! | `accounts`, `logins`, `account_tokens` | `accounts`, `recovery_codes`, `setup_tokens`; `sessions`, `login_sources`; `account_tokens` |
+//! | `policies` | `policies`, `policy_groups`, `policy_reports` |
 //! | `audit` | `audit`, whose length is a counter |
 //! | `change` | none: what somebody answers for, with its entry in `audit` |
 //! | `keys` | `data_keys`; the first sealing, another data key |
@@ -39,26 +40,31 @@ pub mod keys;
 mod logins;
 mod maintenance;
 mod opened;
+mod policies;
 mod quarantine_keys;
 mod row;
 mod tokens;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use palisade_protocol::control::{AgentReport, Detection, Hello, QuarantineKey, SvmReport};
 use palisade_protocol::ids::{AgentId, DeploymentId, SvmId};
+use palisade_protocol::policy::PolicyReport;
 use uuid::Uuid;
 
 use super::{AFTER_IMPORT, Backend, Db, HAS_KEYS, HAS_PLAIN, INTEGRITY, Row, SWEEP};
 use crate::accounts::lockout::Counter;
 use crate::audit::{Entry, Head, Record, Verification};
 use crate::inventory::HostRecord;
+use crate::policy::Subject;
 use crate::secret::Hash;
 use crate::store::backup::{RowSink, RowSource};
 use crate::store::seal::Key;
 use crate::store::{
     AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, Change, Changed, DetectionPage,
-    JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, Result, SessionRecord, Spent, Store,
-    SvmRecord,
+    GroupRecord, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, PolicyRecord,
+    PolicyReportRecord, Result, SessionRecord, Spent, Store, SvmRecord,
 };
 
 type Connection = <Db as sqlx::Database>::Connection;
@@ -190,6 +196,47 @@ impl Store for Backend {
     }
     async fn maintenance(&self, now_ms: u64) -> Result<Vec<MaintenanceRecord>> {
         self.bounded(maintenance::in_force(self, now_ms)).await
+    }
+    async fn policies(&self) -> Result<Vec<PolicyRecord>> {
+        self.bounded(policies::all(self)).await
+    }
+    async fn policy_revisions(
+        &self,
+        subject: &Subject,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PolicyRecord>> {
+        self.bounded(policies::revisions(self, subject, before, limit))
+            .await
+    }
+    async fn policy_revision(
+        &self,
+        subject: &Subject,
+        revision: u64,
+    ) -> Result<Option<PolicyRecord>> {
+        self.bounded(policies::revision(self, subject, revision))
+            .await
+    }
+    async fn groups(&self) -> Result<Vec<GroupRecord>> {
+        self.bounded(policies::groups(self)).await
+    }
+    async fn policy_version(&self) -> Result<u64> {
+        self.bounded(policies::version(self)).await
+    }
+    async fn keep_policy_report(
+        &self,
+        id: AgentId,
+        report: &PolicyReport,
+        now_ms: u64,
+    ) -> Result<()> {
+        self.bounded(policies::keep_report(self, id, report, now_ms))
+            .await
+    }
+    async fn policy_report(&self, id: AgentId) -> Result<Option<PolicyReportRecord>> {
+        self.bounded(policies::report(self, id)).await
+    }
+    async fn refused_policies(&self) -> Result<BTreeMap<AgentId, PolicyReportRecord>> {
+        self.bounded(policies::refused(self)).await
     }
     async fn keep_quarantine_key(
         &self,

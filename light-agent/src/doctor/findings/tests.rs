@@ -177,6 +177,11 @@ fn states() -> Vec<(Fault, Weight, Facts)> {
             }),
         ),
         (
+            Fault::Policy,
+            F,
+            agent(|agent| agent.policy = Some("policy.json is damaged".to_owned())),
+        ),
+        (
             Fault::SelfTest,
             F,
             off("the EICAR test file in /srv was not blocked"),

@@ -11,11 +11,7 @@ use serde::{Deserialize, Deserializer, de};
 use crate::scan::hands::Priority;
 use crate::scan::what::Kind;
 
-/// Minutes that starts are spread over, at the most: less than a day, so that the runs
-/// of a daily schedule never overtake each other.
-pub const MAX_SPREAD_MIN: u32 = 1439;
-/// Minutes that a scan waits for an idle machine, at the most.
-pub const MAX_IDLE_WAIT_MIN: u32 = 10_080;
+pub use palisade_protocol::policy::settings::{MAX_IDLE_WAIT_MIN, MAX_SPREAD_MIN};
 
 /// One schedule.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
