@@ -16,6 +16,7 @@
 //! | [`ca`] | keys and certificates |
 //! | [`store`] | what must not be forgotten |
 //! | [`fleet`] | enrolment and control sessions |
+//! | [`definitions`] | the site's signed repository of definitions |
 //! | [`libvirt`] | the only code that touches libvirt |
 //! | [`inventory`] | hosts and domains, and what changed (pure) |
 //! | [`api`] | the REST API |
@@ -34,6 +35,7 @@ pub mod api;
 pub mod audit;
 pub mod ca;
 pub mod cli;
+pub mod definitions;
 pub mod failure;
 pub mod fleet;
 pub mod interval;

@@ -27,6 +27,7 @@ use crate::api::listener::ApiListener;
 use crate::api::{self, Api, auth};
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
+use crate::definitions::{self, Repository};
 use crate::fleet::Fleet;
 use crate::fleet::listener::Listener;
 use crate::inventory::Inventory;
@@ -100,13 +101,15 @@ impl Server {
         let view = View::new(Inventory::new(&settings.libvirt, shared.hosts().await?));
         let (readings, read) = mpsc::channel(keeper::MAX_READINGS);
 
+        let definitions =
+            Repository::open(&state, Arc::clone(&shared), settings.definitions.clone())?;
         let fleet = Fleet::load(
             Arc::clone(&shared),
             authority,
             Arc::clone(&own),
             view.clone(),
-            settings.fleet.clone(),
-            settings.inventory.poll,
+            Arc::clone(&definitions),
+            (settings.fleet.clone(), settings.inventory.poll),
             now_ms,
         );
         let fleet = Arc::new(fleet.await?);
@@ -134,6 +137,7 @@ impl Server {
             tokio::spawn(async move { following.run().await }),
             tokio::spawn(Arc::clone(&listener).run()),
             tokio::spawn(renew(own)),
+            tokio::spawn(definitions::watch::run(definitions)),
         ];
         let run_file = url_file(common);
         write_atomic(

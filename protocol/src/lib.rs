@@ -21,6 +21,7 @@
 //! | [`exposure`] | a guest's time without verdicts, as its agent reports it |
 //! | [`problem`] | what a Protection Server knows to be wrong with itself |
 //! | [`definitions`] | orders about a Protection Server's definitions, and what it has |
+//! | [`pull`] | how a Protection Server fetches signed definitions |
 //! | [`envelope`] | signatures, epochs and sequences around control messages |
 //! | [`ids`], [`spiffe`] | who is who |
 //! | [`identity`], [`token`] | keys, certificates, certificate requests, join tokens |
@@ -51,6 +52,7 @@ pub mod ids;
 pub mod maintenance;
 pub mod notice;
 pub mod problem;
+pub mod pull;
 pub mod scan;
 pub mod selection;
 pub mod spiffe;

@@ -159,6 +159,7 @@ fn report() -> control::SvmReport {
         tags: List::cut([Text::cut("gold")]),
         problems: List::default(),
         tenants: List::cut([TenantId::default_tenant()]),
+        followed: Some(7),
     }
 }
 
@@ -332,6 +333,7 @@ fn from_server() -> Vec<FromServer> {
             },
         }),
         FromServer::Explain { number: 14 },
+        FromServer::Published { version: 15 },
     ]
 }
 

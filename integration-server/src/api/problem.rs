@@ -65,7 +65,10 @@ pub enum ApiError {
     #[error("{0}")]
     Unprocessable(String),
     /// The body is larger than allowed.
-    #[error("the request's body is over {} bytes", super::MAX_BODY_BYTES)]
+    #[error(
+        "the request's body is larger than this takes: {} bytes, and for what is said to take more, that",
+        super::MAX_BODY_BYTES
+    )]
     TooLarge,
     /// The body is not declared as JSON.
     #[error("the request's body must be application/json")]
@@ -81,6 +84,9 @@ pub enum ApiError {
     /// The object is not in a state in which it could be done.
     #[error("{0}")]
     Conflict(String),
+    /// The disk is full.
+    #[error("{0}")]
+    Full(String),
     /// The path leads nowhere.
     #[error("there is no resource {0}; /api/v1/openapi.json lists them")]
     NoResource(String),
@@ -153,6 +159,7 @@ impl ApiError {
             ),
             Self::NotFound { .. } => (StatusCode::NOT_FOUND, "not-found", "Not found"),
             Self::Conflict(_) => (StatusCode::CONFLICT, "conflict", "Not possible now"),
+            Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full", "The disk is full"),
             Self::NoResource(_) => (StatusCode::NOT_FOUND, "no-resource", "No such resource"),
             Self::NoMethod(_) => (
                 StatusCode::METHOD_NOT_ALLOWED,

@@ -19,6 +19,7 @@
 //! | [`asking`] | what members are asked, and who waits for answers |
 //! | [`lists`] | the lists that agents have in common, made once for each change |
 //! | [`session`] | one session's sockets, queue and time limits |
+//! | [`pulls`] | definitions that Protection Servers fetch |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
 //! | [`lost`] | which agents are gone although their domains run (pure) |
@@ -38,6 +39,7 @@ pub mod listener;
 mod lists;
 pub mod lost;
 pub mod maintenance;
+pub mod pulls;
 pub mod roster;
 pub mod session;
 pub mod sessions;
@@ -55,6 +57,7 @@ use uuid::Uuid;
 use crate::audit::Entry;
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
+use crate::definitions::Repository;
 use crate::interval::Interval;
 use crate::inventory::keeper::View;
 use crate::settings::FleetSettings;
@@ -83,6 +86,8 @@ pub struct Fleet {
     pub own: Arc<OwnCertificates>,
     /// Where domains are.
     pub inventory: View,
+    /// Signed definitions.
+    pub definitions: Arc<Repository>,
     /// Timing.
     pub settings: FleetSettings,
     /// Who is connected.
@@ -108,8 +113,8 @@ impl Fleet {
         authority: Arc<Authority>,
         own: Arc<OwnCertificates>,
         inventory: View,
-        settings: FleetSettings,
-        poll: Interval,
+        definitions: Arc<Repository>,
+        (settings, poll): (FleetSettings, Interval),
         now_ms: u64,
     ) -> Result<Self> {
         let mut roster = Roster::new(millis(settings.svm_lost_after.get()));
@@ -123,6 +128,7 @@ impl Fleet {
             authority,
             own,
             inventory,
+            definitions,
             settings,
             sessions: Sessions::default(),
             orders: Asking::default(),

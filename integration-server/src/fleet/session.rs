@@ -23,7 +23,7 @@ use uuid::Uuid;
 use super::conversation::{Asked, Conversation, Member};
 use super::lost::End;
 use super::sessions::Cut;
-use super::{EXPIRY_GRACE, Fleet, asking};
+use super::{EXPIRY_GRACE, Fleet, asking, pulls};
 use crate::time;
 
 /// How long the greeting may take.
@@ -97,7 +97,12 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
         },
         session.write(sealer, send, queued, asked),
         async {
-            // At once, whatever the two above still wait for. Both end by closing it.
+            if let Member::Svm(_) = session.member {
+                pulls::serve(&fleet.definitions, &connection, &session.admitted).await;
+            }
+        },
+        async {
+            // At once, whatever the others still wait for. They end by closing it.
             connection.closed().await;
             session.gone();
         },
@@ -236,6 +241,8 @@ impl Session<'_> {
         mut asked: mpsc::Receiver<asking::Numbered>,
     ) {
         let mut changes = self.fleet.changes();
+        let mut published = self.fleet.definitions.published();
+        let is_svm = matches!(self.member, Member::Svm(_));
         let mut product_uuid = None;
         let (mut welcomed, mut pushes) = (false, false);
         loop {
@@ -244,7 +251,10 @@ impl Session<'_> {
                     Some(Outgoing::Welcome { epoch, answers }) => {
                         sealer.set_epoch(epoch);
                         welcomed = true;
-                        pushes = matches!(self.member, Member::Agent { .. });
+                        pushes = !is_svm;
+                        if *published.borrow() > 0 {
+                            published.mark_changed();
+                        }
                         product_uuid = self.product_uuid().await;
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
                         self.seal(&mut sealer, &FromServer::Welcome(welcome), Some(answers))
@@ -258,6 +268,10 @@ impl Session<'_> {
                 // Nothing goes before Welcome.
                 Some(question) = asked.recv(), if welcomed => {
                     self.seal(&mut sealer, &question.into(), None)
+                }
+                Ok(()) = published.changed(), if welcomed && is_svm => {
+                    let version = *published.borrow_and_update();
+                    self.seal(&mut sealer, &FromServer::Published { version }, None)
                 }
                 Ok(()) = changes.changed(), if pushes => {
                     tokio::time::sleep(DEBOUNCE).await;

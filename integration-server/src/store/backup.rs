@@ -25,7 +25,7 @@ use super::seal::{Key, Seals};
 use super::{Opening, Place, Result, StoreError};
 
 /// The schema that this version writes and reads.
-pub const SCHEMA: i64 = 9;
+pub const SCHEMA: i64 = 11;
 /// Longest header that is read, in bytes.
 const MAX_HEADER_BYTES: u64 = 4096;
 /// Longest frame that is read, in bytes: 500 rows of reports fit many times.

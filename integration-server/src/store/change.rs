@@ -4,7 +4,9 @@
 use palisade_protocol::ids::{AgentId, SvmId};
 use uuid::Uuid;
 
-use super::{AccountRecord, AccountToken, JoinTokenRecord, MaintenanceRecord, SessionRecord};
+use super::{
+    AccountRecord, AccountToken, DefinitionsKey, JoinTokenRecord, MaintenanceRecord, SessionRecord,
+};
 use crate::access::Grant;
 use crate::secret::Hash;
 
@@ -58,6 +60,15 @@ pub enum Change<'a> {
     RevokeSvm(SvmId),
     /// What a maintenance token allows.
     AddMaintenance(&'a MaintenanceRecord),
+    /// The first keys of the repository of definitions, by their secrets.
+    MakeDefinitionsKeys {
+        /// Of root and targets.
+        publisher: &'a [u8],
+        /// Of snapshot and timestamp.
+        online: &'a [u8],
+    },
+    /// A key of the repository of definitions is not this server's any more.
+    ForgetDefinitionsKey(DefinitionsKey),
 }
 
 /// What came of it. Only what is done has an entry.

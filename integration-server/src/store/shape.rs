@@ -26,7 +26,7 @@ pub struct Shape {
 use Kind::{Bytes, Number, Text};
 
 /// All tables; what is referred to comes before what refers to it.
-pub const SHAPES: [Shape; 19] = [
+pub const SHAPES: [Shape; 20] = [
     Shape {
         table: "meta",
         key: 1,
@@ -263,6 +263,11 @@ pub const SHAPES: [Shape; 19] = [
             ("body", Bytes),
             ("hash", Bytes),
         ],
+    },
+    Shape {
+        table: "definitions_keys",
+        key: 1,
+        columns: &[("id", Text), ("secret", Bytes), ("made_ms", Number)],
     },
 ];
 

@@ -103,7 +103,7 @@ pub const TABLES: [Table; 6] = [
 ];
 
 /// Tables that came after values were sealed: nothing in them was ever plain.
-pub const LATER: [Table; 4] = [
+pub const LATER: [Table; 5] = [
     Table {
         name: "accounts",
         key: &["id"],
@@ -128,6 +128,11 @@ pub const LATER: [Table; 4] = [
         name: "audit",
         key: &["id"],
         columns: &[text("body")],
+    },
+    Table {
+        name: "definitions_keys",
+        key: &["id"],
+        columns: &[bytes("secret")],
     },
 ];
 

@@ -6,10 +6,11 @@ use uuid::Uuid;
 
 use super::opened::SealingError;
 use super::{
-    Backend, Connection, Db, account_tokens, accounts, audit, logins, maintenance, row, tokens,
+    Backend, Connection, Db, account_tokens, accounts, audit, definitions_keys, logins,
+    maintenance, row, tokens,
 };
 use crate::audit::{Entry, Head};
-use crate::store::{Alone, Change, Changed, Result};
+use crate::store::{Alone, Change, Changed, DefinitionsKey, Result};
 
 type Made = std::result::Result<Changed, SealingError>;
 
@@ -112,6 +113,16 @@ async fn make(
             maintenance::add(store, db, grant).await?;
             Ok(Changed::Done)
         }
+        Change::MakeDefinitionsKeys { publisher, online } => {
+            for (key, secret) in [
+                (DefinitionsKey::Publisher, publisher),
+                (DefinitionsKey::Online, online),
+            ] {
+                definitions_keys::keep(store, db, key, secret, now_ms).await?;
+            }
+            Ok(Changed::Done)
+        }
+        Change::ForgetDefinitionsKey(key) => Ok(done_if(definitions_keys::forget(db, key).await?)),
     }
 }
 
