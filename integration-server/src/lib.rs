@@ -16,6 +16,7 @@
 //! | [`ca`] | keys and certificates |
 //! | [`store`] | what must not be forgotten |
 //! | [`fleet`] | enrolment and control sessions |
+//! | [`definitions`] | the site's signed repository of definitions |
 //! | [`libvirt`] | the only code that touches libvirt |
 //! | [`inventory`] | hosts and domains, and what changed (pure) |
 //! | [`policy`] | what is set for guests, and what comes of it (pure) |
@@ -35,6 +36,7 @@ pub mod api;
 pub mod audit;
 pub mod ca;
 pub mod cli;
+pub mod definitions;
 pub mod failure;
 pub mod fleet;
 pub mod interval;

@@ -28,6 +28,7 @@ use crate::api::pace::Paces;
 use crate::api::{self, Api, auth};
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
+use crate::definitions::{self, Repository};
 use crate::fleet::Fleet;
 use crate::fleet::listener::Listener;
 use crate::inventory::Inventory;
@@ -103,11 +104,14 @@ impl Server {
         let view = View::new(inventory, facts_age, steady_ms());
         let (readings, read) = mpsc::channel(keeper::MAX_READINGS);
 
+        let definitions =
+            Repository::open(&state, Arc::clone(&shared), settings.definitions.clone())?;
         let fleet = Fleet::load(
             Arc::clone(&shared),
             authority,
             Arc::clone(&own),
             view.clone(),
+            Arc::clone(&definitions),
             settings.fleet.clone(),
             now_ms,
         );
@@ -137,6 +141,7 @@ impl Server {
             tokio::spawn(async move { following.run().await }),
             tokio::spawn(Arc::clone(&listener).run()),
             tokio::spawn(renew(own)),
+            tokio::spawn(definitions::watch::run(definitions)),
         ];
         let run_file = url_file(common);
         write_atomic(

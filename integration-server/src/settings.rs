@@ -61,6 +61,8 @@ pub struct Settings {
     pub fleet: FleetSettings,
     /// Accounts of people.
     pub accounts: Limits,
+    /// The site's repository of definitions.
+    pub definitions: DefinitionsSettings,
 }
 
 /// One libvirt connection and where its host stands.
@@ -105,6 +107,40 @@ pub struct FleetSettings {
     pub agent_boot_grace: Interval,
 }
 
+/// The site's repository of definitions.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DefinitionsSettings {
+    /// A directory whose changes are imported by themselves, such as freshclam's
+    /// `/var/lib/clamav`.
+    pub source: Option<PathBuf>,
+    /// Between two looks at it.
+    pub poll: Interval,
+    /// Most MiB of one generation.
+    pub max_mib: u32,
+    /// Generations that are kept, the wanted one and the one before included.
+    pub keep: u8,
+    /// How long the signed word that the definitions are current is good; it is signed
+    /// anew when a third of that is left. A Protection Server that gets no newer one for
+    /// so long says so.
+    pub timestamp_lifetime: Interval,
+}
+
+impl Default for DefinitionsSettings {
+    fn default() -> Self {
+        Self {
+            source: None,
+            poll: Interval::from_secs(60),
+            max_mib: 4096,
+            keep: 5,
+            timestamp_lifetime: Interval::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Generations that a repository may keep.
+const KEPT: std::ops::RangeInclusive<u8> = 2..=16;
+
 impl Default for InventorySettings {
     fn default() -> Self {
         Self {
@@ -142,6 +178,7 @@ impl Default for Settings {
             inventory: InventorySettings::default(),
             fleet: FleetSettings::default(),
             accounts: Limits::default(),
+            definitions: DefinitionsSettings::default(),
         }
     }
 }
@@ -231,6 +268,16 @@ impl Settings {
                 "advertise_control",
                 format!("nobody can connect to {address}"),
             );
+        }
+        if !KEPT.contains(&self.definitions.keep) {
+            let (least, most) = (KEPT.start(), KEPT.end());
+            return bad(
+                "definitions.keep",
+                format!("{least} to {most} are possible"),
+            );
+        }
+        if self.definitions.max_mib == 0 {
+            return bad("definitions.max_mib", "at least 1 is needed".to_owned());
         }
         if let Err(problem) = self.place(Path::new("")) {
             return bad("database", problem);

@@ -16,9 +16,10 @@
 //! every frame on it is a signed [`Envelope`], so that a relay
 //! could carry it. Answers name the sequence they answer; pushed messages name
 //! none. What the server pushes to a Protection Server is a command about its
-//! definitions ([`crate::definitions`]), and to an agent, besides lists and its policy
-//! ([`crate::policy`]), a question about its choice ([`crate::choice`]); their answers
-//! come as requests.
+//! definitions ([`crate::definitions`]) or word of a new version of the repository, which
+//! it pulls on streams of its own ([`crate::pull`]); and to an agent, besides lists and its
+//! policy ([`crate::policy`]), a question about its choice ([`crate::choice`]). Their
+//! answers come as requests.
 //!
 //! Versions: 1, the first.
 
@@ -247,6 +248,13 @@ pub enum FromServer {
     },
     /// The agent's policy: asked for, or pushed on a change.
     Policy(Policy),
+    /// The site's repository of definitions has this version, pushed to a Protection Server
+    /// when its session begins and on each change; what it holds is pulled
+    /// ([`crate::pull`]).
+    Published {
+        /// Another than before means that something changed; it vouches for nothing.
+        version: u64,
+    },
 }
 
 impl Message for FromServer {
@@ -356,6 +364,10 @@ pub struct SvmReport {
     /// the server leaves out of their lists what they may not use.
     #[serde(default)]
     pub tenants: List<TenantId, MAX_TENANTS>,
+    /// The generation of the site's repository that is in force; none when none is, or it
+    /// has a source of its own.
+    #[serde(default)]
+    pub followed: Option<u64>,
 }
 
 /// The Protection Servers that an agent may choose from.

@@ -22,6 +22,7 @@
 //! | [`problem`] | what a Protection Server knows to be wrong with itself |
 //! | [`definitions`] | orders about a Protection Server's definitions, and what it has |
 //! | [`policy`] | what a site sets for an agent, and what may be set |
+//! | [`pull`] | how a Protection Server fetches signed definitions |
 //! | [`envelope`] | signatures, epochs and sequences around control messages |
 //! | [`ids`], [`spiffe`] | who is who |
 //! | [`identity`], [`token`] | keys, certificates, certificate requests, join tokens |
@@ -53,6 +54,7 @@ pub mod maintenance;
 pub mod notice;
 pub mod policy;
 pub mod problem;
+pub mod pull;
 pub mod scan;
 pub mod selection;
 pub mod spiffe;

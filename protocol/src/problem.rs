@@ -40,6 +40,12 @@ pub enum ProblemKind {
         /// What is wrong where, and what helps.
         why: Text<1024>,
     },
+    /// What the site's repository of definitions offers is refused, or cannot be fetched;
+    /// those in force stay.
+    DefinitionsRepository {
+        /// What is wrong with what, and what helps.
+        why: Text<1024>,
+    },
     /// The definitions in force are older than settings allow.
     DefinitionsOld {
         /// When they were added, in milliseconds since 1970.
@@ -64,10 +70,11 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// All names, in the order of importance.
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 8] = [
         "engine_down",
         "definitions_unattended",
         "definitions_source",
+        "definitions_repository",
         "definitions_old",
         "signature_braked",
         "contents_poisoned",
@@ -80,10 +87,11 @@ impl ProblemKind {
             Self::EngineDown { .. } => 0,
             Self::DefinitionsUnattended => 1,
             Self::DefinitionsSource { .. } => 2,
-            Self::DefinitionsOld { .. } => 3,
-            Self::SignatureBraked { .. } => 4,
-            Self::ContentsPoisoned { .. } => 5,
-            Self::CacheUnsafe => 6,
+            Self::DefinitionsRepository { .. } => 3,
+            Self::DefinitionsOld { .. } => 4,
+            Self::SignatureBraked { .. } => 5,
+            Self::ContentsPoisoned { .. } => 6,
+            Self::CacheUnsafe => 7,
         };
         Self::NAMES[at]
     }

@@ -66,6 +66,7 @@ fn svm() -> impl Strategy<Value = SvmEntry> {
                     })),
                     draining,
                     tenants: List::default(),
+                    followed: None,
                     tags: List::cut((!tag.is_empty()).then(|| Text::cut(&tag))),
                     problems: List::default(),
                 },

@@ -167,6 +167,7 @@ fn report() -> control::SvmReport {
         tags: List::cut([Text::cut("gold")]),
         problems: List::default(),
         tenants: List::cut([TenantId::default_tenant()]),
+        followed: Some(7),
     }
 }
 
@@ -383,6 +384,7 @@ fn from_server() -> Vec<FromServer> {
         }),
         FromServer::Explain { number: 14 },
         FromServer::Policy(policy()),
+        FromServer::Published { version: 15 },
     ]
 }
 

@@ -1,15 +1,16 @@
 //! The engines that a Protection Server can run: one table.
 //!
-//! Owns which files belong to which engine, its program and its arguments. Does
-//! not own running it, which is [`crate::scan`]'s.
+//! Owns an engine's program and its arguments. Does not own which files are its
+//! definitions, which is [`palisade_repository::files`]'s, nor running it, which is
+//! [`crate::scan`]'s.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use palisade_repository::files::{self, Family};
 use palisade_worker::client::EngineCommand;
 use serde::{Deserialize, Serialize};
 
-use crate::hash_lists;
 use crate::scan::crew::Reserve;
 use crate::settings::SandboxPolicy;
 
@@ -26,16 +27,18 @@ pub enum EngineKind {
     Yara,
 }
 
-/// File name extensions that libclamav's program loads (rules in YARA's language
-/// are YARA-X's).
-const CLAMAV_EXTENSIONS: [&str; 33] = [
-    "cvd", "cld", "cud", "hdb", "hsb", "hdu", "hsu", "mdb", "msb", "mdu", "msu", "ndb", "ndu",
-    "ldb", "ldu", "sdb", "zmd", "rmd", "idb", "cdb", "fp", "sfp", "ign", "ign2", "ftm", "cbc",
-    "crb", "pdb", "gdb", "wdb", "cat", "cfg", "pwdb",
-];
-/// Of these, what alone finds nothing.
+/// File name extensions of libclamav's definitions that alone find nothing.
 const CLAMAV_AUXILIARY: [&str; 8] = ["fp", "sfp", "ign", "ign2", "ftm", "cfg", "wdb", "pwdb"];
-const YARA_EXTENSIONS: [&str; 2] = ["yar", "yara"];
+
+impl From<Family> for EngineKind {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::HashList => Self::HashList,
+            Family::Clamav => Self::Clamav,
+            Family::Yara => Self::Yara,
+        }
+    }
+}
 
 impl EngineKind {
     /// Every engine, in the order in which a content passes them.
@@ -80,17 +83,7 @@ impl EngineKind {
 
     /// Whose definitions a file holds, by its name.
     pub fn of_file(path: &Path) -> Option<Self> {
-        if hash_lists::kind_of(path).is_some() {
-            return Some(Self::HashList);
-        }
-        let extension = path.extension()?.to_str()?;
-        if CLAMAV_EXTENSIONS.contains(&extension) {
-            Some(Self::Clamav)
-        } else if YARA_EXTENSIONS.contains(&extension) {
-            Some(Self::Yara)
-        } else {
-            None
-        }
+        files::family(path).map(Self::from)
     }
 
     /// Whether a file of this engine can find something by itself.
@@ -203,6 +196,17 @@ mod tests {
         assert_eq!(of("main.cvd.sha256"), None);
         assert_eq!(of("README.md"), None);
         assert_eq!(of("yar"), None);
+        // What a list says in its name is one thing for both who read it.
+        for name in [
+            "a.allow.sha256",
+            "a.deny.md5",
+            "a.cvd.md5",
+            "allow.sha256",
+            "a.allow",
+        ] {
+            let is_list = crate::hash_lists::kind_of(Path::new(name)).is_some();
+            assert_eq!(of(name) == Some(EngineKind::HashList), is_list, "{name}");
+        }
         assert!(!EngineKind::Clamav.detects(Path::new("local.ign2")));
         assert!(EngineKind::Clamav.detects(Path::new("daily.cld")));
     }

@@ -7,8 +7,9 @@
 //!                                  └─► flight ─► budget ─► gather ─► admission ─► scan ─► engines
 //!                                                            ▲                      ▲
 //!                                                        fragments                  │
-//!  source directory ─► definitions (generations) ───────────────────────────────────┘
-//!  Integration Server ◄══QUIC══ report
+//!  source directory ─┬► definitions (generations) ──────────────────────────────────┘
+//!  repository ◄──────┘ pulled, verified
+//!  Integration Server ◄══QUIC══ report, repository
 //! ```
 //!
 //! | module | owns |
@@ -35,6 +36,7 @@
 //! | `waiting` | how many wait for something |
 //! | [`local`], [`status`] | commands of this machine; what they are told |
 //! | [`metrics`] | what is counted, for Prometheus: one table |
+//! | [`repository`] | following the site's signed definitions |
 //! | [`report`] | what the Integration Server is told |
 //!
 //! **Invariants.** Parsers of hostile bytes run in worker processes, never here.
@@ -64,6 +66,7 @@ pub mod local;
 pub mod metrics;
 pub mod problems;
 pub mod report;
+pub mod repository;
 pub mod request;
 pub mod retro;
 pub mod scan;

@@ -8,7 +8,7 @@
 //! Owns which facts are problems; does not own the facts, nor what helps: whoever reads a
 //! report looks that up by the kind. A problem is gone when its cause is.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use palisade_protocol::bounded::{List, Text};
 use palisade_protocol::definitions::{DefinitionsStatus, GenerationEntry, Standing};
@@ -16,6 +16,7 @@ use palisade_protocol::problem::{MAX_PROBLEMS, Problem, ProblemKind, Problems};
 
 use crate::cache::SharedCache;
 use crate::definitions::desk::Desk;
+use crate::repository::Follower;
 use crate::scan::Scanner;
 
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -29,6 +30,8 @@ pub struct Facts {
     pub attended: bool,
     /// The definitions.
     pub definitions: DefinitionsStatus,
+    /// What was wrong with the last pull from the site's repository.
+    pub repository: Option<Text<1024>>,
     /// Contents that killed their workers twice, and are not scanned now.
     pub poisoned: u64,
     /// Verdicts of which it could not be noted that they overrule the cache's copy.
@@ -49,6 +52,9 @@ pub fn found(facts: &Facts, stale_after_days: u32, now_ms: u64) -> Vec<(ProblemK
     if let Some(why) = &facts.definitions.problem {
         let why = Text::cut(why);
         found.push((ProblemKind::DefinitionsSource { why }, None));
+    }
+    if let Some(why) = facts.repository.clone() {
+        found.push((ProblemKind::DefinitionsRepository { why }, None));
     }
     let stale_ms = u64::from(stale_after_days) * DAY_MS;
     if let Some(active) = in_force(&facts.definitions)
@@ -114,17 +120,25 @@ pub struct Watch {
     scanner: Scanner,
     cache: SharedCache,
     desk: Desk,
+    follower: Option<Arc<Follower>>,
     stale_after_days: u32,
     log: Mutex<Log>,
 }
 
 impl Watch {
     /// Definitions are too old after so many days; 0 for never.
-    pub fn new(scanner: Scanner, cache: SharedCache, desk: Desk, stale_after_days: u32) -> Self {
+    pub fn new(
+        scanner: Scanner,
+        cache: SharedCache,
+        desk: Desk,
+        follower: Option<Arc<Follower>>,
+        stale_after_days: u32,
+    ) -> Self {
         Self {
             scanner,
             cache,
             desk,
+            follower,
             stale_after_days,
             log: Mutex::default(),
         }
@@ -141,6 +155,7 @@ impl Watch {
             down: self.scanner.down(),
             attended: self.desk.is_attended(),
             definitions: self.desk.status(),
+            repository: self.follower.as_ref().and_then(|one| one.problem()),
             poisoned: self.scanner.poisoned_now(),
             unnoted: self.cache.copy_counts().unnoted,
         };
@@ -193,6 +208,7 @@ mod tests {
         all.down = vec!["yara-x", "clamav"];
         all.attended = false;
         all.definitions.problem = Some(Text::cut("no such folder"));
+        all.repository = Some(Text::cut("another key"));
         all.definitions.braked = List::cut([BrakedSignature {
             engine: Text::cut("yara-x"),
             name: Text::cut("Bad"),
@@ -205,6 +221,7 @@ mod tests {
                 "engine_down",
                 "definitions_unattended",
                 "definitions_source",
+                "definitions_repository",
                 "definitions_old",
                 "signature_braked",
                 "contents_poisoned",

@@ -24,7 +24,7 @@ use palisade_protocol::control::{
     FromServer, Hello, InfrastructurePath, LicenceState, MAX_TAGS, Name, SvmAddress, SvmReport,
     ToServer,
 };
-use palisade_protocol::definitions::DefinitionsAnswer;
+use palisade_protocol::definitions::{self, DefinitionsAnswer, DefinitionsOrder};
 use palisade_protocol::ids::TenantId;
 use palisade_protocol::problem::Problems;
 use palisade_protocol::scan::LoadHint;
@@ -37,6 +37,7 @@ use crate::cache::now_ms;
 use crate::definitions::desk::{Answer, Desk, Order};
 use crate::listener::Handle;
 use crate::problems::Watch;
+use crate::repository::Follower;
 use crate::scan::Scanner;
 use crate::settings::{Licence, Settings};
 
@@ -100,6 +101,7 @@ pub struct Reporter {
     grace: ExpiryGrace,
     desk: Desk,
     problems: Arc<Watch>,
+    follower: Option<Arc<Follower>>,
     changed: Notify,
     reported: Notify,
     draining: AtomicBool,
@@ -115,6 +117,7 @@ impl Reporter {
         grace: ExpiryGrace,
         desk: Desk,
         problems: Arc<Watch>,
+        follower: Option<Arc<Follower>>,
     ) -> Arc<Self> {
         grace.set(EXPIRY_GRACE);
         Arc::new(Self {
@@ -124,6 +127,7 @@ impl Reporter {
             grace,
             desk,
             problems,
+            follower,
             changed: Notify::new(),
             reported: Notify::new(),
             draining: AtomicBool::new(false),
@@ -161,6 +165,9 @@ impl Reporter {
                 Ok((session, welcome, mut pushed)) => {
                     tracing::info!(version = %welcome.version, "connected to the Integration Server");
                     self.grace.set(Duration::ZERO);
+                    if let Some(follower) = &self.follower {
+                        follower.connected(&session);
+                    }
                     (wait, complained) = (RETRY.0, false);
                     let every = u64::from(welcome.report_every_s);
                     let every = every.clamp(*REPORT_EVERY.start(), *REPORT_EVERY.end());
@@ -215,14 +222,29 @@ impl Reporter {
     /// being carried out then goes on.
     async fn obey(&self, session: &Session, pushed: &mut mpsc::Receiver<FromServer>) {
         while let Some(message) = pushed.recv().await {
-            let FromServer::Definitions(command) = message else {
-                tracing::debug!("a message that is none for a Protection Server was left");
-                continue;
+            let command = match message {
+                FromServer::Definitions(command) => command,
+                FromServer::Published { version } => {
+                    tracing::debug!(version, "the site's definitions were published");
+                    if let Some(follower) = &self.follower {
+                        follower.published();
+                    }
+                    continue;
+                }
+                _ => {
+                    tracing::debug!("a message that is none for a Protection Server was left");
+                    continue;
+                }
             };
             tracing::info!(order = ?command.order, "the Integration Server's order");
             let (desk, session) = (self.desk.clone(), session.clone());
+            let follower = self.follower.clone();
             // As many at a time as the desk takes, and a refusal for each more.
             tokio::spawn(async move {
+                if let (DefinitionsOrder::Refresh, Some(follower)) = (&command.order, follower) {
+                    // What is wrong with it is a problem, and said as such.
+                    let _ = follower.pull(&session).await;
+                }
                 let answer = match Order::of(command.order) {
                     Some(order) => desk.order(order).await,
                     None => Answer {
@@ -255,7 +277,19 @@ impl Reporter {
             tags: List::cut(self.standing.tags.iter().cloned()),
             problems: self.problems.look(now_ms()),
             tenants: List::cut(self.standing.tenants.iter().cloned()),
+            followed: self.followed(),
         }
+    }
+
+    /// The site's generation that is in force.
+    fn followed(&self) -> Option<u64> {
+        let follower = self.follower.as_ref()?;
+        let status = self.desk.status();
+        let active = status
+            .generations
+            .iter()
+            .find(|one| one.standing == definitions::Standing::Active)?;
+        follower.folder().number_of(&active.origin)
     }
 
     async fn sample(&self) {

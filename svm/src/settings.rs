@@ -156,6 +156,9 @@ pub struct Definitions {
     /// A directory with ClamAV databases, YARA rules, or both, and perhaps lists of hashes
     /// (`NAME.allow.sha256`, `NAME.deny.md5`, …) beside them.
     pub source: Option<PathBuf>,
+    /// Whether the definitions of the site's repository are followed, which the Integration
+    /// Server offers. Unset, they are when no source is set.
+    pub repository: Option<bool>,
     /// Further directories, for example with a site's own signatures and rules
     /// beside a vendor's.
     pub extra: Vec<PathBuf>,
@@ -182,6 +185,7 @@ impl Default for Definitions {
     fn default() -> Self {
         Self {
             source: None,
+            repository: None,
             extra: Vec::new(),
             poll_s: 60,
             max_size: ByteSize(4 << 30),
@@ -191,6 +195,13 @@ impl Default for Definitions {
             require_eicar: None,
             stale_after_days: 7,
         }
+    }
+}
+
+impl Definitions {
+    /// Whether the site's repository is followed.
+    pub fn follows_repository(&self) -> bool {
+        self.repository.unwrap_or(self.source.is_none())
     }
 }
 
@@ -433,6 +444,12 @@ impl Settings {
             "tenants",
             &format!("a list of {}", self.tenants.len()),
             format!("{MAX_TENANTS} tenants are possible"),
+        )?;
+        bound(
+            self.definitions.repository != Some(true) || self.definitions.source.is_none(),
+            "definitions.repository",
+            &true,
+            "either it or definitions.source is possible".to_owned(),
         )?;
         bound(
             (1..=MAX_KEPT).contains(&self.definitions.keep),

@@ -5,6 +5,7 @@
 //! STATE/identity/…      key and certificates      (palisade_daemon::membership)
 //! STATE/site.json       the Integration Servers   (palisade_daemon::membership)
 //! STATE/definitions/…   generations               (crate::definitions::store)
+//! STATE/repository/…    the site's signed definitions (crate::repository)
 //! STATE/brake.json      signatures that are reported only (crate::brake)
 //! STATE/signatures/     since when each is in force (crate::brake::ledger)
 //! STATE/cache/          the SharedCache's copy    (crate::cache), may be lost
@@ -141,6 +142,11 @@ impl State {
     /// Where it is kept which signatures are reported only.
     pub fn brake(&self) -> PathBuf {
         self.folders.state.join("brake.json")
+    }
+
+    /// Where what is followed of the site's repository is.
+    pub fn repository(&self) -> PathBuf {
+        self.folders.state.join("repository")
     }
 
     /// Where it stands since when signatures are in force.

@@ -9,7 +9,7 @@
 //!
 //! | module | owns |
 //! | --- | --- |
-//! | [`status`], [`svms`], [`definitions`], [`agents`], [`maintenance`], [`selection`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`], [`accounts`], [`api_tokens`], [`audit`] | a resource each: its JSON and its routes |
+//! | [`status`], [`svms`], [`definitions`], [`repository`], [`agents`], [`maintenance`], [`selection`], [`alerts`], [`exposures`], [`inventory`], [`detections`], [`tokens`], [`accounts`], [`api_tokens`], [`audit`] | a resource each: its JSON and its routes |
 //! | [`policies`], [`groups`], [`agent_policy`] | what is set for guests, for whom, and what comes of it |
 //! | [`session`], [`own`] | becoming somebody and being it; an account's own secrets |
 //! | [`page`] | lists with a cursor |
@@ -45,6 +45,7 @@ pub mod page;
 pub mod policies;
 pub mod precondition;
 pub mod problem;
+pub mod repository;
 pub mod selection;
 pub mod session;
 pub mod status;
@@ -64,7 +65,7 @@ use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
 use utoipa::openapi::{Content, Ref, ResponseBuilder};
-use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter, UtoipaMethodRouterExt as _};
 use utoipa_axum::routes;
 
 use crate::access::routes::{Need, ROUTES, Route};
@@ -118,6 +119,16 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(svms::list))
         .routes(routes!(svms::revoke))
         .routes(routes!(definitions::get, definitions::order))
+        .routes(routes!(repository::get))
+        .routes(routes!(repository::show))
+        .routes(lists(routes!(repository::missing)))
+        .routes(
+            routes!(repository::put_file).layer(DefaultBodyLimit::max(repository::MAX_PART_BYTES)),
+        )
+        .routes(lists(routes!(repository::import)))
+        .routes(routes!(repository::choose))
+        .routes(routes!(repository::metadata))
+        .routes(lists(routes!(repository::publish)))
         .routes(routes!(agents::list))
         .routes(routes!(agents::revoke))
         .routes(routes!(maintenance::create))
@@ -156,6 +167,11 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
             own::confirm_totp,
             own::remove_totp
         ))
+}
+
+/// Routes that take long lists.
+fn lists(routes: UtoipaMethodRouter<Arc<Api>>) -> UtoipaMethodRouter<Arc<Api>> {
+    routes.layer(DefaultBodyLimit::max(repository::MAX_LIST_BYTES))
 }
 
 /// The specification.

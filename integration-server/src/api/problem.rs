@@ -68,7 +68,10 @@ pub enum ApiError {
     #[error("{0}")]
     Unprocessable(String),
     /// The body is larger than allowed.
-    #[error("the request's body is over {} bytes", super::MAX_BODY_BYTES)]
+    #[error(
+        "the request's body is larger than this takes: {} bytes, and for what is said to take more, that",
+        super::MAX_BODY_BYTES
+    )]
     TooLarge,
     /// The body is not declared as JSON.
     #[error("the request's body must be application/json")]
@@ -92,6 +95,9 @@ pub enum ApiError {
         "this change says in if-match which revision it was made from: the etag of the answer to GET, or * for whichever there is"
     )]
     Unconditional,
+    /// The disk is full.
+    #[error("{0}")]
+    Full(String),
     /// The path leads nowhere.
     #[error("there is no resource {0}; /api/v1/openapi.json lists them")]
     NoResource(String),
@@ -186,6 +192,7 @@ impl ApiError {
                 "unconditional",
                 "The revision is missing",
             ),
+            Self::Full(_) => (StatusCode::INSUFFICIENT_STORAGE, "full", "The disk is full"),
             Self::NoResource(_) => (StatusCode::NOT_FOUND, "no-resource", "No such resource"),
             Self::NoMethod(_) => (
                 StatusCode::METHOD_NOT_ALLOWED,

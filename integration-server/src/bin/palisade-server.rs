@@ -8,6 +8,7 @@ use palisade_daemon::cli::{Common, exit};
 use palisade_daemon::logging;
 use palisade_integration_server::accounts::setup;
 use palisade_integration_server::api::{self, auth};
+use palisade_integration_server::definitions;
 use palisade_integration_server::failure;
 use palisade_integration_server::server::{Server, lock};
 use palisade_integration_server::settings::Settings;
@@ -50,6 +51,10 @@ enum Command {
         /// The backup
         file: PathBuf,
     },
+    /// Forget the site's definitions and the keys that sign them; the server is stopped meanwhile
+    ///
+    /// Protection Servers that know them refuse those that come after, and are set up anew.
+    ForgetDefinitions,
     /// Look at the whole database; exit code 1 when something is wrong
     Check,
     /// Print the API's specification (OpenAPI 3.1)
@@ -74,6 +79,7 @@ fn main() -> ExitCode {
         Command::RotateKey { reseal } => block_on(rotate_key(settings, common, reseal)),
         Command::Backup { file } => block_on(back_up(settings, common, file)),
         Command::Restore { file } => block_on(restore(settings, common, file)),
+        Command::ForgetDefinitions => block_on(forget_definitions(settings, common)),
         Command::Check => match block_on(check(settings, common)) {
             Ok(true) => Ok(()),
             Ok(false) => return ExitCode::from(exit::FOUND),
@@ -156,6 +162,19 @@ async fn restore(settings: Settings, common: Common, file: PathBuf) -> anyhow::R
     println!(
         "Run palisade-server new-admin-token if {} is lost.",
         auth::admin_token_file(&state).display()
+    );
+    Ok(())
+}
+
+async fn forget_definitions(settings: Settings, common: Common) -> anyhow::Result<()> {
+    let state = settings.state(&common);
+    let _lock = lock(&state)?;
+    let place = settings.place(&state).map_err(anyhow::Error::msg)?;
+    let store = place.open_to(Opening::Look).await?;
+    definitions::repository::forget(store.as_ref(), &state, now_ms()).await?;
+    store.close().await;
+    println!(
+        "The site's definitions are forgotten; the next import begins with new keys. Remove the folder repository in the state of each Protection Server that followed them, and restart it."
     );
     Ok(())
 }

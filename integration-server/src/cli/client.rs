@@ -9,6 +9,7 @@ use palisade_protocol::tls;
 use rustls::CertificateError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use ureq::http::request::Builder;
 use ureq::http::{Request, Response};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body, Error};
@@ -125,6 +126,27 @@ impl Client {
         self.read(&mut answer)
     }
 
+    /// Puts an object in place.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps.
+    pub fn put<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<T> {
+        let mut answer = self.send("PUT", path, Some(body))?;
+        self.read(&mut answer)
+    }
+
+    /// Puts bytes in place.
+    ///
+    /// # Errors
+    /// What is in the way, and what helps.
+    pub fn put_bytes<T: DeserializeOwned>(&self, path: &str, bytes: &[u8]) -> anyhow::Result<T> {
+        let request = self.request("PUT", path);
+        let request = request.header("content-type", "application/octet-stream");
+        let answer = self.agent.run(request.body(bytes)?);
+        let mut answer = self.check(answer)?;
+        self.read(&mut answer)
+    }
+
     /// Removes an object.
     ///
     /// # Errors
@@ -214,15 +236,7 @@ impl Client {
         revision: Option<u64>,
         body: Option<&B>,
     ) -> anyhow::Result<Response<Body>> {
-        let url = format!("{}/api/v1/{path}", self.target.url);
-        let mut request = Request::builder().method(method).uri(url);
-        request = match &self.target.credential {
-            Credential::None => request,
-            Credential::Token(token) => request.header("authorization", format!("Bearer {token}")),
-            Credential::Session(kept) => request
-                .header("cookie", format!("{COOKIE}={}", kept.token))
-                .header(CSRF_HEADER, &kept.csrf),
-        };
+        let mut request = self.request(method, path);
         if let Some(revision) = revision {
             request = request.header("if-match", format!("\"{revision}\""));
         }
@@ -235,6 +249,18 @@ impl Client {
             None => self.agent.run(request.body(Vec::new())?),
         };
         self.check(answer)
+    }
+
+    fn request(&self, method: &str, path: &str) -> Builder {
+        let url = format!("{}/api/v1/{path}", self.target.url);
+        let request = Request::builder().method(method).uri(url);
+        match &self.target.credential {
+            Credential::None => request,
+            Credential::Token(token) => request.header("authorization", format!("Bearer {token}")),
+            Credential::Session(kept) => request
+                .header("cookie", format!("{COOKIE}={}", kept.token))
+                .header(CSRF_HEADER, &kept.csrf),
+        }
     }
 
     fn read<T: DeserializeOwned>(&self, response: &mut Response<Body>) -> anyhow::Result<T> {

@@ -9,6 +9,7 @@
 //! | [`target`] | where the server is and how it is trusted: environment, or the site's files |
 //! | [`client`] | requests, and what an error means for the person who asked |
 //! | [`resources`] | one function a noun and verb: which columns, which JSON |
+//! | [`repository`], [`bundle`], [`publisher`] | the site's definitions: commands, files to be sent, a publisher's key |
 //! | [`definitions`], [`maintenance`], [`selection`], [`alerts`], [`exposures`] | the same for a Protection Server's definitions, maintenance tokens, agents' choices, alerts, times without verdicts |
 //! | [`login`], [`accounts`], [`api_tokens`], [`audit`] | the same for sessions, accounts, their API tokens, the audit log |
 //! | [`policies`], [`groups`] | the same for policies and groups |
@@ -19,6 +20,7 @@ pub mod accounts;
 pub mod alerts;
 pub mod api_tokens;
 pub mod audit;
+pub mod bundle;
 pub mod client;
 pub mod definitions;
 pub mod exposures;
@@ -27,6 +29,8 @@ pub mod login;
 pub mod maintenance;
 pub mod policies;
 pub mod prompt;
+pub mod publisher;
+pub mod repository;
 pub mod resources;
 pub mod selection;
 pub mod table;
@@ -77,6 +81,9 @@ enum Noun {
     /// Protection Servers
     #[command(subcommand)]
     Svm(Svms),
+    /// The site's definitions, which Protection Servers follow
+    #[command(subcommand)]
+    Definitions(repository::Verb),
     /// Light Agents
     #[command(subcommand)]
     Agent(Members),
@@ -280,6 +287,11 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 fn run(arguments: &Arguments) -> anyhow::Result<Printed> {
     let environment: HashMap<OsString, OsString> = std::env::vars_os().collect();
     let (common, output) = (&arguments.common, arguments.format.output);
+    if let Noun::Definitions(verb) = &arguments.noun
+        && repository::is_local(verb)
+    {
+        return repository::run_local(verb);
+    }
     let wanted = match &arguments.noun {
         Noun::Setup { .. } | Noun::Login { .. } => Wanted::Nobody,
         Noun::Logout => Wanted::Session,
@@ -322,6 +334,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<Printed> {
         Noun::Svm(Svms::Definitions { svm, order }) => {
             definitions::definitions(&client, svm, order.as_ref(), output)
         }
+        Noun::Definitions(verb) => return repository::run(&client, verb, output),
         Noun::Agent(Members::List) => resources::agents(&client, output),
         Noun::Agent(Members::Revoke { id }) => resources::revoke(&client, "agents", *id, output),
         Noun::Inventory(Inventory::List) => resources::inventory(&client, output),

@@ -20,6 +20,7 @@
 //! | [`lists`] | the lists that agents have in common, made once for each change |
 //! | [`session`] | one session's sockets, queue and time limits |
 //! | [`policies`] | the policies in force, and which one an agent has been told |
+//! | [`pulls`] | definitions that Protection Servers fetch |
 //! | [`roster`] | the Protection Servers that agents choose from (pure) |
 //! | [`sessions`] | who is connected, and cutting who must not be |
 //! | [`clones`] | whether a newcomer takes the place of an open session (pure) |
@@ -44,6 +45,7 @@ mod lists;
 pub mod lost;
 pub mod maintenance;
 pub mod policies;
+pub mod pulls;
 pub mod roster;
 pub mod session;
 pub mod sessions;
@@ -61,6 +63,7 @@ use uuid::Uuid;
 use crate::audit::Entry;
 use crate::ca::Authority;
 use crate::ca::renewal::OwnCertificates;
+use crate::definitions::Repository;
 use crate::inventory::keeper::View;
 use crate::settings::FleetSettings;
 use crate::store::{Change, Result, Store};
@@ -90,6 +93,8 @@ pub struct Fleet {
     pub own: Arc<OwnCertificates>,
     /// Where domains are.
     pub inventory: View,
+    /// Signed definitions.
+    pub definitions: Arc<Repository>,
     /// Timing.
     pub settings: FleetSettings,
     /// Who is connected.
@@ -117,6 +122,7 @@ impl Fleet {
         authority: Arc<Authority>,
         own: Arc<OwnCertificates>,
         inventory: View,
+        definitions: Arc<Repository>,
         settings: FleetSettings,
         now_ms: u64,
     ) -> Result<Self> {
@@ -139,6 +145,7 @@ impl Fleet {
             authority,
             own,
             inventory,
+            definitions,
             settings,
             sessions: Sessions::default(),
             orders: Asking::default(),

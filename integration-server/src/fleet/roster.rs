@@ -251,6 +251,7 @@ impl Roster {
                     // Not agents' concern, and would make equal lists differ.
                     report.agents = 0;
                     report.problems = Problems::default();
+                    report.followed = None;
                     // Nobody is told who else there is.
                     report.tenants = List::default();
                     if report.path == InfrastructurePath::default()
@@ -282,6 +283,7 @@ fn differs(told: &SvmReport, new: &SvmReport) -> bool {
         average_load: Default::default(),
         agents: 0,
         problems: Problems::default(),
+        followed: None,
         ..report.clone()
     };
     without_load(told) != without_load(new)
@@ -330,6 +332,7 @@ mod tests {
             tags: List::default(),
             problems: Problems::default(),
             tenants: List::default(),
+            followed: None,
         }
     }
 

@@ -30,7 +30,7 @@ use super::desk::denied;
 use super::lost::End;
 use super::policies::Told;
 use super::sessions::{Cut, Taken};
-use super::{EXPIRY_GRACE, Fleet, asking};
+use super::{EXPIRY_GRACE, Fleet, asking, pulls};
 use crate::store::AgentRecord;
 use crate::time;
 
@@ -116,7 +116,12 @@ pub async fn run(fleet: &Fleet, connection: Connection, peer: SpiffeId, member: 
         },
         session.write(sealer, send, queued, asked),
         async {
-            // At once, whatever the two above still wait for. Both end by closing it.
+            if let Member::Svm(_) = session.member {
+                pulls::serve(&fleet.definitions, &connection, &session.admitted).await;
+            }
+        },
+        async {
+            // At once, whatever the others still wait for. They end by closing it.
             connection.closed().await;
             session.gone();
         },
@@ -280,6 +285,8 @@ impl Session<'_> {
         mut asked: mpsc::Receiver<asking::Numbered>,
     ) {
         let mut changes = self.fleet.changes();
+        let mut published = self.fleet.definitions.published();
+        let is_svm = matches!(self.member, Member::Svm(_));
         let (mut domain, mut agent) = (None, None);
         let mut told = Told::default();
         let (mut welcomed, mut pushes) = (false, false);
@@ -293,7 +300,10 @@ impl Session<'_> {
                     Some(Outgoing::Welcome { epoch, answers, product_uuid }) => {
                         sealer.set_epoch(epoch);
                         welcomed = true;
-                        pushes = matches!(self.member, Member::Agent { .. });
+                        pushes = !is_svm;
+                        if *published.borrow() > 0 {
+                            published.mark_changed();
+                        }
                         domain = product_uuid;
                         agent = self.agent().await;
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
@@ -335,6 +345,10 @@ impl Session<'_> {
                     let policy = agent.as_ref().and_then(|agent| told.changed(self.fleet, agent));
                     let changed = list.map(FromServer::SvmList).into_iter().chain(policy);
                     changed.map(|message| (message, None)).collect()
+                }
+                Ok(()) = published.changed(), if welcomed && is_svm => {
+                    let version = *published.borrow_and_update();
+                    vec![(FromServer::Published { version }, None)]
                 }
                 Ok(()) = changes.changed(), if pushes => {
                     push_at.get_or_insert_with(|| Instant::now() + DEBOUNCE);

@@ -26,7 +26,7 @@ use super::{Change, Opening, Place, Result, StoreError};
 use crate::audit::{Actor, Entry};
 
 /// The schema that this version writes and reads.
-pub const SCHEMA: i64 = 10;
+pub const SCHEMA: i64 = 11;
 /// Longest header that is read, in bytes.
 const MAX_HEADER_BYTES: u64 = 4096;
 /// Longest frame that is read, in bytes: 500 rows of reports fit many times.

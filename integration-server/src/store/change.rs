@@ -5,8 +5,8 @@ use palisade_protocol::ids::{AgentId, SvmId};
 use uuid::Uuid;
 
 use super::{
-    AccountRecord, AccountToken, ApiToken, GroupRecord, JoinTokenRecord, MaintenanceRecord,
-    PolicyRecord, SessionRecord,
+    AccountRecord, AccountToken, ApiToken, DefinitionsKey, GroupRecord, JoinTokenRecord,
+    MaintenanceRecord, PolicyRecord, SessionRecord,
 };
 use crate::access::Grant;
 use crate::secret::Hash;
@@ -78,6 +78,15 @@ pub enum Change<'a> {
     SetGroup(Uuid, u64, &'a str, u32),
     /// A group is no more; the revisions of its policy stay.
     RemoveGroup(Uuid, u64),
+    /// The first keys of the repository of definitions, by their secrets.
+    MakeDefinitionsKeys {
+        /// Of root and targets.
+        publisher: &'a [u8],
+        /// Of snapshot and timestamp.
+        online: &'a [u8],
+    },
+    /// A key of the repository of definitions is not this server's any more.
+    ForgetDefinitionsKey(DefinitionsKey),
 }
 
 /// What came of it. Only what is done has an entry.

@@ -50,9 +50,9 @@ pub use change::{Change, Changed};
 pub use error::StoreError;
 pub use place::{Database, Opening, Place};
 pub use records::{
-    AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, DetectionPage, DetectionRecord,
-    GroupRecord, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, PolicyRecord,
-    PolicyReportRecord, SessionRecord, Spent, SvmRecord,
+    AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, DefinitionsKey, DetectionPage,
+    DetectionRecord, GroupRecord, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent,
+    PolicyRecord, PolicyReportRecord, SessionRecord, Spent, SvmRecord,
 };
 use seal::Key;
 
@@ -268,6 +268,9 @@ pub trait Store: std::fmt::Debug + Send + Sync {
     /// The quarantine key of an agent, or else of one of the same tenant that said
     /// the same SMBIOS UUID.
     async fn quarantine_key(&self, id: AgentId) -> Result<Option<QuarantineKey>>;
+
+    /// The secret of a key that signs the repository of definitions, if this server has it.
+    async fn definitions_key(&self, key: DefinitionsKey) -> Result<Option<Vec<u8>>>;
 
     /// Keeps an agent's detections; those that it sent before stay as they are.
     /// Says how many are new.

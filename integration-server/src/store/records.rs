@@ -316,3 +316,22 @@ pub struct PolicyReportRecord {
     /// When it said so.
     pub reported_ms: u64,
 }
+
+/// A key that signs the repository of definitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DefinitionsKey {
+    /// Of root and targets: what definitions say. It may be elsewhere.
+    Publisher,
+    /// Of snapshot and timestamp: that they are current.
+    Online,
+}
+
+impl DefinitionsKey {
+    /// As the store names it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Publisher => "publisher",
+            Self::Online => "online",
+        }
+    }
+}

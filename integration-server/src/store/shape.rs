@@ -26,7 +26,7 @@ pub struct Shape {
 use Kind::{Bytes, Number, Text};
 
 /// All tables; what is referred to comes before what refers to it.
-pub const SHAPES: [Shape; 22] = [
+pub const SHAPES: [Shape; 23] = [
     Shape {
         table: "meta",
         key: 1,
@@ -298,6 +298,11 @@ pub const SHAPES: [Shape; 22] = [
             ("refused", Number),
             ("reported_ms", Number),
         ],
+    },
+    Shape {
+        table: "definitions_keys",
+        key: 1,
+        columns: &[("id", Text), ("secret", Bytes), ("made_ms", Number)],
     },
 ];
 

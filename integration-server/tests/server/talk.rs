@@ -56,6 +56,7 @@ pub fn report(port: u16) -> SvmReport {
         tags: List::default(),
         problems: List::default(),
         tenants: List::default(),
+        followed: None,
     }
 }
 

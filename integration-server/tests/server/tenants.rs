@@ -145,6 +145,13 @@ impl Things {
             "groups" => &self.group,
             "policies" => &vm,
             "group-preview" => return format!("{path}?tenant=acme&query=name:*"),
+            // The site's own, which no tenant reaches, whatever the number.
+            "definitions" => {
+                return path
+                    .replace("{generation}", "1")
+                    .replace("{role}", "root")
+                    .replace("{sha256}", &format!("{}?length=1", "0".repeat(64)));
+            }
             other if !path.contains('{') => return path.replace("{id}", other),
             other => panic!("whose id is it in {other}?"),
         };
@@ -379,6 +386,24 @@ fn every_change_has_its_entry() {
             ("POST", "api-tokens") => {
                 body = json!({"name": "x", "scope": {"role": "admin", "path": "/"}});
             }
+            ("POST", "definitions/generations") => {
+                // With the very first, keys are made, which is an entry of its own.
+                let first = generation(&api, false);
+                api.call(&admin, "POST", "definitions/generations", Some(&first));
+                body = generation(&api, true);
+            }
+            ("PUT", "definitions/wanted") => {
+                let staged = generation(&api, false);
+                let made = api.call(&admin, "POST", "definitions/generations", Some(&staged));
+                body = made.value;
+            }
+            // A list of names, and bytes that no generation has yet: what becomes of them
+            // has its entry. What a publisher signs elsewhere is tests/tests/definitions.rs.
+            ("POST", "definitions/missing")
+            | ("PUT", "definitions/files/{sha256}" | "definitions/signed") => {
+                changes += 1;
+                continue;
+            }
             _ => {}
         }
         things.make_ready(&api, &method, &template);
@@ -436,6 +461,21 @@ fn action_of(method: &str, template: &str) -> &'static str {
         ("POST", "session/confirmation") => "session.confirm",
         other => panic!("what is the entry of {other:?} called?"),
     }
+}
+
+/// A generation of one file, which the server has got.
+fn generation(api: &Api, wanted: bool) -> Value {
+    let text = Value::String(Uuid::new_v4().to_string());
+    let bytes = text.to_string();
+    let sha256 = hex::encode(ring::digest::digest(
+        &ring::digest::SHA256,
+        bytes.as_bytes(),
+    ));
+    let path = format!("definitions/files/{sha256}?length={}", bytes.len());
+    let sent = api.call(&api.admin(), "PUT", &path, Some(&text));
+    assert_eq!(sent.value["have"], bytes.len(), "{sent:?}");
+    let file = json!({"name": "some.ndb", "sha256": sha256, "length": bytes.len()});
+    json!({"origin": "a test", "files": [file], "wanted": wanted})
 }
 
 fn unbase32(text: &str) -> Vec<u8> {

@@ -163,6 +163,18 @@ impl Session {
         }
     }
 
+    /// A stream of its own beside the session's, on which a Protection Server pulls
+    /// ([`palisade_protocol::pull`]).
+    ///
+    /// # Errors
+    /// [`ControlError::Closed`].
+    pub async fn open_stream(
+        &self,
+    ) -> Result<(quinn::SendStream, quinn::RecvStream), ControlError> {
+        let opened = self.shared.connection.open_bi().await;
+        opened.map_err(|_| ControlError::Closed)
+    }
+
     /// Waits until the session is over.
     pub async fn ended(&self) {
         let mut ended = self.ended.clone();

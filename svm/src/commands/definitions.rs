@@ -17,6 +17,7 @@ use palisade_svm::brake::Brake;
 use palisade_svm::definitions::Keeper;
 use palisade_svm::definitions::desk::Order;
 use palisade_svm::local::{self, AskError, LocalAnswer, LocalRequest};
+use palisade_svm::repository::Follower;
 use palisade_svm::settings::{self, COMPONENT};
 use palisade_svm::state::{State, StateError};
 use serde::Serialize;
@@ -130,7 +131,9 @@ pub fn definitions(common: &Common, arguments: &Arguments) -> anyhow::Result<()>
                 ),
                 other => other?,
             };
-            let mut keeper = Keeper::open(&settings, &file, state.folders())?;
+            let follower = Follower::open(&settings, state.repository())?;
+            let folder = follower.as_ref().map(|follower| follower.folder());
+            let mut keeper = Keeper::open(&settings, &file, state.folders(), folder)?;
             let guests = settings.retroactive.brake_guests as usize;
             let brake = Brake::open(&state.brake(), &state.signatures(), guests);
             (false, alone(&mut keeper, &brake, arguments.verb.order()?)?)

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use palisade_daemon::cli::Common;
 use palisade_daemon::lifecycle;
+use palisade_daemon::membership::Membership;
 use palisade_protocol::bounded::Text;
 use palisade_svm::agents::Agents;
 use palisade_svm::brake::Brake;
 use palisade_svm::budget::Budget;
 use palisade_svm::cache::{SharedCache, now_ms};
-use palisade_svm::definitions::Keeper;
 use palisade_svm::definitions::desk::Desk;
+use palisade_svm::definitions::{DefinitionsError, Keeper};
 use palisade_svm::fragments::FragmentStore;
 use palisade_svm::fragments::disk::Disk;
 use palisade_svm::listener::Listener;
@@ -25,6 +26,7 @@ use palisade_svm::local;
 use palisade_svm::metrics::{self, Gauges, Metrics};
 use palisade_svm::problems::Watch;
 use palisade_svm::report::{Reporter, Standing};
+use palisade_svm::repository::{Follower, first};
 use palisade_svm::request::{Memory, Service};
 use palisade_svm::retro::{Retro, rescan};
 use palisade_svm::scan::engines::EngineSet;
@@ -73,9 +75,20 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         _ = &mut stop => return Ok(()),
     };
 
-    let keeper = Keeper::open(settings, file, state.folders())?;
+    let follower = Follower::open(settings, state.repository())?;
+    let folder = follower.as_ref().map(|follower| follower.folder());
+    let keeper = Keeper::open(settings, file, state.folders(), folder)?;
+    let began = async {
+        match &follower {
+            Some(follower) => follow(keeper, follower, &membership, settings).await,
+            None => {
+                let (keeper, started) = start(keeper).await?;
+                Ok((keeper, started?))
+            }
+        }
+    };
     let (keeper, started) = tokio::select! {
-        started = start(keeper) => started?,
+        started = began => started?,
         _ = &mut stop => return Ok(()),
     };
     let metrics = Arc::new(Metrics::default());
@@ -114,7 +127,13 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     let address = listener.address()?;
     let accepting = tokio::spawn(listener.clone().run());
     let stale = settings.definitions.stale_after_days;
-    let watch = Watch::new(scanner.clone(), cache.clone(), desk.clone(), stale);
+    let watch = Watch::new(
+        scanner.clone(),
+        cache.clone(),
+        desk.clone(),
+        follower.clone(),
+        stale,
+    );
     let watch = Arc::new(watch);
     let (metrics, measuring) = measure(settings, &service, &agents, &watch).await?;
 
@@ -129,6 +148,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         grace,
         desk.clone(),
         Arc::clone(&watch),
+        follower.clone(),
     );
     let id = membership.identity.id().to_string();
     let reporting = tokio::spawn(Arc::clone(&reporter).run(membership));
@@ -141,6 +161,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         };
         clerk.run(hangup, every, changed)
     });
+    let following = following(follower, &desk, every);
     let rescanning = rescan(settings, &service);
     let told = told(&service, &agents, watch, &id, address, metrics);
     let commanded = commands(state.folders(), desk, told);
@@ -152,6 +173,7 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
     tracing::info!("stopping");
     lifecycle::stopping();
     watching.abort();
+    following.abort();
     rescanning.abort();
     commanded.abort();
     listener.drain();
@@ -165,6 +187,14 @@ async fn serve(settings: &Settings, file: &std::path::Path, state: &State) -> an
         .context("the SharedCache's end")?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Follows the site's repository, where settings say so.
+fn following(follower: Option<Arc<Follower>>, desk: &Desk, every: Duration) -> JoinHandle<()> {
+    match follower {
+        Some(follower) => tokio::spawn(follower.run(desk.clone(), every)),
+        None => tokio::spawn(std::future::ready(())),
+    }
 }
 
 /// Scans kept contents anew when definitions change, where settings let it.
@@ -293,13 +323,42 @@ async fn finish(
 }
 
 /// The first set of engines, on a thread that may block.
-async fn start(mut keeper: Keeper) -> anyhow::Result<(Keeper, Arc<EngineSet>)> {
+async fn start(
+    mut keeper: Keeper,
+) -> anyhow::Result<(Keeper, Result<Arc<EngineSet>, DefinitionsError>)> {
     let started = tokio::task::spawn_blocking(move || {
         let started = keeper.start();
         (keeper, started)
     });
-    let (keeper, started) = started.await?;
-    Ok((keeper, started?))
+    Ok(started.await?)
+}
+
+/// The same where definitions come from the site's repository: as long as there are none
+/// that can be used, others are waited for.
+async fn follow(
+    mut keeper: Keeper,
+    follower: &Arc<Follower>,
+    membership: &Membership,
+    settings: &Settings,
+) -> anyhow::Result<(Keeper, Arc<EngineSet>)> {
+    let standing = Standing::new(settings, Vec::new());
+    let mut failed: Option<String> = None;
+    loop {
+        if failed.is_some() || !keeper.has_anything() {
+            // It runs as it should, whenever somebody imports definitions.
+            lifecycle::ready();
+            first::wait(follower, membership, &standing, failed.as_deref()).await;
+        }
+        let (back, started) = start(keeper).await?;
+        match started {
+            Ok(set) => return Ok((back, set)),
+            Err(error) => {
+                tracing::error!(%error, "the definitions that are here cannot be used");
+                failed = Some(error.to_string());
+            }
+        }
+        keeper = back;
+    }
 }
 
 /// Serves local commands. Agents are served without them, too.

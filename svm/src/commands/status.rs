@@ -138,7 +138,9 @@ fn problems(problems: &Problems) -> String {
             ProblemKind::DefinitionsUnattended => {
                 "nobody looks after definitions: restart the daemon".to_owned()
             }
-            ProblemKind::DefinitionsSource { why } => why.to_string(),
+            ProblemKind::DefinitionsSource { why } | ProblemKind::DefinitionsRepository { why } => {
+                why.to_string()
+            }
             ProblemKind::DefinitionsOld { added_ms } => format!(
                 "the definitions in force are of {}: see whether their source is updated",
                 time(*added_ms)

@@ -9,7 +9,8 @@ pub enum DefinitionsError {
     /// No source is set, and no generation is on disk.
     #[error(
         "there are no definitions: set definitions.source in {settings} to a directory with \
-         ClamAV databases (.cvd .cld .ndb .hdb …) or YARA rules (.yar .yara)"
+         ClamAV databases (.cvd .cld .ndb .hdb …) or YARA rules (.yar .yara), or let it follow \
+         the site's repository (definitions.repository)"
     )]
     NoSource {
         /// The settings file.

@@ -24,6 +24,7 @@ use crate::brake::signatures::Part;
 use crate::cache::now_ms;
 use crate::engine::{EngineKind, Place};
 use crate::hash_lists::HashLists;
+use crate::repository;
 use crate::scan::crew::Reserve;
 use crate::scan::engines::{Engine, EngineSet};
 use crate::settings::{Folders, Settings};
@@ -54,11 +55,41 @@ pub enum Change {
     Activated(Arc<EngineSet>),
 }
 
+/// Where definitions come from by themselves.
+#[derive(Debug)]
+enum Source {
+    /// From nowhere: orders bring them.
+    None,
+    /// From a directory of this machine.
+    Directory(PathBuf),
+    /// From the site's repository: a folder that is another one for each generation.
+    Repository(repository::Folder),
+}
+
+impl Source {
+    /// The directory to look at now, if there is one.
+    fn directory(&self) -> Option<PathBuf> {
+        match self {
+            Self::None => None,
+            Self::Directory(directory) => Some(directory.clone()),
+            Self::Repository(folder) => folder.wanted(),
+        }
+    }
+
+    fn said(&self) -> Text<512> {
+        match self {
+            Self::None => Text::default(),
+            Self::Directory(directory) => Text::cut(&directory.to_string_lossy()),
+            Self::Repository(_) => Text::cut("the site's repository"),
+        }
+    }
+}
+
 /// Drives generations. One owner; its steps block for seconds.
 #[derive(Debug)]
 pub struct Keeper {
     store: Store,
-    source: Option<PathBuf>,
+    source: Source,
     extra: Vec<PathBuf>,
     settings_file: String,
     max_bytes: u64,
@@ -82,6 +113,7 @@ impl Keeper {
         settings: &Settings,
         settings_file: &Path,
         folders: &Folders,
+        repository: Option<&repository::Folder>,
     ) -> Result<Self, DefinitionsError> {
         let definitions = &settings.definitions;
         let store = Store::open(
@@ -91,7 +123,11 @@ impl Keeper {
         Ok(Self {
             active: store.candidates().into_iter().next(),
             store,
-            source: definitions.source.clone(),
+            source: match (repository, &definitions.source) {
+                (Some(folder), _) => Source::Repository(folder.clone()),
+                (None, Some(directory)) => Source::Directory(directory.clone()),
+                (None, None) => Source::None,
+            },
             extra: definitions.extra.clone(),
             settings_file: settings_file.display().to_string(),
             max_bytes: definitions.max_size.0,
@@ -109,6 +145,11 @@ impl Keeper {
             seen: None,
             versions: BTreeMap::new(),
         })
+    }
+
+    /// Whether there is anything that could be loaded.
+    pub fn has_anything(&self) -> bool {
+        self.active.is_some() || self.source.directory().is_some()
     }
 
     /// Loads what the first scans are done with: the source, if it is usable and
@@ -159,7 +200,7 @@ impl Keeper {
     /// # Errors
     /// [`DefinitionsError`], once for each change; what was active stays so.
     pub fn refresh(&mut self) -> Result<Change, DefinitionsError> {
-        let Some(source) = self.source.clone() else {
+        let Some(source) = self.source.directory() else {
             return match &self.active {
                 Some(_) => Ok(Change::Unchanged),
                 None => Err(self.no_source()),
@@ -288,10 +329,9 @@ impl Keeper {
         };
         let all = self.store.all();
         let more = all.len().saturating_sub(MAX_GENERATIONS);
-        let source = self.source.as_deref().map(Path::to_string_lossy);
         DefinitionsStatus {
             generations: List::cut(all.into_iter().skip(more).map(entry)),
-            source: Text::cut(&source.unwrap_or_default()),
+            source: self.source.said(),
             ..DefinitionsStatus::default()
         }
     }

@@ -1,30 +1,21 @@
 //! The source directory: what is there, and a faithful copy of it.
 //!
-//! Owns the walk (bounded, through no loop, stat only), the classification by name,
-//! and the copy with its hash. Does not own generations: [`super::store`] says where a
-//! copy goes and what becomes of it.
-//!
-//! A source may be a directory that others write to while it is looked at, such as
-//! freshclam's `/var/lib/clamav`. What is not definitions yet is left out by its name
-//! ([`is_unfinished`]): hidden files, freshclam's `tmp.…` folders with the parts of an
-//! update, its downloads. Locks, `freshclam.dat` and `mirrors.dat` have no name of
-//! definitions. For the moment in which `daily.cvd` and the `daily.cld` that replaces
-//! it are both there, the newer one counts.
+//! Owns the listing, and the copy with its hash. Does not own the walk and what is a file
+//! of definitions, which is [`palisade_repository::files`]'s, nor generations:
+//! [`super::store`] says where a copy goes and what becomes of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use palisade_repository::files::{self, Found, WalkError};
 
 use super::DefinitionsError;
 use crate::engine::EngineKind;
 
-/// Deepest folder below the source that is looked into.
-const MAX_DEPTH: usize = 16;
-/// Most entries that are looked at.
-const MAX_ENTRIES: usize = 100_000;
 /// Bytes that are copied at a time.
 const COPY_BYTES: usize = 256 * 1024;
 /// Mode of a generation's files: they never change.
@@ -35,20 +26,18 @@ const READ_ONLY: u32 = 0o444;
 pub struct SourceFile {
     /// Whose.
     pub engine: EngineKind,
-    /// Where it is.
-    pub path: PathBuf,
-    /// Its name in a generation: the path below the source in one piece, because
-    /// engines read one folder.
-    pub stored: String,
-    /// Its length in bytes.
-    pub size: u64,
-    /// When its bytes, and when its inode, changed last: seconds since 1970, and
-    /// nanoseconds.
-    times: [(i64, i64); 2],
-    inode: (u64, u64),
+    found: Found,
 }
 
-/// All that the source holds, in the order of [`SourceFile::stored`]. Two equal
+impl std::ops::Deref for SourceFile {
+    type Target = Found;
+
+    fn deref(&self) -> &Found {
+        &self.found
+    }
+}
+
+/// All that the source holds, in the order of the names in a generation. Two equal
 /// listings are the same definitions, unless somebody sets clocks back.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
@@ -63,21 +52,24 @@ impl Listing {
     /// [`DefinitionsError`] naming the directory or file that cannot be read, or
     /// the bound that is broken.
     pub fn of(source: &Path, extra: &[PathBuf], max_bytes: u64) -> Result<Self, DefinitionsError> {
-        let mut walk = Walk {
-            files: Vec::new(),
-            seen: HashSet::new(),
-            entries: 0,
-        };
-        walk.folder(source, source, 0)?;
-        for (index, folder) in extra.iter().enumerate() {
-            let before = walk.files.len();
-            walk.folder(folder, folder, 0)?;
-            for file in &mut walk.files[before..] {
+        let folders = std::iter::once(source).chain(extra.iter().map(PathBuf::as_path));
+        let mut each = files::walk_each(folders).map_err(walked)?.into_iter();
+        let mut found = each.next().unwrap_or_default();
+        for (index, beside) in each.enumerate() {
+            found.extend(beside.into_iter().map(|file| Found {
                 // Equal names in two folders are two files.
-                file.stored = format!("extra{index}__{}", file.stored);
-            }
+                stored: format!("extra{index}__{}", file.stored),
+                ..file
+            }));
         }
-        let mut files = newest_containers(walk.files);
+        let found = files::newest_containers(found);
+        let mut files: Vec<SourceFile> = found
+            .into_iter()
+            .map(|found| SourceFile {
+                engine: found.family.into(),
+                found,
+            })
+            .collect();
         files.sort_by(|a, b| (a.engine, &a.stored).cmp(&(b.engine, &b.stored)));
         let total = files
             .iter()
@@ -100,14 +92,7 @@ impl Listing {
     /// Whether something changed within the last `moment`, so that somebody may still
     /// be writing.
     pub fn is_fresh(&self, now: SystemTime, moment: Duration) -> bool {
-        let Ok(now) = now.duration_since(SystemTime::UNIX_EPOCH) else {
-            return false;
-        };
-        self.files.iter().any(|file| {
-            let changed = u64::try_from(file.times[1].0).unwrap_or(0);
-            // A change from the future is by another clock, and is not waited for.
-            (now.saturating_sub(moment).as_secs()..=now.as_secs()).contains(&changed)
-        })
+        files::is_fresh(self.files.iter().map(|file| &file.found), now, moment)
     }
 
     /// Short for all of it: equal for equal listings, across restarts.
@@ -155,146 +140,13 @@ impl Listing {
     }
 }
 
-struct Walk {
-    files: Vec<SourceFile>,
-    seen: HashSet<(u64, u64)>,
-    entries: usize,
-}
-
-impl Walk {
-    fn folder(
-        &mut self,
-        source: &Path,
-        folder: &Path,
-        depth: usize,
-    ) -> Result<(), DefinitionsError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |error| DefinitionsError::Source { path, error }
-        };
-        // Following links, so that a linked folder counts once and a loop ends.
-        let metadata = fs::metadata(folder).map_err(at(folder))?;
-        if !self.seen.insert((metadata.dev(), metadata.ino())) {
-            return Ok(());
-        }
-        for entry in fs::read_dir(folder).map_err(at(folder))? {
-            let entry = entry.map_err(at(folder))?;
-            let path = entry.path();
-            self.entries += 1;
-            if self.entries > MAX_ENTRIES {
-                return Err(DefinitionsError::TooMany {
-                    source_dir: source.to_owned(),
-                    max: MAX_ENTRIES,
-                });
-            }
-            if is_unfinished(&entry.file_name().to_string_lossy()) {
-                continue;
-            }
-            let metadata = match fs::metadata(&path) {
-                Ok(metadata) => metadata,
-                // Replaced or removed by an update that is going on.
-                Err(error)
-                    if error.kind() == io::ErrorKind::NotFound
-                        && fs::symlink_metadata(&path).is_err() =>
-                {
-                    continue;
-                }
-                // Gone since it was listed, or a link to nowhere, or to itself.
-                Err(error) if EngineKind::of_file(&path).is_none() => {
-                    tracing::debug!(path = %path.display(), %error, "not looked at");
-                    continue;
-                }
-                Err(error) => return Err(at(&path)(error)),
-            };
-            if metadata.is_dir() {
-                if depth < MAX_DEPTH {
-                    self.folder(source, &path, depth + 1)?;
-                }
-            } else if metadata.is_file()
-                && let Some(engine) = EngineKind::of_file(&path)
-            {
-                let below = path.strip_prefix(source).unwrap_or(&path);
-                self.files.push(SourceFile {
-                    engine,
-                    stored: below.to_string_lossy().replace('/', "__"),
-                    size: metadata.len(),
-                    times: [
-                        (metadata.mtime(), metadata.mtime_nsec()),
-                        (metadata.ctime(), metadata.ctime_nsec()),
-                    ],
-                    inode: (metadata.dev(), metadata.ino()),
-                    path,
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a file or folder of this name is not, or not yet, part of the definitions.
-fn is_unfinished(name: &str) -> bool {
-    name.starts_with('.')
-        || name.starts_with("tmp.")
-        || name.ends_with(".tmp")
-        || (name.starts_with("clamav-") && name.contains(".tmp"))
-}
-
-/// Kinds of file that pack a whole database, of which one version is enough.
-const CONTAINERS: [&str; 3] = ["cvd", "cld", "cud"];
-/// Bytes of a container's header.
-const HEADER_BYTES: u64 = 512;
-
-/// Leaves out containers of which a newer version is there: an update writes
-/// `daily.cld` before it removes `daily.cvd`.
-fn newest_containers(files: Vec<SourceFile>) -> Vec<SourceFile> {
-    let database = |file: &SourceFile| {
-        let (stem, kind) = file.stored.rsplit_once('.')?;
-        CONTAINERS
-            .contains(&kind)
-            .then(|| (stem.to_owned(), kind == "cld"))
-    };
-    let mut names: HashMap<String, Vec<(usize, bool)>> = HashMap::new();
-    for (index, file) in files.iter().enumerate() {
-        if let Some((stem, is_cld)) = database(file) {
-            names.entry(stem).or_default().push((index, is_cld));
-        }
-    }
-    let mut superseded = HashSet::new();
-    for twins in names.values().filter(|twins| twins.len() > 1) {
-        // Of two with one version, the .cld: it is what an update wrote last.
-        let newest = twins
-            .iter()
-            .max_by_key(|(index, is_cld)| (version(&files[*index].path), *is_cld));
-        let newest = newest.map(|(index, _)| *index);
-        superseded.extend(
-            twins
-                .iter()
-                .map(|(index, _)| *index)
-                .filter(|index| Some(*index) != newest),
-        );
-    }
-    let mut index = 0..;
-    let mut files = files;
-    files.retain(|_| {
-        index
-            .next()
-            .is_none_or(|index| !superseded.contains(&index))
-    });
-    files
-}
-
-/// The version in a container's header (`ClamAV-VDB:build time:version:…`); 0 where
-/// there is none.
-fn version(path: &Path) -> u64 {
-    let mut header = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(HEADER_BYTES).read_to_end(&mut header));
-    match read {
-        Ok(_) => String::from_utf8_lossy(&header)
-            .split(':')
-            .nth(2)
-            .and_then(|version| version.parse().ok())
-            .unwrap_or(0),
-        Err(_) => 0,
+fn walked(error: WalkError) -> DefinitionsError {
+    match error {
+        WalkError::Read { path, error } => DefinitionsError::Source { path, error },
+        WalkError::TooMany { directory, max } => DefinitionsError::TooMany {
+            source_dir: directory,
+            max,
+        },
     }
 }
 

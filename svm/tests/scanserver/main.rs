@@ -25,9 +25,10 @@
 //! | [`stored`] | what a scan must come to before anything is stored |
 //! | [`slow`] | contents that take long, and those who wait meanwhile |
 //! | [`neighbours`] | another tenant's contents, another agent's flood |
+//! | [`pulls`] | signed definitions from a server that may be anybody's by now |
 //! | [`reports`] | what the Integration Server hears |
 //!
-//! [`site`] starts daemons, [`client`] is an agent that does as it is told, [`load`] one
+//! [`site`] starts daemons, [`publisher`] makes what a server publishes, [`client`] is an agent that does as it is told, [`load`] one
 //! that asks without a pause.
 
 #![allow(
@@ -54,6 +55,8 @@ mod load;
 mod measured;
 mod neighbours;
 mod older;
+mod publisher;
+mod pulls;
 mod reports;
 mod rescans;
 mod retro;

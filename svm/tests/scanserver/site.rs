@@ -212,11 +212,14 @@ impl Site {
     fn write_settings(&self) {
         let path = self.dir.path().join("etc/scanserver.toml");
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        // Either it or a source.
+        let source = match self.definitions.contains("repository = true") {
+            true => String::new(),
+            false => format!("source = {:?}\n", self.source()),
+        };
         let text = format!(
-            "listen = '127.0.0.1:0'\n{}\n[definitions]\nsource = {:?}\n{}",
-            self.settings,
-            self.source(),
-            self.definitions
+            "listen = '127.0.0.1:0'\n{}\n[definitions]\n{source}{}",
+            self.settings, self.definitions
         );
         std::fs::write(path, text).unwrap();
     }

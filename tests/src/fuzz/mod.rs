@@ -27,9 +27,11 @@ use palisade_protocol::codec;
 use palisade_protocol::control::{FromServer, ToServer};
 use palisade_protocol::frame;
 use palisade_protocol::notice::Notice;
+use palisade_protocol::pull;
 use palisade_protocol::scan::{ToAgent, ToSvm, ToSvmRef};
 use palisade_protocol::spiffe::SpiffeId;
 use palisade_protocol::token::JoinToken;
+use palisade_repository::{Contents, reading};
 use palisade_svm::cache;
 use palisade_svm::hash_lists::HashLists;
 use palisade_svm::local::{LocalAnswer, LocalRequest};
@@ -73,10 +75,37 @@ pub const TARGETS: &[Target] = &[
     target("svm_status", wire::<Status>),
     target("cache_key", wire::<cache::Key>),
     target("cache_entry", wire::<cache::Entry>),
+    target("pull_wanted", wire::<pull::Wanted>),
+    target("pull_answer", wire::<pull::Answer>),
+    target("signed_targets", signed_targets),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]) -> bool) -> Target {
     Target { name, run }
+}
+
+/// Metadata of definitions before anything of it was verified: what is read keeps within
+/// its bounds, and is not believed.
+fn signed_targets(bytes: &[u8]) -> bool {
+    let Ok(targets) = reading::unverified_targets(bytes) else {
+        return false;
+    };
+    let Ok(contents) = Contents::of(&targets) else {
+        return false;
+    };
+    contents.check().expect("what was read is within bounds");
+    for generation in contents.generations.values() {
+        for name in generation.files.keys() {
+            let path = Path::new("folder").join(name);
+            assert_eq!(path.parent(), Some(Path::new("folder")), "{name:?}");
+        }
+    }
+    let root = seeds::root();
+    assert!(
+        reading::signed_targets(bytes, &root).is_err(),
+        "it is forged"
+    );
+    true
 }
 
 /// Runs the target of that name; what a program in `fuzz/` does.

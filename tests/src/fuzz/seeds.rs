@@ -20,8 +20,12 @@ use palisade_protocol::envelope::Envelope;
 use palisade_protocol::ids::TenantId;
 use palisade_protocol::notice::Notice;
 use palisade_protocol::problem::{Problem, ProblemKind};
+use palisade_protocol::pull::{Answer, Wanted, What};
 use palisade_protocol::token::JoinToken;
 use palisade_protocol::verdict::{EngineGeneration, Generation, Generations, Verdict};
+use palisade_repository::keys::{SigningKey, sign};
+use palisade_repository::tuf::Root;
+use palisade_repository::{Contents, FileInfo, Generation as DefinitionsGeneration, roles};
 use palisade_svm::cache;
 use palisade_svm::local::{LocalAnswer, LocalRequest};
 use palisade_svm::metrics::{Counts, Gauges};
@@ -77,6 +81,9 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
             packet(&ZygoteRequest::Spawn { worker: 1 }),
             packet(&ZygoteRequest::Kill { worker: u64::MAX }),
         ],
+        "pull_wanted" => pulls_wanted(),
+        "pull_answer" => pull_answers(),
+        "signed_targets" => targets(),
         "hash_list" => hash_lists(),
         "byte_size" => byte_sizes(),
         other => panic!("{other} has no seeds"),
@@ -111,6 +118,73 @@ fn pinned(name: &str) -> Vec<Vec<u8>> {
     let list = text.rsplit_once("---").unwrap().1;
     let list: Vec<String> = serde_json::from_str(list).unwrap();
     list.iter().map(|text| hex::decode(text).unwrap()).collect()
+}
+
+fn pulls_wanted() -> Vec<Vec<u8>> {
+    let whats = [
+        What::Metadata(Text::cut("timestamp.json")),
+        What::Metadata(Text::cut("2.root.json")),
+        What::File([7; 32]),
+    ];
+    let wanted = whats.map(|what| Wanted { what, from: 300 });
+    wanted.map(|wanted| codec::encode(&wanted).unwrap()).into()
+}
+
+fn pull_answers() -> Vec<Vec<u8>> {
+    let part = Answer::Part {
+        length: 1_000,
+        bytes: b"some of it".to_vec(),
+    };
+    [Answer::Absent, part, Answer::Busy]
+        .map(|answer| codec::encode(&answer).unwrap())
+        .into()
+}
+
+/// The publisher's key of seeds: whoever forges has another one.
+const PUBLISHER: &str = "3051020101300506032b657004220420\
+    9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60\
+    812100d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+/// A root that names a key which signed nothing.
+pub fn root() -> Root {
+    let named = serde_json::json!({
+        "_type": "root", "spec_version": "1.0.31", "version": 1,
+        "expires": "2100-01-01T00:00:00Z", "consistent_snapshot": true,
+        "keys": { "k": {
+            "keytype": "ed25519", "scheme": "ed25519", "keyval": { "public": "11".repeat(32) },
+        } },
+        "roles": { "targets": { "keyids": ["k"], "threshold": 1 } },
+    });
+    serde_json::from_value(named).unwrap()
+}
+
+fn targets() -> Vec<Vec<u8>> {
+    let file = FileInfo {
+        sha256: [7; 32],
+        length: 300,
+    };
+    let generation = |name: &str| DefinitionsGeneration {
+        added_ms: 1,
+        origin: "somewhere".to_owned(),
+        files: [(name.to_owned(), file)].into(),
+    };
+    let (_, one) = Contents::default()
+        .with(generation("daily.cld"), true, 5)
+        .unwrap();
+    let (_, two) = one.with(generation("rules.yar"), false, 5).unwrap();
+    let expires = "2100-01-01T00:00:00Z".parse().unwrap();
+    let secret = hex::decode(PUBLISHER).unwrap();
+    let key = SigningKey::from_pkcs8(&secret).ok();
+    let documents = [Contents::default(), one, two].map(|contents| {
+        let targets = roles::targets(7, expires, &contents);
+        sign(&targets, &key.iter().collect::<Vec<_>>()).unwrap()
+    });
+    let hostile = r#"{"signed":{"_type":"targets","spec_version":"1.0.31","version":1,
+        "expires":"2100-01-01T00:00:00Z","targets":{"1/../x":{"length":1,"hashes":{"sha256":"00"}}},
+        "palisade":{"wanted":1,"generations":{"1":{}}}},"signatures":[]}"#;
+    let mut all: Vec<Vec<u8>> = documents.into();
+    all.push(hostile.as_bytes().to_vec());
+    all
 }
 
 fn control_frames() -> Vec<Vec<u8>> {

@@ -103,6 +103,17 @@ fn said(name: &str, kind: &ProblemKind) -> (&'static str, String, String) {
                 "When the source is mended, `palisade svm definitions {name} refresh` looks at once."
             ),
         ),
+        ProblemKind::DefinitionsRepository { why } => (
+            "critical",
+            format!(
+                "The Protection Server {name} does not take what this site's repository of \
+                 definitions offers, and goes on with those in force: {why}"
+            ),
+            "Unless the disk or the network is the reason, somebody may have changed what this \
+             server publishes: docs/definitions.md says how to tell, and what to do when a key \
+             is lost or stolen."
+                .to_owned(),
+        ),
         ProblemKind::DefinitionsOld { added_ms } => (
             "warning",
             format!(

@@ -103,7 +103,7 @@ pub const TABLES: [Table; 6] = [
 ];
 
 /// Tables that came after values were sealed: nothing in them was ever plain.
-pub const LATER: [Table; 7] = [
+pub const LATER: [Table; 8] = [
     Table {
         name: "accounts",
         key: &["id"],
@@ -143,6 +143,11 @@ pub const LATER: [Table; 7] = [
         name: "policy_reports",
         key: &["agent_id"],
         columns: &[text("body")],
+    },
+    Table {
+        name: "definitions_keys",
+        key: &["id"],
+        columns: &[bytes("secret")],
     },
 ];
 

@@ -6,11 +6,11 @@ use uuid::Uuid;
 
 use super::opened::SealingError;
 use super::{
-    Backend, Connection, Db, account_tokens, accounts, audit, logins, maintenance, policies, row,
-    tokens,
+    Backend, Connection, Db, account_tokens, accounts, audit, definitions_keys, logins,
+    maintenance, policies, row, tokens,
 };
 use crate::audit::{Entry, Head};
-use crate::store::{Alone, Change, Changed, Result};
+use crate::store::{Alone, Change, Changed, DefinitionsKey, Result};
 
 type Made = std::result::Result<Changed, SealingError>;
 
@@ -121,6 +121,16 @@ async fn make(
             policies::set_group(store, db, (id, revision), query, priority).await
         }
         Change::RemoveGroup(id, revision) => policies::remove_group(db, id, revision).await,
+        Change::MakeDefinitionsKeys { publisher, online } => {
+            for (key, secret) in [
+                (DefinitionsKey::Publisher, publisher),
+                (DefinitionsKey::Online, online),
+            ] {
+                definitions_keys::keep(store, db, key, secret, now_ms).await?;
+            }
+            Ok(Changed::Done)
+        }
+        Change::ForgetDefinitionsKey(key) => Ok(done_if(definitions_keys::forget(db, key).await?)),
     }
 }
 

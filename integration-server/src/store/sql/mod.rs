@@ -18,6 +18,7 @@
 //! | `components` | `svms`, `agents`, and joining |
 //! | `maintenance` | `maintenance_grants` |
 //! | `quarantine_keys` | `quarantine_keys` |
+//! | `definitions_keys` | `definitions_keys` |
 //! | `detections` | `detections` |
 //! | `inventory` | `hosts`, `domains` |
 //! | `accounts`, `logins`, `account_tokens` | `accounts`, `recovery_codes`, `setup_tokens`; `sessions`, `login_sources`; `account_tokens` |
@@ -34,6 +35,7 @@ mod audit;
 mod change;
 mod components;
 mod copy;
+mod definitions_keys;
 mod detections;
 mod inventory;
 pub mod keys;
@@ -62,9 +64,9 @@ use crate::secret::Hash;
 use crate::store::backup::{RowSink, RowSource};
 use crate::store::seal::Key;
 use crate::store::{
-    AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, Change, Changed, DetectionPage,
-    GroupRecord, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent, PolicyRecord,
-    PolicyReportRecord, Result, SessionRecord, Spent, Store, SvmRecord,
+    AccountRecord, AccountToken, AgentRecord, ApiToken, Attempt, Change, Changed, DefinitionsKey,
+    DetectionPage, GroupRecord, JoinTokenRecord, Joined, MaintenanceRecord, NewComponent,
+    PolicyRecord, PolicyReportRecord, Result, SessionRecord, Spent, Store, SvmRecord,
 };
 
 type Connection = <Db as sqlx::Database>::Connection;
@@ -247,6 +249,10 @@ impl Store for Backend {
         self.bounded(quarantine_keys::keep(self, id, key, now_ms))
             .await
     }
+    async fn definitions_key(&self, key: DefinitionsKey) -> Result<Option<Vec<u8>>> {
+        self.bounded(definitions_keys::find(self, key)).await
+    }
+
     async fn quarantine_key(&self, id: AgentId) -> Result<Option<QuarantineKey>> {
         self.bounded(quarantine_keys::find(self, id)).await
     }

@@ -93,6 +93,7 @@ impl Svm {
             draining: false,
             tags: List::default(),
             problems: List::default(),
+            followed: None,
             tenants: List::default(),
         };
         Self {
