@@ -123,8 +123,10 @@ impl Running {
         }
         let mut watched = None;
         if next != self.settings {
+            let remedies = self.parts.remedies.get().changed(&next, folders);
             if watch::protects(&next) {
-                let changed = self.protection.change(&next, &self.parts, &self.needs);
+                let with = (&self.parts, &remedies);
+                let changed = self.protection.change(&next, with, &self.needs);
                 match changed.await {
                     Ok(failed) => watched = Some(failed),
                     Err(why) => {
@@ -135,7 +137,7 @@ impl Running {
                     }
                 }
             }
-            self.parts.change(&next, folders);
+            self.parts.change(&next, remedies);
             self.tasks.change(&next, &self.parts.remedies.get());
             let source = self.source.get();
             let shown = self.parts.shown(source.as_ref(), &next, &self.protection);

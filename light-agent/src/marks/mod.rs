@@ -117,10 +117,11 @@ impl Marks {
 
     /// Has all of them lifted when verdicts are forgotten, and no others' any more.
     pub fn follow(&self, cache: &Cache) {
-        if self.queue.is_some() {
-            let lifting = self.clone();
-            cache.on_forgotten(Box::new(move || lifting.lift_all()));
-        }
+        let lifting = self.clone();
+        cache.on_forgotten(match self.queue {
+            Some(_) => Some(Box::new(move || lifting.lift_all())),
+            None => None,
+        });
     }
 
     /// A file was found clean and is remembered.
