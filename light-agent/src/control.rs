@@ -162,6 +162,8 @@ impl Control {
                 }
                 _ = turn.tick() => {
                     self.fetch(session).await?;
+                    // One that was pushed while too many waited was dropped.
+                    self.ask_policy(session).await?;
                     self.report(session).await?;
                     self.deliver(session).await?;
                 }
