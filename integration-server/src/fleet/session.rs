@@ -261,18 +261,26 @@ impl Session<'_> {
                         sealer.set_epoch(epoch);
                         welcomed = true;
                         pushes = matches!(self.member, Member::Agent { .. });
-                        agent = self.agent().await;
+                        agent = self.agent().await.unwrap_or_default();
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
                         vec![(FromServer::Welcome(welcome), Some(answers))]
                     }
                     Some(Outgoing::Answer { message, answers }) => vec![(message, Some(answers))],
                     Some(Outgoing::Policy { held, answers }) => {
-                        if agent.is_none() {
-                            agent = self.agent().await;
-                        }
-                        let message = match &agent {
-                            Some(agent) => told.answer(self.fleet, agent, held),
-                            None => FromServer::NotModified,
+                        let known = match agent.take() {
+                            Some(known) => Ok(Some(known)),
+                            None => self.agent().await,
+                        };
+                        let message = match known {
+                            Ok(known) => {
+                                agent = known;
+                                match &agent {
+                                    Some(agent) => told.answer(self.fleet, agent, held),
+                                    None => FromServer::NotModified,
+                                }
+                            }
+                            // It asks again; unsaid, it would take what it has for right.
+                            Err(denied) => FromServer::Denied(denied),
                         };
                         vec![(message, Some(answers))]
                     }
@@ -289,6 +297,9 @@ impl Session<'_> {
                 Ok(()) = changes.changed(), if pushes => {
                     tokio::time::sleep(DEBOUNCE).await;
                     changes.mark_unchanged();
+                    if agent.is_none() {
+                        agent = self.agent().await.unwrap_or_default();
+                    }
                     let product_uuid = agent.as_ref().and_then(|agent| agent.product_uuid);
                     let policy = agent.as_ref().and_then(|agent| told.changed(self.fleet, agent));
                     let changed = self.changed_list(product_uuid).into_iter().chain(policy);
@@ -352,11 +363,12 @@ impl Session<'_> {
     }
 
     /// What is known of the agent, if it is one.
-    async fn agent(&self) -> Option<AgentRecord> {
+    async fn agent(&self) -> Result<Option<AgentRecord>, Denied> {
         let Member::Agent { id, .. } = &self.member else {
-            return None;
+            return Ok(None);
         };
-        self.fleet.store.agent(*id).await.ok().flatten()
+        let found = self.fleet.store.agent(*id).await;
+        found.map_err(super::desk::unavailable)
     }
 
     fn began(&self, hello: &Hello, name: &str) {
