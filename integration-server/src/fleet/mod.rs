@@ -52,6 +52,7 @@ use palisade_protocol::control::{SvmList, SvmReport};
 use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
 use crate::audit::Entry;
@@ -144,9 +145,12 @@ impl Fleet {
     /// move, and other servers change policies.
     pub async fn run(&self) {
         let mut moved = self.inventory.changes();
+        // However often domains move.
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(TICK) => {
+                _ = tick.tick() => {
                     let now_ms = crate::time::now_ms();
                     self.with_roster(|roster| roster.tick(now_ms));
                     self.follow_policies().await;
