@@ -258,6 +258,24 @@ fn require_leave(required: bool) {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn what_would_leave_the_guest_unprotected_is_refused() {
+        if !group::has_capability() {
+            println!("skipped: what_would_leave_the_guest_unprotected_is_refused needs root");
+            return;
+        }
+        let of = |paths: &str, enabled: bool| -> Settings {
+            let text = format!("[on_access]\nenabled = {enabled}\npaths = {paths}");
+            toml::from_str(&text).unwrap()
+        };
+        for none in ["['/proc']", "['/no/such/folder']"] {
+            let why = can_be_protected(&of(none, true)).await.unwrap_err();
+            assert!(why.contains("on_access.paths"), "{why}");
+            assert_eq!(can_be_protected(&of(none, false)).await, Ok(()), "as asked");
+        }
+        assert_eq!(can_be_protected(&of("[]", true)).await, Ok(()));
+    }
+
     #[test]
     fn only_what_the_whole_process_is_made_by_wants_a_new_start() {
         let of = |text: &str| -> Settings {

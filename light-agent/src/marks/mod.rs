@@ -233,3 +233,22 @@ impl Marker {
                 .is_some_and(|known| known.verdict == Verdict::Clean)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_that_are_off_leave_nobody_who_is_told() {
+        let cache = Cache::new(1);
+        let told = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&told);
+        cache.on_forgotten(Some(Box::new(move || {
+            count.fetch_add(1, Relaxed);
+        })));
+        cache.forget(&[]);
+        Marks::none().follow(&cache);
+        cache.forget(&[]);
+        assert_eq!(told.load(Relaxed), 1);
+    }
+}

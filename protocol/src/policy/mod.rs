@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  Integration Server                              agent
-//!    ◄─ ToServer::GetPolicy{held} ───────────────── │   when a session opens
+//!    ◄─ ToServer::GetPolicy{held} ───────────────── │   when a session opens, and each turn
 //!    ── FromServer::Policy | NotModified ─────────► │
 //!    ── FromServer::Policy, on each change ───────► │   takes it in, keeps it
 //!    ◄─ ToServer::PolicyReport{in force, …} ─────── │
