@@ -165,6 +165,8 @@ impl Control {
                 }
                 _ = turn.tick() => {
                     self.fetch(session).await?;
+                    // One that was pushed while too many waited was dropped.
+                    self.ask_policy(session).await?;
                     reported = self.report(session).await?;
                     self.deliver(session).await?;
                 }

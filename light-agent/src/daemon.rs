@@ -108,6 +108,25 @@ pub fn run(base: Base, folders: &Folders, how: How) -> anyhow::Result<Ended> {
         None => lay(&base, &Policy::default()),
     };
     let board = Board::new(choice, laid.not_applied);
+    let (noted, now) = (kept.clone(), board.clone());
+    let outcome = start(base, folders, how, (kept, board, laid.settings));
+    // Only what leaves no time to say so, a crash, speaks against the policy.
+    // One that is applied by starting anew is not the one in force, and stays on trial.
+    if let Some(print) = now.in_force()
+        && let Err(error) = noted.ended(print)
+    {
+        tracing::warn!(%error, "that the policy was not at fault cannot be noted");
+    }
+    outcome
+}
+
+/// Runs with a policy.
+fn start(
+    base: Base,
+    folders: &Folders,
+    how: How,
+    (kept, board, asked): (kept::Files, Board, Settings),
+) -> anyhow::Result<Ended> {
     let switched = BypassFile::new(&folders.state).switched();
     if let Some(switched) = &switched {
         tracing::warn!(reason = %switched.reason, left = ?switched.left, "protection is switched: {:?}", switched.to);
@@ -116,7 +135,7 @@ pub fn run(base: Base, folders: &Folders, how: How) -> anyhow::Result<Ended> {
         base,
         kept,
         board,
-        asked: laid.settings,
+        asked,
         switched,
         fallback: how.fallback.clone(),
     };
@@ -261,25 +280,35 @@ async fn serve(settings: Settings, folders: &Folders, how: How, own: Own) -> any
     let mut gone = std::pin::pin!(gone(parent));
     let switched = running.given.switched.clone();
     let mut switching = std::pin::pin!(bypass.changed(switched.as_ref(), asked));
-    let mut proven = std::pin::pin!(tokio::time::sleep(PROVEN_AFTER));
-    let mut is_proven = false;
-    let outcome = loop {
+    // Heard while a policy is taken in, too: that waits for disks.
+    let mut ordered = std::pin::pin!(async {
         tokio::select! {
-            stop = &mut stopping => break stop.map(|()| Ended::Stopped).map_err(Into::into),
+            stop = &mut stopping => stop.map(|()| Ended::Stopped).map_err(Into::into),
             () = &mut switching => {
                 tracing::warn!("protection is switched: the agent ends, to be started anew");
-                break Ok(Ended::Stopped);
+                Ok(Ended::Stopped)
             }
             () = &mut gone => {
                 tracing::error!("the supervisor is gone, and the agent with it");
-                break Ok(Ended::Stopped);
+                Ok(Ended::Stopped)
             }
+        }
+    });
+    let mut proven = std::pin::pin!(tokio::time::sleep(PROVEN_AFTER));
+    let mut is_proven = false;
+    let outcome: anyhow::Result<Ended> = loop {
+        tokio::select! {
+            ended = &mut ordered => break ended,
             Some(error) = failed.recv() => {
                 break Err(anyhow::anyhow!("on-access protection ended: {error}"));
             }
             Ok(()) = came.changed() => {
                 let Some(policy) = came.borrow_and_update().clone() else { continue };
-                match running.take(&policy, folders).await {
+                let taken = tokio::select! {
+                    taken = running.take(&policy, folders) => taken,
+                    ended = &mut ordered => break ended,
+                };
+                match taken {
                     Taken::Not => {}
                     Taken::InForce(next) => {
                         if let Some(next) = next {
@@ -295,15 +324,21 @@ async fn serve(settings: Settings, folders: &Folders, how: How, own: Own) -> any
                 }
             }
             () = &mut proven, if !is_proven => {
-                is_proven = true;
-                running.given.note_proven().await;
+                is_proven = running.protects_as_asked();
+                if is_proven {
+                    tokio::select! {
+                        () = running.given.note_proven() => {}
+                        ended = &mut ordered => break ended,
+                    }
+                } else {
+                    proven.as_mut().reset(tokio::time::Instant::now() + PROVEN_AFTER);
+                }
             }
         }
     };
     lifecycle::stopping();
     tracing::info!("the agent stops");
     let Running {
-        given,
         parts,
         tasks,
         protection,
@@ -312,12 +347,6 @@ async fn serve(settings: Settings, folders: &Folders, how: How, own: Own) -> any
     drop(protection);
     tasks.stop(folders).await;
     parts.cache.keeper().close();
-    // To start anew for a policy is to try it; any other ordered end is none of its doing.
-    if let (Ok(Ended::Stopped), Some(print)) = (&outcome, given.board.in_force())
-        && let Err(error) = given.kept.ended(print)
-    {
-        tracing::warn!(%error, "that the policy was not at fault cannot be noted");
-    }
     if protects && let Err(error) = exposed.save(&parts.deferred, true, true) {
         tracing::warn!(%error, "files that wait to be scanned cannot be kept on the disk");
     }

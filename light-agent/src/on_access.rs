@@ -46,6 +46,7 @@ use crate::mode::Mode;
 use crate::private::Private;
 use crate::probe::Probe;
 use crate::pulse::{Pulse, Readers, Supervisor};
+use crate::quarantine::remedies::Remedies;
 use crate::scanner::Scanner;
 use crate::selftest::{SelfTest, TestFiles};
 use crate::settings::Settings;
@@ -133,10 +134,13 @@ impl OnAccess {
     ) -> (Self, mpsc::Receiver<nix::Error>) {
         let (failing, failed) = mpsc::channel(GROUPS);
         let mut started = Self::new(settings, None);
-        match started.protect(settings, parts, needs, &failing) {
+        let remedies = parts.remedies.get();
+        match started.protect(settings, (parts, &remedies), needs, &failing) {
             Ok(test) => started.test(test, parts),
             Err(reason) => {
-                // Half of it is none: what says "off" must not hold opens.
+                // Half of it is none: what says "off" must not hold opens. The thread that
+                // answers in time stays: a later change of settings goes on with it.
+                started.deadlines = None;
                 started.stop();
                 parts.health.set_protection(off(&reason));
             }
@@ -145,29 +149,36 @@ impl OnAccess {
     }
 
     /// Goes on by other settings: nothing is opened unseen meanwhile, and whoever waits
-    /// has his answer as if nothing had changed.
+    /// has his answer as if nothing had changed. `remedies` are what these settings ask for,
+    /// which nobody else has yet.
     ///
     /// # Errors
     /// Why not; it goes on as before then.
     pub async fn change(
         &mut self,
         settings: &Settings,
-        parts: &Parts,
+        (parts, remedies): (&Parts, &Remedies),
         needs: &Needs,
     ) -> Result<mpsc::Receiver<nix::Error>, String> {
         let (failing, failed) = mpsc::channel(GROUPS);
         let mut next = Self::new(settings, self.learned.clone());
-        match next.protect(settings, parts, needs, &failing) {
+        match next.protect(settings, (parts, remedies), needs, &failing) {
             Ok(test) => {
-                std::mem::replace(self, next).hand_over().await;
+                let former = std::mem::replace(self, next);
+                // Verdicts that were forgotten since the first of these marks lifted the old ones alone.
+                self.marks.follow(&parts.cache);
+                self.marks.lift_all();
+                former.hand_over().await;
                 self.test(test, parts);
                 Ok(failed)
             }
             Err(reason) => {
                 // The thread that answers in time is the old one's, too.
                 next.deadlines = None;
-                next.hand_over().await;
+                // Before the wait: what is forgotten meanwhile is forgotten by these marks.
                 self.marks.follow(&parts.cache);
+                self.marks.lift_all();
+                next.hand_over().await;
                 Err(reason)
             }
         }
@@ -203,7 +214,7 @@ impl OnAccess {
     fn protect(
         &mut self,
         settings: &Settings,
-        parts: &Parts,
+        (parts, remedies): (&Parts, &Remedies),
         needs: &Needs,
         failing: &mpsc::Sender<nix::Error>,
     ) -> Result<SelfTest, String> {
@@ -232,6 +243,7 @@ impl OnAccess {
         let watching = Watching {
             settings,
             parts,
+            remedies,
             deadlines,
             needs,
             failing,
@@ -399,6 +411,7 @@ impl Kind {
 struct Watching<'a> {
     settings: &'a Settings,
     parts: &'a Parts,
+    remedies: &'a Remedies,
     deadlines: Deadlines,
     needs: &'a Needs,
     failing: &'a mpsc::Sender<nix::Error>,
@@ -453,7 +466,7 @@ impl Watching<'_> {
             told: kind.told,
             learned: self.learned.clone().filter(|_| kind.told == Told::Opens),
             detections: parts.detections.clone(),
-            remedies: parts.remedies.get().as_ref().clone(),
+            remedies: self.remedies.clone(),
             test_files: self.needs.test_files.clone(),
             tenant: parts.tenant.clone(),
             on_time: Arc::new(Semaphore::new(kind.at_a_time)),

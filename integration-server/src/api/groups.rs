@@ -16,7 +16,7 @@ use super::page::Page;
 use super::precondition::{Tagged, created, wanted};
 use super::problem::{ApiError, Problem};
 use crate::access::{Permission, Scope};
-use crate::policy::query::Field;
+use crate::policy::query::{Field, MAX_TENANT_QUERY_CHARS};
 use crate::policy::{Group as Known, MAX_GROUPS, MAX_PRIORITY, Query as Members};
 use crate::store::{Change, Changed, GroupRecord};
 use crate::time::now_ms;
@@ -118,12 +118,18 @@ pub async fn list(state: State, caller: Caller) -> Result<Json<Page<Group>>, Api
     // Within a tenant the book has the weakest first.
     seen.reverse();
     seen.sort_by(|a, b| a.tenant.cmp(&b.tenant));
-    let shown = seen.into_iter().map(|group| {
-        let members = facts.iter().filter(|facts| facts.tenant == group.tenant);
-        let count = members.filter(|facts| group.query.holds(facts)).count();
-        of(group, count)
+    let seen: Vec<Known> = seen.into_iter().cloned().collect();
+    let shown = apart(move || {
+        let folded = facts.iter().map(|facts| (&facts.tenant, facts.folded()));
+        let folded: Vec<_> = folded.collect();
+        let shown = seen.iter().map(|group| {
+            let members = folded.iter().filter(|(of, _)| **of == group.tenant);
+            let count = members.filter(|(_, facts)| group.query.has(facts)).count();
+            of(group, count)
+        });
+        shown.collect()
     });
-    Ok(Json(Page::whole(shown.collect())))
+    Ok(Json(Page::whole(shown.await?)))
 }
 
 /// Make a group
@@ -159,6 +165,7 @@ pub async fn create(
         ApiError::Unprocessable("name is 1 to 63 lower-case letters, digits and hyphens".to_owned())
     })?;
     let query = checked(&caller, &new.query)?;
+    fits(&state, &tenant, None, &query)?;
     let now_ms = now_ms();
     let record = GroupRecord {
         id: Uuid::new_v4(),
@@ -270,7 +277,11 @@ pub async fn change(
         return Err(ApiError::Unprocessable("give query or priority".to_owned()));
     }
     let query = match &new.query {
-        Some(query) => checked(&caller, query)?,
+        Some(query) => {
+            let query = checked(&caller, query)?;
+            fits(&state, &group.tenant, Some(group.id), &query)?;
+            query
+        }
         None => group.query.clone(),
     };
     let priority = priority(new.priority.unwrap_or(group.priority))?;
@@ -403,21 +414,59 @@ pub async fn preview(
     Ok(Json(Page::whole(found)))
 }
 
-/// A query, if the caller may ask it: a domain's name is the site's, and an agent may say
-/// that it is in another tenant's.
+/// A query, if the caller may ask it: where domains are and what they are called is the
+/// site's, and an agent may say that it is in another tenant's.
 fn checked(caller: &Caller, text: &str) -> Result<Members, ApiError> {
     let query: Members = text
         .parse()
         .map_err(|error: crate::policy::query::BadQuery| {
             ApiError::Unprocessable(error.to_string())
         })?;
-    if query.looks_at(Field::Domain) && !caller.may(Permission::SeeSite, &Scope::site()) {
+    let of_site = [
+        Field::Domain,
+        Field::Host,
+        Field::Cluster,
+        Field::Datacenter,
+    ];
+    if of_site.iter().any(|field| query.looks_at(*field))
+        && !caller.may(Permission::SeeSite, &Scope::site())
+    {
         return Err(ApiError::Forbidden(
-            "only who may see the site asks for domain:; use name: or tag:, or ask the site's admin"
+            "only who may see the site asks for domain:, host:, cluster: or datacenter:; use \
+             name: or tag:, or ask the site's admin"
                 .to_owned(),
         ));
     }
     Ok(query)
+}
+
+/// Whether a tenant's groups may have this query, in place of that of the group `instead`
+/// or beside all: they are asked for every agent of it, by a server that is everybody's.
+fn fits(
+    state: &State,
+    tenant: &TenantId,
+    instead: Option<Uuid>,
+    query: &Members,
+) -> Result<(), ApiError> {
+    let book = state.fleet.book();
+    let groups = book.groups_of(tenant).iter();
+    let others = groups.filter(|group| Some(group.id) != instead);
+    let chars: usize = others.map(|group| group.query.chars()).sum();
+    if chars + query.chars() <= MAX_TENANT_QUERY_CHARS {
+        return Ok(());
+    }
+    Err(ApiError::Unprocessable(format!(
+        "the queries of tenant {tenant}'s groups would have over {MAX_TENANT_QUERY_CHARS} \
+         characters; use wildcards or tags instead of lists, or delete a group first"
+    )))
+}
+
+/// Compares on a thread for that: there may be many agents.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::Internal(error.into()))
 }
 
 fn priority(number: u32) -> Result<u32, ApiError> {
@@ -483,14 +532,18 @@ async fn members_of(state: &State, group: &Known) -> Result<Vec<Member>, ApiErro
 
 async fn found(state: &State, tenant: &TenantId, query: &Members) -> Result<Vec<Member>, ApiError> {
     let facts = all_facts(state).await?;
-    let members = facts
-        .into_iter()
-        .filter(|facts| facts.tenant == *tenant && query.holds(facts))
-        .map(|facts| Member {
-            agent: facts.id.0,
-            name: facts.name,
-        });
-    Ok(members.collect())
+    let (tenant, query) = (tenant.clone(), query.clone());
+    apart(move || {
+        let members = facts
+            .into_iter()
+            .filter(|facts| facts.tenant == tenant && query.holds(facts))
+            .map(|facts| Member {
+                agent: facts.id.0,
+                name: facts.name,
+            });
+        members.collect()
+    })
+    .await
 }
 
 fn text(query: &str, priority: u32) -> String {

@@ -486,6 +486,7 @@ impl<'a> Work<'a> {
         let (fleet, now_ms) = (&self.state.fleet, now_ms());
         let before = self.before;
         let differences = diff::between(&before.settings, &settings);
+        let words = diff::in_words(&differences, &settings);
         let new = PolicyRecord {
             subject: before.subject.clone(),
             revision: before.revision + 1,
@@ -494,7 +495,6 @@ impl<'a> Work<'a> {
             by: self.caller.actor.name.clone(),
             note,
         };
-        let words = diff::in_words(&differences);
         let entry = self
             .caller
             .entry(action, &new.subject, now_ms)

@@ -58,6 +58,7 @@ use palisade_protocol::control::{MAX_REVOKED, SvmList, SvmReport};
 use palisade_protocol::definitions::DefinitionsAnswer;
 use palisade_protocol::ids::{AgentId, SvmId, TenantId};
 use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
 use crate::audit::Entry;
@@ -163,9 +164,12 @@ impl Fleet {
     /// move, and other servers change policies.
     pub async fn run(&self) {
         let mut moved = self.inventory.changes();
+        // However often domains move.
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = tokio::time::sleep(TICK) => {
+                _ = tick.tick() => {
                     self.with_roster(|roster| roster.tick(steady_ms()));
                     self.follow_policies().await;
                 }

@@ -305,7 +305,7 @@ impl Session<'_> {
                             published.mark_changed();
                         }
                         domain = product_uuid;
-                        agent = self.agent().await;
+                        agent = self.agent().await.unwrap_or_default();
                         let welcome = self.fleet.welcome(epoch, time::now_ms());
                         vec![(FromServer::Welcome(welcome), Some(answers))]
                     }
@@ -318,12 +318,20 @@ impl Session<'_> {
                         vec![(message, Some(answers))]
                     }
                     Some(Outgoing::Policy { held, answers }) => {
-                        if agent.is_none() {
-                            agent = self.agent().await;
-                        }
-                        let message = match &agent {
-                            Some(agent) => told.answer(self.fleet, agent, held),
-                            None => FromServer::NotModified,
+                        let known = match agent.take() {
+                            Some(known) => Ok(Some(known)),
+                            None => self.agent().await,
+                        };
+                        let message = match known {
+                            Ok(known) => {
+                                agent = known;
+                                match &agent {
+                                    Some(agent) => told.answer(self.fleet, agent, held),
+                                    None => FromServer::NotModified,
+                                }
+                            }
+                            // It asks again; unsaid, it would take what it has for right.
+                            Err(denied) => FromServer::Denied(denied),
                         };
                         vec![(message, Some(answers))]
                     }
@@ -342,6 +350,9 @@ impl Session<'_> {
                     changes.mark_unchanged();
                     let list = self.list_unless(domain, held);
                     held = list.as_ref().map_or(held, |list| list.etag);
+                    if agent.is_none() {
+                        agent = self.agent().await.unwrap_or_default();
+                    }
                     let policy = agent.as_ref().and_then(|agent| told.changed(self.fleet, agent));
                     let changed = list.map(FromServer::SvmList).into_iter().chain(policy);
                     changed.map(|message| (message, None)).collect()
@@ -417,11 +428,12 @@ impl Session<'_> {
     }
 
     /// What is known of the agent, if it is one.
-    async fn agent(&self) -> Option<AgentRecord> {
+    async fn agent(&self) -> Result<Option<AgentRecord>, Denied> {
         let Member::Agent { id, .. } = &self.member else {
-            return None;
+            return Ok(None);
         };
-        self.fleet.store.agent(*id).await.ok().flatten()
+        let found = self.fleet.store.agent(*id).await;
+        found.map_err(super::desk::unavailable)
     }
 
     fn began(&self, hello: &Hello, name: &str) {

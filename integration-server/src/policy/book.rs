@@ -9,7 +9,10 @@ use palisade_protocol::policy::{Layer, MAX_LAYERS, Policy, Setting};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Facts, Query, Settings, Subject};
+use super::{Facts, MAX_GROUPS, Query, Settings, Subject};
+
+// Site, tenant and VM, and every group of the tenant.
+const _: () = assert!(MAX_GROUPS + 3 <= MAX_LAYERS);
 
 /// A group of a tenant's agents.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,9 +110,10 @@ impl Book {
     }
 
     /// The groups that an agent is in, the weakest first.
-    pub fn groups_with<'a>(&'a self, facts: &'a Facts) -> impl Iterator<Item = &'a Group> {
+    pub fn groups_with<'a>(&'a self, facts: &Facts) -> impl Iterator<Item = &'a Group> {
         let groups = self.groups_of(&facts.tenant).iter();
-        groups.filter(|group| group.query.holds(facts))
+        let folded = facts.folded();
+        groups.filter(move |group| group.query.has(&folded))
     }
 
     /// What an agent's settings come to.
@@ -263,6 +267,23 @@ mod tests {
             let effective = Book::new(pages.clone(), groups).effective(&facts);
             assert_eq!(effective.settings["x"].0, json!(1));
         }
+    }
+
+    #[test]
+    fn an_agent_may_be_in_every_group_of_its_tenant() {
+        let facts = facts("web-1");
+        let name = |n: usize| format!("{n:0>63}");
+        let groups: Vec<Group> = (0..MAX_GROUPS)
+            .map(|n| group(n as u128, &name(n), 1_000_000, "name:*"))
+            .collect();
+        let mut subjects = vec![Subject::Site, Subject::Tenant(facts.tenant.clone())];
+        subjects.extend(groups.iter().map(|group| Subject::Group(group.id)));
+        subjects.push(Subject::Vm(facts.id));
+        let pages = subjects.into_iter().map(|one| (one, sets(&[("a", 1)], 1)));
+        let document = Book::new(pages, groups).effective(&facts).document();
+        let document = document.unwrap();
+        assert_eq!(document.layers.len(), MAX_GROUPS + 3);
+        assert!(document.fingerprint().is_ok());
     }
 
     /// Layers as (has a policy, what it sets).

@@ -13,7 +13,9 @@
 //! `share` takes the part of agents by a hash of their ids, so that a roll-out to 5 % and
 //! then to 20 % reaches the same ones first.
 //!
-//! Pure and bounded: what a query costs grows with its length alone.
+//! Pure and bounded: what a query costs grows with its length alone, and the sum of those
+//! of a tenant has a bound ([`MAX_TENANT_QUERY_CHARS`]), since each of them is asked for
+//! each of its agents whenever something may have changed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -26,6 +28,9 @@ pub const MAX_QUERY_BYTES: usize = 1024;
 pub const MAX_TERMS: usize = 32;
 /// Values of a term, at the most.
 pub const MAX_VALUES: usize = 64;
+
+/// Characters of all patterns of a tenant's groups, at the most.
+pub const MAX_TENANT_QUERY_CHARS: usize = 32 * 1024;
 
 /// What is known of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +100,58 @@ pub struct Query {
 struct Term {
     not: bool,
     field: Field,
-    values: Vec<String>,
+    values: Vec<Pattern>,
+}
+
+/// A text that may have wildcards, and the same as it is compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pattern {
+    text: String,
+    folded: Vec<char>,
+}
+
+impl Pattern {
+    fn new(text: String) -> Self {
+        let folded = fold(&text);
+        Self { text, folded }
+    }
+}
+
+/// What is known of an agent, as it is compared.
+#[derive(Debug, Clone)]
+pub struct Folded {
+    place: u32,
+    id: Vec<char>,
+    name: Vec<char>,
+    version: Vec<char>,
+    domain: Option<Vec<char>>,
+    tags: Vec<Vec<char>>,
+    host: Option<Vec<char>>,
+    cluster: Option<Vec<char>>,
+    datacenter: Option<Vec<char>>,
+}
+
+impl Facts {
+    /// For many queries: what they compare is made once.
+    pub fn folded(&self) -> Folded {
+        let maybe = |text: &Option<String>| text.as_deref().map(fold);
+        Folded {
+            place: place(self.id),
+            id: fold(&self.id.to_string()),
+            name: fold(&self.name),
+            version: fold(&self.version),
+            domain: maybe(&self.domain),
+            tags: self.tags.iter().map(|tag| fold(tag)).collect(),
+            host: maybe(&self.host),
+            cluster: maybe(&self.cluster),
+            datacenter: maybe(&self.datacenter),
+        }
+    }
+}
+
+/// Upper and lower case are the same.
+fn fold(text: &str) -> Vec<char> {
+    text.chars().flat_map(char::to_lowercase).collect()
 }
 
 /// A text is no query.
@@ -141,26 +197,40 @@ impl Query {
 
     /// Whether an agent is in the group.
     pub fn holds(&self, facts: &Facts) -> bool {
-        !self.terms.is_empty() && self.terms.iter().all(|term| term.holds(facts))
+        self.has(&facts.folded())
+    }
+
+    /// The same, of facts that many queries are asked about.
+    pub fn has(&self, facts: &Folded) -> bool {
+        !self.terms.is_empty() && self.terms.iter().all(|term| term.has(facts))
+    }
+
+    /// Characters of all its patterns: what it costs to ask.
+    pub fn chars(&self) -> usize {
+        let values = self.terms.iter().flat_map(|term| &term.values);
+        values.map(|value| value.folded.len()).sum()
     }
 }
 
 impl Term {
-    fn holds(&self, facts: &Facts) -> bool {
-        let any = |text: &str| self.values.iter().any(|value| matches(value, text));
-        let maybe = |text: &Option<String>| text.as_deref().is_some_and(any);
+    fn has(&self, facts: &Folded) -> bool {
+        let any = |text: &Vec<char>| {
+            let mut values = self.values.iter();
+            values.any(|value| matches(&value.folded, text))
+        };
+        let maybe = |text: &Option<Vec<char>>| text.as_ref().is_some_and(any);
         let holds = match self.field {
-            Field::Id => any(&facts.id.to_string()),
+            Field::Id => any(&facts.id),
             Field::Name => any(&facts.name),
             Field::Version => any(&facts.version),
             Field::Domain => maybe(&facts.domain),
-            Field::Tag => facts.tags.iter().any(|tag| any(tag)),
+            Field::Tag => facts.tags.iter().any(any),
             Field::Host => maybe(&facts.host),
             Field::Cluster => maybe(&facts.cluster),
             Field::Datacenter => maybe(&facts.datacenter),
             Field::Share => {
-                let percent = self.values.first().and_then(|value| percent(value));
-                percent.is_some_and(|percent| place(facts.id) < percent)
+                let percent = self.values.first().and_then(|value| percent(&value.text));
+                percent.is_some_and(|percent| facts.place < percent)
             }
         };
         holds != self.not
@@ -181,11 +251,9 @@ fn percent(value: &str) -> Option<u32> {
     (1..=100).contains(&number).then_some(number)
 }
 
-/// Whether a text is as a pattern has it. Each `*` is tried again from where it stood
+/// Whether a text is as a pattern has it, both folded. Each `*` is tried again from where it stood
 /// last, so that the work is the product of both lengths at the most.
-fn matches(pattern: &str, text: &str) -> bool {
-    let fold = |text: &str| -> Vec<char> { text.chars().flat_map(char::to_lowercase).collect() };
-    let (pattern, text) = (fold(pattern), fold(text));
+fn matches(pattern: &[char], text: &[char]) -> bool {
     let (mut at, mut of) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
     while let Some(c) = text.get(at) {
@@ -274,6 +342,7 @@ fn term(text: &str) -> Result<(Term, &str), BadQuery> {
     if field == Field::Share && (values.len() != 1 || percent(&values[0]).is_none()) {
         return Err(BadQuery::Share(values.join(",")));
     }
+    let values = values.into_iter().map(Pattern::new).collect();
     Ok((Term { not, field, values }, rest))
 }
 
@@ -301,9 +370,10 @@ impl fmt::Display for Query {
             f.write_str(name.map_or("", |(name, _)| name))?;
             for (number, value) in term.values.iter().enumerate() {
                 f.write_str(if number == 0 { ":" } else { "," })?;
-                match value.contains(|c: char| c == ',' || c.is_whitespace()) {
-                    true => write!(f, "\"{value}\"")?,
-                    false => f.write_str(value)?,
+                let text = &value.text;
+                match text.contains(|c: char| c == ',' || c.is_whitespace()) {
+                    true => write!(f, "\"{text}\"")?,
+                    false => f.write_str(text)?,
                 }
             }
         }
@@ -435,7 +505,8 @@ pub(super) mod tests {
         #[test]
         fn a_pattern_is_what_it_says(pattern in "[ab*?]{0,7}", text in "[ab]{0,9}") {
             let chars = |text: &str| text.chars().collect::<Vec<_>>();
-            prop_assert_eq!(matches(&pattern, &text), slowly(&chars(&pattern), &chars(&text)));
+            let (pattern, text) = (chars(&pattern), chars(&text));
+            prop_assert_eq!(matches(&pattern, &text), slowly(&pattern, &text));
         }
 
         #[test]

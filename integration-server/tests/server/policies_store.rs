@@ -138,6 +138,13 @@ async fn groups_have_names_of_their_tenants(kind: Kind) {
         change(store, Change::PutPolicy(&of_group)).await,
         Changed::Done
     );
+    let is_there = async || {
+        let latest = store.policies().await.unwrap();
+        latest
+            .iter()
+            .any(|policy| policy.subject == of_group.subject)
+    };
+    assert!(is_there().await);
     assert_eq!(
         change(store, Change::RemoveGroup(own.id, 1)).await,
         Changed::Nothing
@@ -147,6 +154,7 @@ async fn groups_have_names_of_their_tenants(kind: Kind) {
         Changed::Done
     );
     assert_eq!(store.groups().await.unwrap(), [other]);
+    assert!(!is_there().await, "nobody has it any more");
     let kept = store.policy_revision(&of_group.subject, 1).await.unwrap();
     assert_eq!(kept, Some(of_group));
 

@@ -96,10 +96,10 @@ impl Cache {
     }
 
     /// Has somebody told when verdicts no longer answer, for whatever reason but a
-    /// change of their own file. The last to ask is told.
-    pub fn on_forgotten(&self, tell: Forgotten) {
+    /// change of their own file; none has nobody told. The last to ask is told.
+    pub fn on_forgotten(&self, tell: Option<Forgotten>) {
         let told = self.forgotten.write();
-        *told.unwrap_or_else(PoisonError::into_inner) = Some(tell);
+        *told.unwrap_or_else(PoisonError::into_inner) = tell;
     }
 
     fn tell_forgotten(&self) {

@@ -165,8 +165,7 @@ impl Parts {
     }
 
     /// Other settings are in force.
-    pub(super) fn change(&self, settings: &Settings, folders: &Folders) {
-        let remedies = self.remedies.get().changed(settings, folders);
+    pub(super) fn change(&self, settings: &Settings, remedies: Remedies) {
         let scanner = scanner(&self.link, settings);
         self.again.set(Again {
             scanner,

@@ -7,6 +7,7 @@
 //!                                                        └─ [`start_anew`]: the agent ends
 //! ```
 
+use palisade_protocol::bounded::PathBytes;
 use palisade_protocol::policy::{Fingerprint, Policy};
 use tokio::sync::mpsc;
 
@@ -14,6 +15,8 @@ use super::parts::Parts;
 use crate::bypass::{Switched, To};
 use crate::current::Current;
 use crate::exposure::watch;
+use crate::fanotify::group::{self, Group, Watched};
+use crate::fanotify::places;
 use crate::mode::Mode;
 use crate::on_access::{Needs, OnAccess};
 use crate::policy::board::Board;
@@ -107,6 +110,12 @@ impl Running {
         }
         let next = given.switched(&asked);
         let anew = start_anew(&given.asked, &asked) || start_anew(&self.settings, &next);
+        // Once it is started anew by them there is nothing to go back to.
+        if anew && let Err(why) = can_be_protected(&asked).await {
+            tracing::error!(%why, "the policy is refused; protection goes on as before");
+            given.board.refuse(fingerprint, &why);
+            return Taken::Not;
+        }
         let note = match given.keep(policy, fingerprint, !anew).await {
             Ok(()) => None,
             Err(error) if anew => {
@@ -123,8 +132,10 @@ impl Running {
         }
         let mut watched = None;
         if next != self.settings {
+            let remedies = self.parts.remedies.get().changed(&next, folders);
             if watch::protects(&next) {
-                let changed = self.protection.change(&next, &self.parts, &self.needs);
+                let with = (&self.parts, &remedies);
+                let changed = self.protection.change(&next, with, &self.needs);
                 match changed.await {
                     Ok(failed) => watched = Some(failed),
                     Err(why) => {
@@ -135,7 +146,7 @@ impl Running {
                     }
                 }
             }
-            self.parts.change(&next, folders);
+            self.parts.change(&next, remedies);
             self.tasks.change(&next, &self.parts.remedies.get());
             let source = self.source.get();
             let shown = self.parts.shown(source.as_ref(), &next, &self.protection);
@@ -149,6 +160,49 @@ impl Running {
         board.applied(policy.clone(), fingerprint, not_applied, note.as_deref());
         Taken::InForce(watched)
     }
+}
+
+impl Running {
+    /// Whether the guest is protected as guest and policy ask: only then does it say
+    /// anything for the policy that the agent runs.
+    pub fn protects_as_asked(&self) -> bool {
+        let given = &self.given;
+        if !watch::protects(&given.asked) {
+            return true;
+        }
+        let posture = self.parts.health.posture();
+        let is_off = watch::is_off(&posture.borrow().protection);
+        given.switched.is_none() && given.fallback.is_none() && !is_off
+    }
+}
+
+/// Whether what settings have protected can be: one of the paths, and what can be is marked.
+async fn can_be_protected(asked: &Settings) -> Result<(), String> {
+    if !watch::protects(asked) || !group::has_capability() {
+        return Ok(());
+    }
+    let (paths, excluded) = (
+        asked.on_access.paths.clone(),
+        asked.on_access.exclude_types.clone(),
+    );
+    // Disks are asked.
+    let asking = tokio::task::spawn_blocking(move || {
+        let found = places::survey(&paths, &excluded);
+        if found.places.is_empty() {
+            return Err(
+                "none of the configured paths can be protected (on_access.paths)".to_owned(),
+            );
+        }
+        // Holds nobody, and closes with its marks.
+        let group = Group::open(Watched::Opens).map_err(|error| error.to_string())?;
+        found.places.iter().try_for_each(|place| {
+            group.mark(&place.path).map_err(|error| {
+                let path = PathBytes::from_path(&place.path);
+                format!("the file system of {path} cannot be marked: {error}")
+            })
+        })
+    });
+    asking.await.map_err(|error| error.to_string())?
 }
 
 impl Given {
@@ -203,6 +257,24 @@ fn require_leave(required: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_would_leave_the_guest_unprotected_is_refused() {
+        if !group::has_capability() {
+            println!("skipped: what_would_leave_the_guest_unprotected_is_refused needs root");
+            return;
+        }
+        let of = |paths: &str, enabled: bool| -> Settings {
+            let text = format!("[on_access]\nenabled = {enabled}\npaths = {paths}");
+            toml::from_str(&text).unwrap()
+        };
+        for none in ["['/proc']", "['/no/such/folder']"] {
+            let why = can_be_protected(&of(none, true)).await.unwrap_err();
+            assert!(why.contains("on_access.paths"), "{why}");
+            assert_eq!(can_be_protected(&of(none, false)).await, Ok(()), "as asked");
+        }
+        assert_eq!(can_be_protected(&of("[]", true)).await, Ok(()));
+    }
 
     #[test]
     fn only_what_the_whole_process_is_made_by_wants_a_new_start() {

@@ -170,7 +170,8 @@ fn between_items(waiting: usize) -> Duration {
     Duration::from_secs(waiting as u64 / ITEMS_PER_S)
 }
 
-fn is_off(protection: &Protection) -> bool {
+/// Whether nothing is protected, for more than the moment and for a cause of its own.
+pub fn is_off(protection: &Protection) -> bool {
     match protection {
         // What is true until the next self-test has ended is no cause of its own.
         Protection::Off { reason } => {

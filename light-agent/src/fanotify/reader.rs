@@ -136,14 +136,10 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
             let mut said = [0];
             let mut told = stop;
             let served = told.read(&mut said).is_ok_and(|n| n == 1) && said == [HAND_OVER];
-            while let Ok(events) = group.read() {
-                for event in events {
-                    match Event::take(event, &triage.desk) {
-                        Some(event) if served => triage.sort(event, own, &mut names),
-                        event => drop(event),
-                    }
-                }
-            }
+            drain(group, triage, |event| match served {
+                true => triage.sort(event, own, &mut names),
+                false => drop(event),
+            });
             return Ok(());
         }
         let before = vain.is_under_way().then(|| group.queued_bytes());
@@ -166,6 +162,37 @@ pub fn run(group: &Group, stop: &UnixStream, triage: &Triage) -> nix::Result<()>
                 triage.desk.accounts.kernel_refused();
                 if !vain.goes_on(before, group.queued_bytes()) {
                     return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Hands on all that is queued still. What cannot be opened is passed over as ever: those
+/// behind it wait for an answer, too.
+fn drain(group: &Group, triage: &Triage, mut hand_on: impl FnMut(Event)) {
+    let mut vain = VainReads::default();
+    loop {
+        triage.turns.fetch_add(1, Ordering::Relaxed);
+        let before = group.queued_bytes();
+        if before == 0 {
+            return;
+        }
+        match group.read() {
+            Ok(events) => {
+                vain = VainReads::default();
+                for event in events {
+                    triage.turns.fetch_add(1, Ordering::Relaxed);
+                    if let Some(event) = Event::take(event, &triage.desk) {
+                        hand_on(event);
+                    }
+                }
+            }
+            Err(Errno::EINTR) => {}
+            Err(_) => {
+                triage.desk.accounts.kernel_refused();
+                if !vain.goes_on(Some(before), group.queued_bytes()) {
+                    return;
                 }
             }
         }

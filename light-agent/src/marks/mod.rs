@@ -117,10 +117,11 @@ impl Marks {
 
     /// Has all of them lifted when verdicts are forgotten, and no others' any more.
     pub fn follow(&self, cache: &Cache) {
-        if self.queue.is_some() {
-            let lifting = self.clone();
-            cache.on_forgotten(Box::new(move || lifting.lift_all()));
-        }
+        let lifting = self.clone();
+        cache.on_forgotten(match self.queue {
+            Some(_) => Some(Box::new(move || lifting.lift_all())),
+            None => None,
+        });
     }
 
     /// A file was found clean and is remembered.
@@ -230,5 +231,24 @@ impl Marker {
                 .cache
                 .get(&candidate.stamp)
                 .is_some_and(|known| known.verdict == Verdict::Clean)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_that_are_off_leave_nobody_who_is_told() {
+        let cache = Cache::new(1);
+        let told = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&told);
+        cache.on_forgotten(Some(Box::new(move || {
+            count.fetch_add(1, Relaxed);
+        })));
+        cache.forget(&[]);
+        Marks::none().follow(&cache);
+        cache.forget(&[]);
+        assert_eq!(told.load(Relaxed), 1);
     }
 }

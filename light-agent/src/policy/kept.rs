@@ -3,7 +3,9 @@
 //! `policy.json` is what came last, `policy-good.json` the last one that an agent has run
 //! well with. A policy that was tried at two starts, and never ran well, is not tried
 //! again: the good one is used, which is neither a frozen guest nor one without
-//! protection, and the supervisor's own fallback is not reached.
+//! protection, and the supervisor's own fallback is not reached. One that ran well before
+//! is used whatever ended the agent since: what keeps a proven one from running is the
+//! supervisor's matter.
 //!
 //! Each file carries its policy's fingerprint: what was damaged is not believed.
 
@@ -38,6 +40,12 @@ enum Found {
     Is(Entry),
 }
 
+impl Found {
+    fn is(&self, fingerprint: Fingerprint) -> bool {
+        matches!(self, Self::Is(entry) if entry.fingerprint == fingerprint)
+    }
+}
+
 /// What an agent begins with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
@@ -47,8 +55,10 @@ pub struct Choice {
     pub refused: Option<Refused>,
     /// What is wrong with what was kept.
     pub note: Option<Why>,
-    /// Whether it is the one that came last.
-    newest: bool,
+    /// Whether it is the one that came last, and has yet to run well.
+    on_trial: bool,
+    /// Whether it is to be written over the one that came last, which is damaged.
+    mends: bool,
 }
 
 /// Which of both is used.
@@ -62,17 +72,13 @@ fn choose(current: Found, good: Found) -> Choice {
     };
     match current {
         Found::Absent => Choice::default(),
-        Found::Is(entry) if entry.tries < MOST_TRIES => Choice {
+        Found::Is(entry) if good.is(entry.fingerprint) || entry.tries < MOST_TRIES => Choice {
+            on_trial: !good.is(entry.fingerprint),
             policy: Some((entry.policy, entry.fingerprint)),
-            newest: true,
             ..Choice::default()
         },
         Found::Is(entry) => {
-            // What ran well under an earlier start is not what was tried in vain.
-            let (policy, words) = instead(match good {
-                Found::Is(good) if good.fingerprint == entry.fingerprint => Found::Absent,
-                good => good,
-            });
+            let (policy, words) = instead(good);
             let tries = entry.tries;
             let why = format!("the agent did not come up with it, {tries} times; {words}");
             Choice {
@@ -88,6 +94,7 @@ fn choose(current: Found, good: Found) -> Choice {
             let (policy, words) = instead(good);
             let note = format!("policy.json is damaged; until the server sends it again, {words}");
             Choice {
+                mends: policy.is_some(),
                 policy,
                 note: Some(Text::cut(&note)),
                 ..Choice::default()
@@ -118,10 +125,16 @@ impl Files {
         choose(found(&self.current), found(&self.good))
     }
 
-    /// What is begun with: a try, until it has run well.
+    /// What is begun with: a try, until it has run well. A damaged file is mended by the
+    /// good one: the server does not send again what is in force.
     pub fn begin(&self) -> Choice {
         let mut choice = self.look();
-        if choice.newest
+        if let (true, Some((policy, fingerprint))) = (choice.mends, &choice.policy)
+            && let Err(error) = self.keep(policy, *fingerprint, false)
+        {
+            tracing::error!(%error, "the damaged policy.json cannot be replaced");
+        }
+        if choice.on_trial
             && let Found::Is(mut entry) = found(&self.current)
         {
             entry.tries += 1;
@@ -179,7 +192,8 @@ impl Files {
         }
     }
 
-    /// The agent was told to end: that says nothing against its policy.
+    /// The agent was told to end, or ended in order with an error: that says nothing
+    /// against its policy.
     ///
     /// # Errors
     /// The disk's.
@@ -292,16 +306,30 @@ mod tests {
     }
 
     #[test]
-    fn what_ran_well_once_and_is_tried_in_vain_now_is_not_used_instead_of_itself() {
+    fn what_ran_well_is_used_however_often_the_agent_dies() {
         let (_dir, files) = files();
         let (policy, print) = one(500);
         files.keep(&policy, print, true).unwrap();
         files.proven(print).unwrap();
-        files.begin();
-        files.begin();
+        for _ in 0..5 {
+            let choice = files.begin();
+            assert_eq!(choice.policy, Some((policy.clone(), print)));
+            assert!(choice.refused.is_none());
+        }
+    }
+
+    #[test]
+    fn a_damaged_file_is_mended_by_what_ran_well() {
+        let (dir, files) = files();
+        let (policy, print) = one(500);
+        files.keep(&policy, print, true).unwrap();
+        files.proven(print).unwrap();
+        std::fs::write(dir.path().join("policy.json"), "damaged").unwrap();
         let choice = files.begin();
-        assert_eq!(choice.policy, None);
-        assert!(choice.refused.is_some());
+        assert_eq!(choice.policy, Some((policy.clone(), print)));
+        assert!(choice.note.is_some());
+        let next = files.begin();
+        assert_eq!((next.policy, next.note), (Some((policy, print)), None));
     }
 
     proptest! {

@@ -14,8 +14,16 @@ pub struct Whole<'a>(pub &'a Value);
 /// Digits that are shown of a fingerprint in short.
 const SHORT_DIGITS: usize = 12;
 
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
+/// A text, as it can neither forge a line nor drive a terminal.
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("-").escape_debug().to_string()
+}
+
+fn printable(c: char) -> char {
+    match c.is_control() {
+        true => char::REPLACEMENT_CHARACTER,
+        false => c,
+    }
 }
 
 /// Whether there is nothing to say of it.
@@ -27,14 +35,15 @@ fn is_none(policy: &Value) -> bool {
 
 fn problems(f: &mut fmt::Formatter<'_>, policy: &Value) -> fmt::Result {
     if let Value::String(note) = &policy["note"] {
-        writeln!(f, "  policy    {note}")?;
+        writeln!(f, "  policy    {}", note.escape_debug())?;
     }
     if let Some([print, why]) = policy["refused"].as_array().map(Vec::as_slice) {
-        let print = text(print).get(..SHORT_DIGITS).unwrap_or_default();
+        let print = text(print);
+        let print = print.get(..SHORT_DIGITS).unwrap_or_default();
         writeln!(f, "  refused   {print}: {}", text(why))?;
     }
     for (key, why) in policy["not_applied"].as_object().into_iter().flatten() {
-        writeln!(f, "  not applied {key}: {}", text(why))?;
+        writeln!(f, "  not applied {}: {}", key.escape_debug(), text(why))?;
     }
     Ok(())
 }
@@ -80,7 +89,10 @@ impl fmt::Display for Whole<'_> {
         problems(f, policy)?;
         for (key, setting) in policy["settings"].as_object().into_iter().flatten() {
             let (value, origin) = (&setting["value"], text(&setting["origin"]));
-            writeln!(f, "{key} = {value}   ({origin})")?;
+            // JSON leaves what is beyond ASCII as it is.
+            let value = value.to_string();
+            let printed: String = value.chars().map(printable).collect();
+            writeln!(f, "{} = {printed}   ({origin})", key.escape_debug())?;
         }
         write!(f, "All else is as agent.toml has it, or by default.")
     }
@@ -113,6 +125,25 @@ mod tests {
             whole.contains("on_access.mode = \"block\"   (VM)"),
             "{whole}"
         );
+        let forged = json!({
+            "fingerprint": "0123456789abcdef",
+            "layers": [{"origin": "VM\n\u{1b}[2J", "revision": 1}],
+            "settings": {"a\nb": {"value": "\u{9b}2J", "origin": "x\ny"}},
+            "not_applied": {"c\nd": "e\nf"},
+            "refused": ["fedcba9876543210", "no\n\u{1b}"],
+            "note": "x\u{1b}",
+        });
+        for shown in [Brief(&forged).to_string(), Whole(&forged).to_string()] {
+            let bad = |c: char| c.is_control() && c != '\n';
+            assert!(!shown.contains(bad), "{shown:?}");
+            assert_eq!(
+                shown
+                    .lines()
+                    .filter(|line| *line == "y)" || *line == "f")
+                    .count(),
+                0
+            );
+        }
         let none = Whole(&Value::Null).to_string();
         assert!(none.starts_with("policy      none"), "{none}");
     }

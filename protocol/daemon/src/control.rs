@@ -342,7 +342,7 @@ async fn receive_all(
                     let _ = answer_to.send(opened.message);
                 }
             }
-            // A full channel loses the push; the next poll brings the list.
+            // A full channel loses the push; the next poll brings list and policy.
             None => {
                 if push.try_send(opened.message).is_err() {
                     tracing::debug!("a pushed message was dropped: nobody takes them");

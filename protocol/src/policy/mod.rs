@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  Integration Server                              agent
-//!    ◄─ ToServer::GetPolicy{held} ───────────────── │   when a session opens
+//!    ◄─ ToServer::GetPolicy{held} ───────────────── │   when a session opens, and each turn
 //!    ── FromServer::Policy | NotModified ─────────► │
 //!    ── FromServer::Policy, on each change ───────► │   takes it in, keeps it
 //!    ◄─ ToServer::PolicyReport{in force, …} ─────── │
@@ -38,8 +38,9 @@ pub const MAX_KEY_BYTES: usize = 64;
 pub const MAX_VALUE_BYTES: usize = 16 * 1024;
 /// Bytes of where a value comes from, at the most.
 pub const MAX_ORIGIN_BYTES: usize = 192;
-/// Places that a policy is made of, at the most: site, tenant, groups, VM.
-pub const MAX_LAYERS: usize = 64;
+/// Places that a policy is made of, at the most: site, tenant, groups, VM; a VM may be in
+/// every group of its tenant.
+pub const MAX_LAYERS: usize = 256;
 
 /// A setting's name, as `agent.toml` has it, sections joined by dots.
 pub type Key = Text<MAX_KEY_BYTES>;

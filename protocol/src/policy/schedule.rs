@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::settings::paths;
+use super::settings::{paths, shown};
 
 /// Schedules, at the most.
 pub const MAX_SCHEDULES: usize = 64;
@@ -63,7 +63,10 @@ fn check_field(field: &str, value: &Value) -> Result<(), String> {
         "only_idle" => Err("it takes true or false".to_owned()),
         "idle_load" => match value.as_f64() {
             Some(load) if (0.0..=MAX_IDLE_LOAD).contains(&load) => Ok(()),
-            _ => Err(format!("{value} is not within 0 to {MAX_IDLE_LOAD}")),
+            _ => Err(format!(
+                "{} is not within 0 to {MAX_IDLE_LOAD}",
+                shown(value)
+            )),
         },
         "idle_wait_min" => number(value, MAX_IDLE_WAIT_MIN),
         "if_never_idle" => word(value, IF_NEVER_IDLE),
@@ -75,14 +78,17 @@ fn check_field(field: &str, value: &Value) -> Result<(), String> {
 fn word(value: &Value, words: &[&str]) -> Result<(), String> {
     match value.as_str() {
         Some(word) if words.contains(&word) => Ok(()),
-        _ => Err(format!("{value} is none of {}", words.join(", "))),
+        _ => Err(format!("{} is none of {}", shown(value), words.join(", "))),
     }
 }
 
 fn number(value: &Value, max: u32) -> Result<(), String> {
     match value.as_u64() {
         Some(number) if number <= u64::from(max) => Ok(()),
-        _ => Err(format!("{value} is not a whole number within 0 to {max}")),
+        _ => Err(format!(
+            "{} is not a whole number within 0 to {max}",
+            shown(value)
+        )),
     }
 }
 
@@ -95,7 +101,10 @@ fn at(value: &Value) -> Result<(), String> {
     let parts = value.as_str().and_then(|text| text.split_once(':'));
     match parts {
         Some((hour, minute)) if two(hour, 24) && two(minute, 60) => Ok(()),
-        _ => Err(format!("{value} is no time of day such as \"02:30\"")),
+        _ => Err(format!(
+            "{} is no time of day such as \"02:30\"",
+            shown(value)
+        )),
     }
 }
 
@@ -106,7 +115,8 @@ fn days(value: &Value) -> Result<(), String> {
             some.iter().try_for_each(|day| word(day, DAYS))
         }
         _ => Err(format!(
-            "{value} is neither \"every\" nor a list of some of {}",
+            "{} is neither \"every\" nor a list of some of {}",
+            shown(value),
             DAYS.join(", ")
         )),
     }

@@ -17,6 +17,8 @@ pub const MAX_PATH_BYTES: usize = 4096;
 pub const MAX_NUMBER: u64 = i64::MAX as u64;
 /// The smallest bound of `on_access.max_bytes`: the self-test's file must be below it.
 pub const MIN_MAX_BYTES: u64 = 4096;
+/// Characters of a wrong value that are named.
+const MAX_SHOWN_CHARS: usize = 100;
 /// Files in quarantine, at the most.
 pub const MAX_QUARANTINED: u64 = 65_536;
 
@@ -178,25 +180,30 @@ fn unknown(key: &str) -> String {
 
 impl Kind {
     fn check(self, value: &Value) -> Result<(), String> {
+        let shown = || shown(value);
         match self {
             Self::Flag if value.is_boolean() => Ok(()),
             Self::Flag => Err("it takes true or false".to_owned()),
             Self::Number { min, max } => match value.as_u64() {
                 Some(number) if (min..=max).contains(&number) => Ok(()),
                 _ => Err(format!(
-                    "{value} is not a whole number within {min} to {max}"
+                    "{} is not a whole number within {min} to {max}",
+                    shown()
                 )),
             },
             Self::Word(words) => match value.as_str() {
                 Some(word) if words.contains(&word) => Ok(()),
-                _ => Err(format!("{value} is none of {}", words.join(", "))),
+                _ => Err(format!("{} is none of {}", shown(), words.join(", "))),
             },
             Self::Words(words) => {
                 let all = list(value, words.len())?;
                 let is_one =
                     |word: &&Value| word.as_str().is_some_and(|word| words.contains(&word));
                 match all.iter().find(|word| !is_one(word)) {
-                    Some(other) => Err(format!("{other} is none of {}", words.join(", "))),
+                    Some(other) => {
+                        let other = self::shown(other);
+                        Err(format!("{other} is none of {}", words.join(", ")))
+                    }
                     None => Ok(()),
                 }
             }
@@ -224,6 +231,20 @@ impl Kind {
     }
 }
 
+/// A value as a problem names it.
+pub(super) fn shown(value: &Value) -> String {
+    cut(&value.to_string())
+}
+
+fn cut(text: &str) -> String {
+    let mut chars = text.chars();
+    let mut shown: String = chars.by_ref().take(MAX_SHOWN_CHARS).collect();
+    if chars.next().is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 fn list(value: &Value, max: usize) -> Result<&Vec<Value>, String> {
     let all = value.as_array().ok_or("it takes a list")?;
     if all.len() > max {
@@ -235,9 +256,11 @@ fn list(value: &Value, max: usize) -> Result<&Vec<Value>, String> {
 /// Absolute paths, as lists of a policy have them.
 pub(super) fn paths(value: &Value) -> Result<(), String> {
     for path in list(value, MAX_PATHS)? {
-        let path = path.as_str().ok_or_else(|| format!("{path} is no path"))?;
+        let path = path
+            .as_str()
+            .ok_or_else(|| format!("{} is no path", shown(path)))?;
         if !path.starts_with('/') {
-            return Err(format!("{path:?} is not an absolute path"));
+            return Err(format!("{:?} is not an absolute path", cut(path)));
         }
         if path.len() > MAX_PATH_BYTES || path.contains('\0') {
             return Err(format!(
@@ -250,7 +273,10 @@ pub(super) fn paths(value: &Value) -> Result<(), String> {
 
 fn answers(value: &Value) -> Result<(), String> {
     let wrong = || {
-        format!("{value} is neither \"allow\", \"deny\" nor an object with open and exec of these")
+        format!(
+            "{} is neither \"allow\", \"deny\" nor an object with open and exec of these",
+            shown(value)
+        )
     };
     let is_answer = |value: &Value| value.as_str().is_some_and(|word| ANSWERS.contains(&word));
     match value {
@@ -314,6 +340,14 @@ mod tests {
             let error = check(key, &value).unwrap_err().to_string();
             assert!(error.contains(says), "{key} {value}: {error}");
             assert!(error.contains(key), "{error}");
+        }
+        let long = json!("x".repeat(100_000));
+        for key in ["on_access.mode", "on_access.deadline_ms", "failure.busy"] {
+            assert!(check(key, &long).unwrap_err().problem.len() < 300);
+        }
+        for key in ["exclude", "on_access.exclude_types"] {
+            let long = json!([long]);
+            assert!(check(key, &long).unwrap_err().problem.len() < 300);
         }
         let long = json!(vec![format!("/{}", "x".repeat(4000)); 5]);
         let error = check("exclude", &long).unwrap_err();

@@ -28,12 +28,14 @@ struct Body {
     note: String,
 }
 
-/// The latest revision of each policy.
+/// The latest revision of each policy, but for those of groups that are gone.
 pub async fn all(store: &Backend) -> Result<Vec<PolicyRecord>> {
     let rows = sqlx::query(
         "SELECT one.* FROM policies AS one JOIN \
          (SELECT subject, MAX(revision) AS latest FROM policies GROUP BY subject) AS newest \
-         ON newest.subject = one.subject AND newest.latest = one.revision",
+         ON newest.subject = one.subject AND newest.latest = one.revision \
+         WHERE one.subject NOT LIKE 'group:%' \
+         OR EXISTS (SELECT 1 FROM policy_groups WHERE 'group:' || policy_groups.id = one.subject)",
     )
     .fetch_all(&store.readers)
     .await
