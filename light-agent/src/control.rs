@@ -201,10 +201,13 @@ impl Control {
     async fn ask_policy(&self, session: &Session) -> Result<(), ControlError> {
         let held = self.board.in_force();
         let asked = ToServer::GetPolicy { held };
-        if let FromServer::Policy(policy) = session.request(&asked).await? {
-            self.take_policy(policy);
-        }
-        Ok(())
+        let answer = session.request(&asked).await;
+        let answer = answer.map(|answer| match answer {
+            FromServer::Policy(policy) => self.take_policy(policy),
+            _ => {}
+        });
+        // What the server cannot say now is asked for with the next turn.
+        later(answer).map(drop)
     }
 
     fn take_policy(&self, policy: Policy) {
@@ -213,7 +216,7 @@ impl Control {
 
     async fn report_policy(&self, session: &Session) -> Result<(), ControlError> {
         let report = ToServer::PolicyReport(self.board.report());
-        session.request(&report).await.map(drop)
+        later(session.request(&report).await.map(drop)).map(drop)
     }
 
     /// False if the server does not take it now.
