@@ -202,9 +202,10 @@ impl Control {
         let held = self.board.in_force();
         let asked = ToServer::GetPolicy { held };
         let answer = session.request(&asked).await;
-        let answer = answer.map(|answer| match answer {
-            FromServer::Policy(policy) => self.take_policy(policy),
-            _ => {}
+        let answer = answer.map(|answer| {
+            if let FromServer::Policy(policy) = answer {
+                self.take_policy(policy);
+            }
         });
         // What the server cannot say now is asked for with the next turn.
         later(answer).map(drop)
