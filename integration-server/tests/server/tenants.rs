@@ -459,6 +459,13 @@ fn action_of(method: &str, template: &str) -> &'static str {
         ("POST", "session") => "session.create",
         ("DELETE", "session") => "session.end",
         ("POST", "session/confirmation") => "session.confirm",
+        ("PUT" | "PATCH", "policies/{id}") => "policy.change",
+        ("POST", "policies/{id}/revert") => "policy.revert",
+        ("POST", "groups") => "group.create",
+        ("PATCH" | "PUT", "groups/{id}") => "group.change",
+        ("DELETE", "groups/{id}") => "group.delete",
+        ("POST", "definitions/generations") => "definitions.import",
+        ("PUT", "definitions/wanted") => "definitions.activate",
         other => panic!("what is the entry of {other:?} called?"),
     }
 }
