@@ -72,7 +72,7 @@ fn groups_and_what_an_agent_has_are_shown() {
             "group|create|First|--query|name:*",
             "group|create|all|--query|name:*|-o|json",
             "group|members|first",
-            "group|change|all|--query|share:20%",
+            "group|change|all|--query|share:100%",
             "group|list",
             "group|members|nobody",
             "policy|set|on_access.mode=monitor",
