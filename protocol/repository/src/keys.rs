@@ -105,7 +105,9 @@ pub fn sign(signed: &Value, keys: &[&SigningKey]) -> Result<Vec<u8>, RepositoryE
 pub fn add_signature(document: &[u8], key: &SigningKey) -> Result<Vec<u8>, RepositoryError> {
     let mut document: Value = serde_json::from_slice(document)?;
     let signature = key.signature(&document["signed"])?;
-    let Some(signatures) = document["signatures"].as_array_mut() else {
+    // Of what a peer sent: no place in it is taken for granted.
+    let signatures = document.get_mut("signatures").and_then(Value::as_array_mut);
+    let Some(signatures) = signatures else {
         return Err(RepositoryError::Contents(
             "a document has no signatures".to_owned(),
         ));
@@ -113,4 +115,18 @@ pub fn add_signature(document: &[u8], key: &SigningKey) -> Result<Vec<u8>, Repos
     signatures.retain(|one| one["keyid"] != signature["keyid"]);
     signatures.push(signature);
     Ok(serde_json::to_vec(&document)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_document_gets_no_signature() {
+        let secret = SigningKey::generate().unwrap();
+        let key = SigningKey::from_pkcs8(&secret).unwrap();
+        for text in ["[]", "1", "null", "{}", r#"{"signatures": 1}"#] {
+            assert!(add_signature(text.as_bytes(), &key).is_err(), "{text}");
+        }
+    }
 }
